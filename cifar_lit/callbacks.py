@@ -1,0 +1,119 @@
+"""Observers: they watch a run and change nothing in it."""
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from cifar_lit.module import ImageClassifier
+
+
+class ProgressBar(TQDMProgressBar):
+    """A bar with the loss of the last batch and the last validation accuracy, which asks for the loss only when it draws.
+
+    Where the output is no terminal it prints a line per epoch instead, so that a log file stays readable.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=20 if sys.stdout.isatty() else 0)
+        self._outputs: Any = None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
+        """Remember the loss where it is, on the device, and draw from time to time."""
+        self._outputs = outputs
+        super().on_train_batch_end(trainer, pl_module, outputs, *args)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Give what stands behind the bar."""
+        metrics = {}
+        if trainer.training and self._outputs is not None:
+            metrics["loss"] = f"{float(self._outputs['loss']):.3f}"
+        if "Accuracy/val" in trainer.callback_metrics:
+            metrics["Accuracy/val"] = f"{float(trainer.callback_metrics['Accuracy/val']):.4f}"
+        return metrics
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the epoch's line where there is no bar."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self.is_disabled and trainer.is_global_zero:
+            figures = "  ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {figures}", flush=True)
+
+
+class NetworkSummary(ModelSummary):
+    """Lists the layers of the network with their sizes, and leaves out the metrics."""
+
+    def __init__(self) -> None:
+        super().__init__(max_depth=3)
+
+    @staticmethod
+    def summarize(summary_data: list[tuple[str, list[str]]], *args: Any, **kwargs: Any) -> None:
+        """Print the table of the network's rows."""
+        names = dict(summary_data)["Name"]
+        rows = [i for i, name in enumerate(names) if name.split(".")[0] == "net"]
+        ModelSummary.summarize([(title, [column[i] for i in rows]) for title, column in summary_data], *args, **kwargs)
+
+
+class Speed(Callback):
+    """Measures a training.
+
+    Attributes:
+        train_seconds: From the start of the first epoch to the end of the last, with validation and saving.
+        images_per_second: Training images over the time that went by outside validation.
+    """
+
+    def __init__(self) -> None:
+        self.train_seconds = 0.0
+        self._num_images = 0
+        self._started = 0.0
+        self._validation_started = 0.0
+        self._validation_seconds = 0.0
+
+    @property
+    def images_per_second(self) -> float:  # noqa: D102 (described above)
+        return self._num_images / max(1e-9, self.train_seconds - self._validation_seconds)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._num_images = 0
+        self._validation_seconds = 0.0
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the images of all ranks."""
+        self._num_images += len(batch[1]) * trainer.world_size
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop counting time as training."""
+        self._validation_started = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count time as training again."""
+        if trainer.training or trainer.validating:
+            self._validation_seconds += time.perf_counter() - self._validation_started
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self.train_seconds = time.perf_counter() - self._started
+
+
+class ConfusionMatrix(Callback):
+    """Draws the confusion matrix of a test into TensorBoard."""
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw it, once all test images are counted."""
+        assert isinstance(pl_module, ImageClassifier)
+        if not isinstance(trainer.logger, TensorBoardLogger):
+            return
+        from matplotlib.figure import Figure  # half a second that only a test with a logger needs
+
+        size = 3 + 0.6 * len(pl_module.classes)
+        figure = Figure(figsize=(size, size), layout="tight")
+        pl_module.test_confusion.plot(ax=figure.subplots(), labels=pl_module.classes, cmap="Blues")
+        if trainer.is_global_zero:
+            trainer.logger.experiment.add_figure("ConfusionMatrix/test", figure, trainer.current_epoch)

@@ -1,0 +1,294 @@
+"""The command line: one LightningCLI for fit, validate and test."""
+
+import argparse
+import json
+import logging
+import os
+import re
+import shlex
+import sys
+import warnings
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from cifar_lit.callbacks import ConfusionMatrix, NetworkSummary, ProgressBar, Speed
+from cifar_lit.datamodule import CIFAR10DataModule
+from cifar_lit.module import ImageClassifier
+from cifar_lit.results import (
+    describe_data,
+    describe_machine,
+    describe_model,
+    evaluate,
+    format_table,
+    save_results,
+)
+
+RECIPES = {path.name.removesuffix(".yaml"): path for path in sorted(Path(str(files("cifar_lit") / "recipes")).iterdir())}
+"""The packaged runs, by name."""
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser, with errors of one line and no abbreviated options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong with the arguments, in one line, and exit with 2."""
+        self.exit(2, f"error: {' '.join(message.split())} (--help lists all options)\n")
+
+
+class CLI(LightningCLI):
+    """``cifar-lit fit``, ``validate`` and ``test``."""
+
+    def __init__(self, args: list[str], recipe: str) -> None:
+        self.args = args
+        self.speed = Speed()
+        super().__init__(
+            ImageClassifier,
+            CIFAR10DataModule,
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={"fit": {"default_config_files": [str(RECIPES[recipe])]}},
+            args=args,
+            auto_configure_optimizers=False,
+            # The module keeps its hyper-parameters itself, so that those of plain Python are the same.
+            load_from_checkpoint_support=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Name the subcommands and which of the Trainer's arguments each one does without."""
+        skip = {"model", "dataloaders", "datamodule"}
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+            "validate": skip | {"verbose"},
+            "test": skip | {"verbose"},
+        }
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the seed: a whole number, and nothing else."""
+        parser.add_argument(
+            "--seed_everything",
+            type=int,
+            default=0,
+            help="What the weights and the order of the images are drawn from.",
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the recipe, and tie what data and model must agree on."""
+        parser.add_argument("--recipe", choices=list(RECIPES), default="tutorial", help=recipe_help())
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments that ``main`` was given."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would let the checkpoint's hyper-parameters win over the command line. For validate and test, main
+        # has put them in front of it; a fit that goes on takes those of its recipe and command line.
+        pass
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what would take the machine down or score nothing."""
+        config = self.config[self.config["subcommand"]]
+        devices, accelerator = config["trainer"]["devices"], config["trainer"]["accelerator"]
+        on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+        num_cores = os.cpu_count() or 1
+        if on_cpu and str(devices).isdecimal() and int(devices) > num_cores:
+            raise ValueError(f"--trainer.devices is {devices}, and this machine has {num_cores} cores: give fewer")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the Trainer with our logger and observers, where the user has not chosen others."""
+        config = self.config_init[self.subcommand]["trainer"]
+        fitting = self.subcommand == "fit"
+        callbacks: list[Callback] = list(config["callbacks"] or [])
+        if config["enable_progress_bar"] is not False:
+            callbacks.append(ProgressBar())
+        if fitting and config["enable_model_summary"] is not False:
+            callbacks.append(NetworkSummary())
+        if fitting:
+            callbacks += [self.speed, ConfusionMatrix()]
+        if fitting and config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
+            callbacks.append(_checkpointing(self.datamodule.has_val))
+        if config["logger"] in (None, True):
+            # Only a training makes a new run folder.
+            kwargs["logger"] = fitting and TensorBoardLogger(
+                config["default_root_dir"] or ".", name="lightning_logs", log_graph=True, default_hp_metric=False
+            )
+        if not fitting:
+            self.save_config_callback = None
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint once, write the figures down and show them."""
+        trainer = self.trainer
+        if trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
+            return
+        saved = trainer.checkpoint_callback
+        checkpoint = (saved.best_model_path or saved.last_model_path) if isinstance(saved, ModelCheckpoint) else None
+        results = {
+            **evaluate(trainer, self.model, self.datamodule, checkpoint or None),
+            **self._description(checkpoint),
+            "seed": self.config["fit"]["seed_everything"],
+            "recipe": self.config["fit"]["recipe"],
+            "epochs": trainer.current_epoch,
+            "train_seconds": self.speed.train_seconds,
+            "images_per_second": self.speed.images_per_second,
+            **describe_machine(trainer.strategy.root_device),
+            "command": "cifar-lit " + shlex.join(self.args),
+        }
+        results.setdefault("Accuracy/val", None)
+        results.setdefault("Loss/val", None)
+        if not trainer.is_global_zero:
+            return
+        if isinstance(trainer.logger, TensorBoardLogger):
+            chosen_by = results["Accuracy/val"] if self.datamodule.has_val else results["Accuracy/test"]
+            trainer.logger.log_hyperparams({**self.model.hparams, **self.datamodule.hparams}, {"hp_metric": chosen_by})
+            trainer.logger.save()
+            save_results(results, Path(trainer.logger.log_dir))
+            results["run"] = os.path.relpath(trainer.logger.log_dir)
+        print("\n" + format_table(results))
+
+    def validate(self, ckpt_path: str, **kwargs: Any) -> None:
+        """Score a checkpoint on validation."""
+        self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, weights_only=True)
+
+    def test(self, ckpt_path: str, **kwargs: Any) -> None:
+        """Score a checkpoint and show the figures that its training ended with."""
+        figures = evaluate(self.trainer, self.model, self.datamodule, ckpt_path)
+        if self.trainer.is_global_zero:
+            print("\n" + format_table({**figures, **self._description(ckpt_path)}))
+
+    def _description(self, checkpoint: str | None) -> dict[str, Any]:
+        return {
+            "checkpoint": os.path.relpath(checkpoint) if checkpoint else "none: the last weights",
+            **describe_data(self.datamodule),
+            **describe_model(self.model),
+        }
+
+
+def _checkpointing(has_val: bool) -> ModelCheckpoint:
+    """Keep ``last.ckpt`` and, where there is validation, ``best.ckpt``."""
+    if not has_val:
+        return ModelCheckpoint(filename="last", save_top_k=1, enable_version_counter=False)
+    return ModelCheckpoint(
+        filename="best", monitor="Accuracy/val", mode="max", save_last=True, enable_version_counter=False
+    )
+
+
+def recipe_help() -> str:
+    """List the packaged runs.
+
+    Returns:
+        A line of help, with each recipe's name and the first line of its header.
+    """
+    titles = [f"{name} ({path.read_text().splitlines()[0].removeprefix('# ')})" for name, path in RECIPES.items()]
+    return "A packaged run whose settings the other options change: " + "; ".join(titles)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Find the checkpoint that a run is judged by.
+
+    Args:
+        path: A checkpoint file or a run's folder.
+
+    Returns:
+        The file: of a folder ``checkpoints/best.ckpt`` or, where there is none, ``checkpoints/last.ckpt``.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if path.is_file():
+        return path
+    for name in ("best", "last"):
+        checkpoint = path / "checkpoints" / f"{name}.ckpt"
+        if checkpoint.is_file():
+            return checkpoint
+    raise ValueError(f"{path} is neither a checkpoint nor a run's folder with checkpoints/best.ckpt or last.ckpt")
+
+
+def checkpoint_args(path: Path) -> list[str]:
+    """Write a checkpoint's hyper-parameters as the arguments that give the same model and data.
+
+    Args:
+        path: The checkpoint file.
+
+    Returns:
+        Arguments for ``validate`` or ``test``.
+
+    Raises:
+        ValueError: If it is not one of our checkpoints.
+    """
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        model, data = dict(checkpoint["hyper_parameters"]), dict(checkpoint["datamodule_hyper_parameters"])
+        del model["classes"]  # the data's, which are compared with these when the weights are loaded
+        seed = data.pop("seed")
+    except Exception as error:  # torch.load has no closed list of what it raises for a file of another kind
+        raise ValueError(f"{path} is not a checkpoint of this project ({type(error).__name__})") from error
+    given = ["--ckpt_path", str(path), "--seed_everything", str(seed)]
+    return [*given, "--model", json.dumps(model), "--data", json.dumps(data)]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: A subcommand and its options; those of the process where it is None.
+
+    Raises:
+        SystemExit: With 2 for bad arguments and 1 for what went wrong later, after one line on standard error.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    _quieten()
+    try:
+        recipe_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        recipe_parser.add_argument("--recipe", default="tutorial")
+        recipe = recipe_parser.parse_known_args(args)[0].recipe
+        if args and args[0] in ("validate", "test") and not {"-h", "--help"} & set(args):
+            if len(args) < 2 or args[1].startswith("-"):
+                raise ValueError(f"{args[0]} needs a run's folder or a checkpoint as its first argument")
+            args = [args[0], *checkpoint_args(find_checkpoint(Path(args[1]))), *args[2:]]
+        CLI(args, recipe if recipe in RECIPES else "tutorial")
+    except (ValueError, RuntimeError, OSError) as error:
+        if not _is_for_people(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+    except MisconfigurationException as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _is_for_people(error: BaseException) -> bool:
+    """Tell an error that this package raised, whose message says all, from a bug, which keeps its traceback."""
+    traceback = error.__traceback__
+    while traceback and traceback.tb_next:
+        traceback = traceback.tb_next
+    return traceback is not None and str(traceback.tb_frame.f_globals["__name__"]).startswith("cifar_lit.")
+
+
+def _quieten() -> None:
+    """Leave out what says nothing about the run."""
+    noise = re.compile("Tip:|TPU available|Restoring states|Loaded model weights|`Trainer.fit` stopped")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
+        logging.getLogger(name).addFilter(lambda record: not noise.search(record.getMessage()))
+    for message in (
+        # What Lightning 2.6 still calls of newer jsonargparse and torch, and TensorBoard of torch for the graph.
+        ".*instantiate_classes.*",
+        ".*LeafSpec.*",
+        ".*torch.jit.trace.*",
+        # Scoring a checkpoint needs no ModelCheckpoint.
+        ".*callbacks used to create the checkpoint.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

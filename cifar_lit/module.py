@@ -1,0 +1,277 @@
+"""The Lightning module: a network, its normalisation, loss, metrics and optimizer."""
+
+import functools
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (the field's name for it)
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from cifar_lit.networks import Network, NetworkFactory, TutorialCNN
+from cifar_lit.optim import Schedule, lr_factor
+
+Batch = tuple[Tensor, Tensor]
+"""Images ``(N, 3, 32, 32)``, float32 in [0, 1], and labels ``(N,)``, int64."""
+
+
+class ImageClassifier(LightningModule):
+    """Trains a network to tell the classes of 32x32 colour pictures apart, with cross-entropy and SGD.
+
+    The hyper-parameters are kept as plain values, so a checkpoint alone rebuilds the module under
+    ``weights_only=True`` and knows the names of its classes.
+
+    Args:
+        classes: The names of the classes, in the order of the labels; at least two.
+        net: The network: a class of ``cifar_lit.networks``, with its own options behind a further dot.
+        lr: Peak learning rate of SGD, above 0.
+        momentum: Momentum of SGD, from 0 (none) to below 1.
+        nesterov: Use Nesterov's momentum; needs ``momentum`` above 0.
+        weight_decay: L2 penalty of SGD on every parameter, 0 or more.
+        schedule: How the learning rate falls, step by step, after the warm-up: not at all, linearly or as a cosine.
+        warmup_epochs: Epochs (also parts of one) in which the learning rate rises linearly to ``lr``.
+        mean: What is subtracted from each colour channel of an image in [0, 1].
+        std: What each colour channel is divided by after that, each above 0.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        *,
+        classes: Sequence[str],
+        net: NetworkFactory = TutorialCNN,
+        lr: float = 0.01,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        schedule: Schedule = "constant",
+        warmup_epochs: float = 0.0,
+        mean: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        std: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        _check("classes", list(classes), len(classes) >= 2, "at least two names")
+        _check("lr", lr, lr > 0, "a number above 0")
+        _check("momentum", momentum, 0 <= momentum < 1, "a number from 0 to below 1")
+        _check("nesterov", nesterov, not nesterov or momentum > 0, "false, or a momentum above 0 beside it")
+        _check("weight_decay", weight_decay, weight_decay >= 0, "0 or more")
+        _check("warmup_epochs", warmup_epochs, warmup_epochs >= 0, "0 or more")
+        _check("std", list(std), min(std) > 0, "three numbers above 0")
+        net_spec = describe_network(net)
+        self.save_hyperparameters(
+            {
+                "classes": list(classes),
+                "net": net_spec,
+                "lr": lr,
+                "momentum": momentum,
+                "nesterov": nesterov,
+                "weight_decay": weight_decay,
+                "schedule": schedule,
+                "warmup_epochs": warmup_epochs,
+                "mean": list(mean),
+                "std": list(std),
+            }
+        )
+        self.classes = list(classes)
+        self.net = build_network(net_spec, num_classes=len(classes)).to(memory_format=torch.channels_last)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+        self.normalize = tuple(mean) != (0.0, 0.0, 0.0) or tuple(std) != (1.0, 1.0, 1.0)
+        # What the summary and the graph in TensorBoard are made with: the tutorial's batch.
+        self.example_input_array = torch.zeros(64, 3, 32, 32)
+        self._make_metrics(len(classes))
+
+    def _make_metrics(self, num_classes: int) -> None:
+        def accuracy(**options: Any) -> MulticlassAccuracy:
+            return MulticlassAccuracy(num_classes, validate_args=False, **options)
+
+        # nan_strategy: looking for NaN would cost a synchronisation with the device in each step.
+        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.train_accuracy = accuracy(average="micro")
+        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.val_accuracy = accuracy(average="micro")
+        self.test_loss = MeanMetric(nan_strategy="disable")
+        test_metrics: dict[str, Metric] = {
+            "Accuracy/test": accuracy(average="micro"),
+            "MacroAccuracy/test": accuracy(average="macro"),
+        }
+        if num_classes > 5:
+            test_metrics["Top5Accuracy/test"] = accuracy(average="micro", top_k=5)
+        self.test_metrics = nn.ModuleDict(test_metrics)
+        self.test_class_accuracy = accuracy(average="none")
+        self.test_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the logits.
+
+        Args:
+            images: ``(N, 3, 32, 32)``, float32 in [0, 1].
+
+        Returns:
+            ``(N, num_classes)``, float32.
+        """
+        if self.normalize:
+            images = (images - self.mean) / self.std
+        logits: Tensor = self.net(images)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Compute the loss of one batch.
+
+        Args:
+            batch: Images and labels.
+            batch_idx: The batch's place in the epoch.
+
+        Returns:
+            The mean cross-entropy, a scalar.
+        """
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels)
+        self.train_loss.update(loss.detach(), len(labels))
+        self.train_accuracy.update(logits.detach(), labels)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's means and its learning rate, once."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        lr = optimizer.param_groups[0]["lr"]
+        self._log_epoch({"Loss/train": self.train_loss, "Accuracy/train": self.train_accuracy, "lr": lr})
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count one batch of the validation images.
+
+        Args:
+            batch: Images and labels.
+            batch_idx: The batch's place.
+        """
+        images, labels = batch
+        logits = self(images)
+        self.val_loss.update(F.cross_entropy(logits, labels), len(labels))
+        self.val_accuracy.update(logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures on validation."""
+        self._log_epoch({"Loss/val": self.val_loss, "Accuracy/val": self.val_accuracy})
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count one batch of the test images.
+
+        Args:
+            batch: Images and labels.
+            batch_idx: The batch's place.
+        """
+        images, labels = batch
+        logits = self(images)
+        self.test_loss.update(F.cross_entropy(logits, labels), len(labels))
+        for metric in (*self.test_metrics.values(), self.test_class_accuracy, self.test_confusion):
+            assert isinstance(metric, Metric)
+            metric.update(logits, labels)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures on test, over all classes and for each."""
+        per_class = zip(self.classes, self.test_class_accuracy.compute(), strict=True)
+        self._log_epoch(
+            {
+                "Loss/test": self.test_loss,
+                **{name: metric for name, metric in self.test_metrics.items() if isinstance(metric, Metric)},
+                **{f"ClassAccuracy/test/{name}": accuracy for name, accuracy in per_class},
+            }
+        )
+        self.test_class_accuracy.reset()
+        self.test_confusion.reset()
+
+    def _log_epoch(self, values: Mapping[str, Metric | Tensor | float]) -> None:
+        # The curves belong to fit and to the test at its end: validating a checkpoint later adds no point to them.
+        curves = bool(self.trainer.loggers) and self.trainer.state.fn != "validate"
+        # The logger takes "step" for the place on the x-axis: the epoch, as in the tutorial.
+        self.log_dict({**values, "step": float(self.current_epoch)}, on_step=False, on_epoch=True, logger=curves)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Make the SGD optimizer and, where the learning rate is not constant, its schedule per step.
+
+        Returns:
+            A ``torch.optim.SGD``, alone or with a scheduler whose interval is the step.
+        """
+        options = self.hparams
+        optimizer = torch.optim.SGD(
+            self.parameters(),
+            lr=options["lr"],
+            momentum=options["momentum"],
+            weight_decay=options["weight_decay"],
+            nesterov=options["nesterov"],
+        )
+        if options["schedule"] == "constant" and options["warmup_epochs"] == 0:
+            return optimizer
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        num_epochs = self.trainer.max_epochs or 1
+        factor = functools.partial(
+            lr_factor,
+            num_steps=num_steps,
+            num_warmup_steps=min(num_steps - 1, round(num_steps * options["warmup_epochs"] / num_epochs)),
+            schedule=options["schedule"],
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def describe_network(net: NetworkFactory | Mapping[str, Any]) -> dict[str, Any]:
+    """Write down how a network is made, in plain values that a checkpoint can hold.
+
+    Args:
+        net: A ``Network`` class, a ``functools.partial`` of one, or such a description.
+
+    Returns:
+        ``{"class_path": "module.Class", "init_args": {...}}``, without the number of classes.
+
+    Raises:
+        ValueError: If no ``Network`` class can be found in ``net``.
+    """
+    if isinstance(net, Mapping):
+        return {"class_path": str(net["class_path"]), "init_args": dict(net["init_args"])}
+    parts = (net.func, *net.args) if isinstance(net, functools.partial) else (net,)
+    # The command line's parser hands over a partial of its own instantiator, with the class among its arguments.
+    for part in parts:
+        if isinstance(part, type) and issubclass(part, Network):
+            init_args = dict(net.keywords) if isinstance(net, functools.partial) else {}
+            return {"class_path": f"{part.__module__}.{part.__qualname__}", "init_args": init_args}
+    raise ValueError(f"net is {net!r}: give a subclass of cifar_lit.networks.Network, or a functools.partial of one")
+
+
+def build_network(spec: Mapping[str, Any], *, num_classes: int) -> Network:
+    """Build a network from its description.
+
+    Args:
+        spec: What ``describe_network`` returns.
+        num_classes: How many logits it gives.
+
+    Returns:
+        The network, with its initial weights.
+
+    Raises:
+        ValueError: If the description does not name a subclass of ``Network`` that can be imported.
+    """
+    module_name, _, class_name = spec["class_path"].rpartition(".")
+    try:
+        network_class = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"the network {spec['class_path']} cannot be imported: {error}") from error
+    if not (isinstance(network_class, type) and issubclass(network_class, Network)):
+        raise ValueError(f"the network {spec['class_path']} is not a subclass of cifar_lit.networks.Network")
+    return network_class(num_classes, **spec["init_args"])
+
+
+def _check(name: str, value: object, good: bool, expected: str) -> None:
+    if not good:
+        raise ValueError(f"{name} is {value}: give {expected}")

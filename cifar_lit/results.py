@@ -1,0 +1,165 @@
+"""The figures of a run: taken, written down, shown."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from cifar_lit.datamodule import CIFAR10DataModule
+from cifar_lit.module import ImageClassifier
+
+Figures = dict[str, float]
+
+
+def evaluate(
+    trainer: Trainer, model: ImageClassifier, datamodule: CIFAR10DataModule, checkpoint: str | None
+) -> Figures:
+    """Score a checkpoint on the validation images, where there are any, and on the test images.
+
+    Args:
+        trainer: What runs it.
+        model: The module that the weights are loaded into.
+        datamodule: The data.
+        checkpoint: The checkpoint's path; None for the weights that the module has.
+
+    Returns:
+        What the module logs: ``Accuracy/val``, ``Loss/test``, ...
+    """
+    figures: Figures = {}
+    if datamodule.has_val:
+        trainer.validate(model, datamodule=datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True)
+        figures.update((name, float(value)) for name, value in trainer.callback_metrics.items())
+    trainer.test(model, datamodule=datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True)
+    figures.update((name, float(value)) for name, value in trainer.callback_metrics.items())
+    del figures["step"]
+    return figures
+
+
+def describe_data(datamodule: CIFAR10DataModule) -> dict[str, Any]:
+    """Say what data the figures come from.
+
+    Args:
+        datamodule: The data, loaded.
+
+    Returns:
+        ``source``, ``title``, ``num_train``, ``num_val``, ``num_test`` (0 for what was not loaded) and ``num_classes``.
+    """
+    sizes = {
+        f"num_{name}": len(split.labels) if split else 0
+        for name, split in (("train", datamodule.train), ("val", datamodule.val), ("test", datamodule.test))
+    }
+    return {
+        "source": datamodule.hparams["source"],
+        "title": datamodule.source.title,
+        **sizes,
+        "num_classes": len(datamodule.classes),
+    }
+
+
+def describe_model(model: ImageClassifier) -> dict[str, Any]:
+    """Say which network it is.
+
+    Args:
+        model: The module.
+
+    Returns:
+        ``network``, the class's name, and ``num_parameters``.
+    """
+    return {
+        "network": type(model.net).__name__,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Say what it ran on.
+
+    Args:
+        device: Where the module was trained.
+
+    Returns:
+        ``device`` and ``versions``.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    packages = ("cifar_lit", "torch", "lightning", "torchmetrics")
+    versions = {"python": platform.python_version(), **{package: version(package) for package in packages}}
+    return {"device": f"{device.type} ({name})", "versions": versions}
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def save_results(results: dict[str, Any], folder: Path) -> None:
+    """Write ``results.json`` into a run's folder.
+
+    Args:
+        results: Everything that is known of the run.
+        folder: The run's folder.
+    """
+    temporary = folder / ".results.json.part"
+    temporary.write_text(json.dumps(results, indent=2) + "\n")
+    temporary.replace(folder / "results.json")
+
+
+def format_table(results: dict[str, Any]) -> str:
+    """Lay the figures out for a terminal of 80 columns.
+
+    Args:
+        results: Figures, and what is known beside them; only what is there is shown.
+
+    Returns:
+        The table, of several lines.
+    """
+    lines = [f"{'':<20}{'validation':>12}{'test':>12}"]
+    for title, key in (
+        ("accuracy", "Accuracy"),
+        ("macro accuracy", "MacroAccuracy"),
+        ("top-5 accuracy", "Top5Accuracy"),
+        ("loss", "Loss"),
+    ):
+        values = [results.get(f"{key}/{split}") for split in ("val", "test")]
+        if any(value is not None for value in values):
+            lines.append(f"{title:<20}" + "".join(f"{'' if v is None else f'{v:.4f}':>12}" for v in values))
+    per_class = {
+        key.removeprefix("ClassAccuracy/test/"): value
+        for key, value in results.items()
+        if key.startswith("ClassAccuracy/test/")
+    }
+    lines += ["", "test accuracy per class"]
+    lines += [f"  {name[:17]:<18}{value:>12.4f}" for name, value in per_class.items()]
+    lines += ["", *(f"{title:<12}{text}" for title, text in _remarks(results))]
+    return "\n".join(lines)
+
+
+def _remarks(results: dict[str, Any]) -> list[tuple[str, str]]:
+    sizes = f"{results['num_train']:,} train, {results['num_val']:,} validation, {results['num_test']:,} test"
+    remarks = [
+        ("data", f"{results['title']}: {sizes}"),
+        ("network", f"{results['network']}, {results['num_parameters']:,} parameters"),
+    ]
+    if "train_seconds" in results:
+        speed = f"{results['train_seconds']:.0f} s, {results['images_per_second']:,.0f} images/s"
+        remarks.append(("training", f"{results['epochs']} epochs in {speed}"))
+    remarks.append(("checkpoint", str(results["checkpoint"])))
+    if "run" in results:
+        run = results["run"]
+        remarks += [
+            ("run", run),
+            ("curves", f"tensorboard --logdir {Path(run).parent}"),
+            ("test again", f"python scripts/test.py {run}"),
+        ]
+    return remarks

@@ -1,0 +1,250 @@
+"""Pictures in a folder or an archive, ``train/<class>/*`` and ``test/<class>/*``, decoded once and cached."""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import tarfile
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import get_args
+
+import numpy as np
+import torch
+from filelock import FileLock
+from tqdm import tqdm
+
+from cifar_lit.sources.picture import read_picture
+from cifar_lit.sources.split import Split, SplitName
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+MAX_BYTES = 100_000_000
+"""The largest file in an archive that is taken for a picture."""
+Listing = dict[str, dict[str, list[str]]]
+"""Split -> class -> the names of its pictures, both sorted."""
+
+
+class Images:
+    """A user's own pictures, from a folder or an archive that is read without unpacking it.
+
+    Below the root, or below the one folder in it, lie ``train/<class>/*``, ``test/<class>/*`` and, where wanted,
+    ``val/<class>/*``: JPEG, PNG, WebP or BMP, of any size. The decoded images are kept in ``cache_dir``, one entry
+    per root; an entry is made anew when the root has changed (for a folder: a name, size or time of change; for an
+    archive: its content).
+
+    Args:
+        root: A folder, or a ``.tar``, ``.tar.gz``, ``.tgz`` or ``.zip`` file.
+        cache_dir: Where the decoded images are kept.
+
+    Raises:
+        ValueError: If there is nothing at ``root``, a split or a class is missing or empty.
+    """
+
+    def __init__(self, root: Path, *, cache_dir: Path) -> None:
+        if not root.exists():
+            raise ValueError(f"--data.root {root}: there is no such folder or archive")
+        self.root = root
+        self.title = f"images from {root}"
+        self._fingerprint = _fingerprint(root)
+        self._cache = cache_dir / hashlib.blake2b(str(root.resolve()).encode(), digest_size=8).hexdigest()
+        classes = self._read_index()
+        if classes is None:
+            listing = check_listing(_names(root), root)
+            classes = {split: sorted(listing[split]) for split in listing}
+            self._write("index.json", json.dumps({"fingerprint": self._fingerprint, "classes": classes}).encode())
+        self.classes: list[str] = classes["train"]
+        self.has_val = "val" in classes
+
+    def prepare(self) -> None:
+        """Do nothing: ``load`` decodes what the cache does not hold, and no split that nobody asked for."""
+
+    def load(self, split: SplitName) -> Split:
+        """Give one part, from the cache where it is there; of several processes one decodes, the others wait.
+
+        Args:
+            split: Which part.
+
+        Returns:
+            Its images and labels, class by class.
+
+        Raises:
+            RuntimeError: If the cache cannot be written.
+            ValueError: If a picture is broken.
+        """
+        with self._lock():
+            cached = self._read_cached(split)
+            return cached if cached is not None else self._decode(split)
+
+    def _decode(self, split: SplitName) -> Split:
+        listing = check_listing(_names(self.root), self.root)[split]
+        names = [name for class_name in self.classes for name in listing[class_name]]
+        labels = [label for label, class_name in enumerate(self.classes) for _ in listing[class_name]]
+        place = {name: i for i, name in enumerate(names)}
+        images = np.empty((len(names), 32, 32, 3), np.uint8)
+
+        def decode(item: tuple[str, bytes]) -> None:
+            name, data = item
+            try:
+                images[place[name]] = read_picture(io.BytesIO(data))
+            except ValueError as error:
+                raise ValueError(f"--data.root {self.root}: {name} {error}; mend or remove it") from error
+
+        contents = _contents(self.root, place)
+        with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(names), desc=f"Decoding {split}") as bar:
+            # Piece by piece, so that never more than one piece of an archive is in memory.
+            while piece := list(islice(contents, 1024)):
+                list(pool.map(decode, piece))
+                bar.update(len(piece))
+        result = Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
+        buffer = io.BytesIO()
+        torch.save({"fingerprint": self._fingerprint, "images": result.images, "labels": result.labels}, buffer)
+        self._write(f"{split}.pt", buffer.getbuffer())
+        return result
+
+    def _read_index(self) -> dict[str, list[str]] | None:
+        try:
+            index = json.loads((self._cache / "index.json").read_bytes())
+            return dict(index["classes"]) if index["fingerprint"] == self._fingerprint else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # not there, or not written by us: made anew
+
+    def _read_cached(self, split: SplitName) -> Split | None:
+        try:
+            entry = torch.load(self._cache / f"{split}.pt", weights_only=True, mmap=True)
+            return Split(entry["images"], entry["labels"]) if entry["fingerprint"] == self._fingerprint else None
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError):
+            return None
+
+    def _lock(self) -> FileLock:
+        with self._cache_is_writable():
+            self._cache.mkdir(parents=True, exist_ok=True)
+            return FileLock(self._cache / ".lock")
+
+    def _write(self, name: str, data: bytes | memoryview) -> None:
+        with self._cache_is_writable():
+            self._cache.mkdir(parents=True, exist_ok=True)
+            temporary = self._cache / f".{name}.part"
+            temporary.write_bytes(data)
+            temporary.replace(self._cache / name)
+
+    @contextmanager
+    def _cache_is_writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RuntimeError(f"--data.cache_dir {self._cache.parent} cannot be written ({error}); give another") from error
+
+
+def check_listing(names: list[str], root: Path) -> Listing:
+    """Sort the names below a root into splits and classes, and check that they make a dataset.
+
+    Args:
+        names: Files, and folders with a slash at their end, relative to the root.
+        root: What the messages call the root.
+
+    Returns:
+        The names of the pictures of each class of each split.
+
+    Raises:
+        ValueError: If a split or a class is missing or empty, or there are fewer than two classes.
+    """
+    where = f"--data.root {root}"
+    found: dict[tuple[str, ...], Listing] = defaultdict(dict)
+    for name in names:
+        path = PurePosixPath(name)
+        parts = path.parts if name.endswith("/") else path.parts[:-1]
+        if len(parts) < 2 or parts[-2] not in get_args(SplitName) or any(p.startswith((".", "__")) for p in path.parts):
+            continue
+        pictures = found[parts[:-2]].setdefault(parts[-2], {}).setdefault(parts[-1], [])
+        if not name.endswith("/") and path.suffix.lower() in SUFFIXES:
+            pictures.append(name)
+    if len(found) != 1:
+        problem = "holds more than one dataset" if found else "holds no dataset"
+        raise ValueError(f"{where} {problem}: give a folder or archive with train/<class>/* and test/<class>/*")
+    listing = next(iter(found.values()))
+    for split in ("train", "test"):
+        if split not in listing:
+            raise ValueError(f"{where} has no {split}/<class>/* folders")
+    for split, classes in listing.items():
+        for class_name, pictures in classes.items():
+            if not pictures:
+                raise ValueError(f"{where}: {split}/{class_name} holds no picture ({', '.join(sorted(SUFFIXES))})")
+            pictures.sort()
+        alone = classes.keys() ^ listing["train"].keys()
+        if alone:
+            raise ValueError(f"{where}: not in both train and {split}: the class {', '.join(sorted(alone))}")
+    if len(listing["train"]) < 2:
+        raise ValueError(f"{where} has one class only: a classifier needs at least two")
+    return listing
+
+
+def _fingerprint(root: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    if root.is_file():
+        with root.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    else:
+        for path in _walk(root):
+            stat = path.stat()
+            digest.update(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders.sort()
+        yield from (Path(folder, name) for name in sorted(folders + files))
+
+
+def _names(root: Path) -> list[str]:
+    """List a folder or archive: files, and folders with a slash at their end."""
+    if root.is_dir():
+        return [path.relative_to(root).as_posix() + "/" * path.is_dir() for path in _walk(root)]
+    with _damage_named(root):
+        if zipfile.is_zipfile(root):
+            with zipfile.ZipFile(root) as archive:
+                return archive.namelist()
+        with tarfile.open(root, "r|*") as archive:
+            return [member.name + "/" * member.isdir() for member in archive if member.isfile() or member.isdir()]
+
+
+def _contents(root: Path, names: dict[str, int]) -> Iterator[tuple[str, bytes]]:
+    """Read the named files of a folder or archive."""
+    if root.is_dir():
+        yield from ((name, (root / name).read_bytes()) for name in names)
+        return
+    with _damage_named(root):
+        if zipfile.is_zipfile(root):
+            with zipfile.ZipFile(root) as archive:
+                for name in names:
+                    _check_size(name, archive.getinfo(name).file_size, root)
+                    yield name, archive.read(name)
+            return
+        with tarfile.open(root, "r|*") as archive:
+            for member in archive:
+                if member.name in names:
+                    _check_size(member.name, member.size, root)
+                    file = archive.extractfile(member)
+                    assert file is not None  # only regular files are listed
+                    yield member.name, file.read()
+
+
+def _check_size(name: str, num_bytes: int, root: Path) -> None:
+    if num_bytes > MAX_BYTES:
+        raise ValueError(f"--data.root {root}: {name} has {num_bytes:,} bytes, more than {MAX_BYTES:,}; remove it")
+
+
+@contextmanager
+def _damage_named(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"--data.root {root} is not a whole .tar, .tar.gz or .zip archive: {error}") from error
