@@ -7,12 +7,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-
-from cifar_lit.module import ImageClassifier
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 
 class ProgressBar(TQDMProgressBar):
-    """A bar with the loss of the last batch and the last validation accuracy, which asks for the loss only when it draws.
+    """A bar with the loss of the last batch and the last validation accuracy, which reads the loss only when it draws.
 
     Where the output is no terminal it prints a line per epoch instead, so that a log file stays readable.
     """
@@ -107,13 +106,14 @@ class ConfusionMatrix(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw it, once all test images are counted."""
-        assert isinstance(pl_module, ImageClassifier)
+        confusion, classes = pl_module.test_confusion, pl_module.hparams["classes"]
+        assert isinstance(confusion, MulticlassConfusionMatrix)
         if not isinstance(trainer.logger, TensorBoardLogger):
             return
         from matplotlib.figure import Figure  # half a second that only a test with a logger needs
 
-        size = 3 + 0.6 * len(pl_module.classes)
+        size = 3 + 0.6 * len(classes)
         figure = Figure(figsize=(size, size), layout="tight")
-        pl_module.test_confusion.plot(ax=figure.subplots(), labels=pl_module.classes, cmap="Blues")
+        confusion.plot(ax=figure.subplots(), labels=classes, cmap="Blues")
         if trainer.is_global_zero:
             trainer.logger.experiment.add_figure("ConfusionMatrix/test", figure, trainer.current_epoch)

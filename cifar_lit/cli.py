@@ -8,16 +8,15 @@ import re
 import shlex
 import sys
 import warnings
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cifar_lit.callbacks import ConfusionMatrix, NetworkSummary, ProgressBar, Speed
 from cifar_lit.datamodule import CIFAR10DataModule
@@ -31,7 +30,7 @@ from cifar_lit.results import (
     save_results,
 )
 
-RECIPES = {path.name.removesuffix(".yaml"): path for path in sorted(Path(str(files("cifar_lit") / "recipes")).iterdir())}
+RECIPES = {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
 """The packaged runs, by name."""
 
 
@@ -132,7 +131,7 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         """Test the best checkpoint once, write the figures down and show them."""
         trainer = self.trainer
-        if trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
+        if self.config["fit"]["trainer"]["fast_dev_run"]:
             return
         saved = trainer.checkpoint_callback
         checkpoint = (saved.best_model_path or saved.last_model_path) if isinstance(saved, ModelCheckpoint) else None
@@ -152,9 +151,10 @@ class CLI(LightningCLI):
         if not trainer.is_global_zero:
             return
         if isinstance(trainer.logger, TensorBoardLogger):
-            chosen_by = results["Accuracy/val"] if self.datamodule.has_val else results["Accuracy/test"]
-            trainer.logger.log_hyperparams({**self.model.hparams, **self.datamodule.hparams}, {"hp_metric": chosen_by})
-            trainer.logger.save()
+            if self.datamodule.has_val:  # never test: hyper-parameters are compared by this figure
+                options = {**self.model.hparams, **self.datamodule.hparams}
+                trainer.logger.log_hyperparams(options, {"hp_metric": results["Accuracy/val"]})
+                trainer.logger.save()
             save_results(results, Path(trainer.logger.log_dir))
             results["run"] = os.path.relpath(trainer.logger.log_dir)
         print("\n" + format_table(results))

@@ -83,9 +83,9 @@ class BatchLoader:
             One int64 tensor per batch.
         """
         if not self.shuffle:
-            return list(torch.arange(self.rank, len(self.labels), self.world_size).split(self.batch_size))
+            return list(torch.split(torch.arange(self.rank, len(self.labels), self.world_size), self.batch_size))
         order = epoch_order(len(self.labels), seed=self.seed, epoch=self.epoch)
-        global_batches = order.split(self.batch_size * self.world_size)
+        global_batches = torch.split(order, self.batch_size * self.world_size)
         return [batch[self.rank :: self.world_size] for batch in global_batches if len(batch) >= self.world_size]
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 (the field's name for it)
+from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
@@ -198,6 +198,22 @@ class ImageClassifier(LightningModule):
         # The logger takes "step" for the place on the x-axis: the epoch, as in the tutorial.
         self.log_dict({**values, "step": float(self.current_epoch)}, on_step=False, on_epoch=True, logger=curves)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the weights of a model whose labels mean something else.
+
+        Args:
+            checkpoint: What was loaded.
+
+        Raises:
+            ValueError: If the checkpoint's classes are not this module's.
+        """
+        trained_for = checkpoint["hyper_parameters"]["classes"]
+        if trained_for != self.classes:
+            raise ValueError(
+                f"the checkpoint was trained for the classes {', '.join(trained_for)}, and the data has "
+                f"{', '.join(self.classes)}: give the data that it was trained on"
+            )
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the SGD optimizer and, where the learning rate is not constant, its schedule per step.
 
@@ -274,4 +290,4 @@ def build_network(spec: Mapping[str, Any], *, num_classes: int) -> Network:
 
 def _check(name: str, value: object, good: bool, expected: str) -> None:
     if not good:
-        raise ValueError(f"{name} is {value}: give {expected}")
+        raise ValueError(f"--model.{name} is {value}: give {expected}")

@@ -146,9 +146,10 @@ def format_table(results: dict[str, Any]) -> str:
 
 
 def _remarks(results: dict[str, Any]) -> list[tuple[str, str]]:
-    sizes = f"{results['num_train']:,} train, {results['num_val']:,} validation, {results['num_test']:,} test"
+    parts = (("num_train", "train"), ("num_val", "validation"), ("num_test", "test"))
+    sizes = [f"{results[key]:,} {name}" for key, name in parts if results[key]]
     remarks = [
-        ("data", f"{results['title']}: {sizes}"),
+        ("data", f"{results['title']}: {', '.join(sizes)}"),
         ("network", f"{results['network']}, {results['num_parameters']:,} parameters"),
     ]
     if "train_seconds" in results:

@@ -1,5 +1,6 @@
 """Pictures in a folder or an archive, ``train/<class>/*`` and ``test/<class>/*``, decoded once and cached."""
 
+import functools
 import hashlib
 import io
 import json
@@ -56,11 +57,14 @@ class Images:
         self._cache = cache_dir / hashlib.blake2b(str(root.resolve()).encode(), digest_size=8).hexdigest()
         classes = self._read_index()
         if classes is None:
-            listing = check_listing(_names(root), root)
-            classes = {split: sorted(listing[split]) for split in listing}
+            classes = {split: sorted(pictures) for split, pictures in self._listing.items()}
             self._write("index.json", json.dumps({"fingerprint": self._fingerprint, "classes": classes}).encode())
         self.classes: list[str] = classes["train"]
         self.has_val = "val" in classes
+
+    @functools.cached_property
+    def _listing(self) -> Listing:
+        return check_listing(_names(self.root), self.root)
 
     def prepare(self) -> None:
         """Do nothing: ``load`` decodes what the cache does not hold, and no split that nobody asked for."""
@@ -83,24 +87,26 @@ class Images:
             return cached if cached is not None else self._decode(split)
 
     def _decode(self, split: SplitName) -> Split:
-        listing = check_listing(_names(self.root), self.root)[split]
+        listing = self._listing[split]
         names = [name for class_name in self.classes for name in listing[class_name]]
         labels = [label for label, class_name in enumerate(self.classes) for _ in listing[class_name]]
         place = {name: i for i, name in enumerate(names)}
         images = np.empty((len(names), 32, 32, 3), np.uint8)
 
-        def decode(item: tuple[str, bytes]) -> None:
-            name, data = item
-            try:
-                images[place[name]] = read_picture(io.BytesIO(data))
-            except ValueError as error:
-                raise ValueError(f"--data.root {self.root}: {name} {error}; mend or remove it") from error
+        def decode(group: list[tuple[str, bytes]]) -> None:
+            for name, data in group:
+                try:
+                    images[place[name]] = read_picture(io.BytesIO(data))
+                except ValueError as error:
+                    raise ValueError(f"--data.root {self.root}: {name} {error}; mend or remove it") from error
 
         contents = _contents(self.root, place)
-        with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(names), desc=f"Decoding {split}") as bar:
-            # Piece by piece, so that never more than one piece of an archive is in memory.
-            while piece := list(islice(contents, 1024)):
-                list(pool.map(decode, piece))
+        num_cores = os.cpu_count() or 1
+        with ThreadPoolExecutor(num_cores) as pool, tqdm(total=len(names), desc=f"Decoding {split}") as bar:
+            # Piece by piece, so that never more than one piece of an archive is in memory; a group for each core,
+            # because handing over one picture costs as much as decoding it.
+            while piece := list(islice(contents, 256 * num_cores)):
+                list(pool.map(decode, (piece[i::num_cores] for i in range(num_cores))))
                 bar.update(len(piece))
         result = Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
         buffer = io.BytesIO()
@@ -139,7 +145,8 @@ class Images:
         try:
             yield
         except OSError as error:
-            raise RuntimeError(f"--data.cache_dir {self._cache.parent} cannot be written ({error}); give another") from error
+            message = f"--data.cache_dir {self._cache.parent} cannot be written ({error}); give another"
+            raise RuntimeError(message) from error
 
 
 def check_listing(names: list[str], root: Path) -> Listing:
@@ -156,15 +163,7 @@ def check_listing(names: list[str], root: Path) -> Listing:
         ValueError: If a split or a class is missing or empty, or there are fewer than two classes.
     """
     where = f"--data.root {root}"
-    found: dict[tuple[str, ...], Listing] = defaultdict(dict)
-    for name in names:
-        path = PurePosixPath(name)
-        parts = path.parts if name.endswith("/") else path.parts[:-1]
-        if len(parts) < 2 or parts[-2] not in get_args(SplitName) or any(p.startswith((".", "__")) for p in path.parts):
-            continue
-        pictures = found[parts[:-2]].setdefault(parts[-2], {}).setdefault(parts[-1], [])
-        if not name.endswith("/") and path.suffix.lower() in SUFFIXES:
-            pictures.append(name)
+    found = _find_datasets(names)
     if len(found) != 1:
         problem = "holds more than one dataset" if found else "holds no dataset"
         raise ValueError(f"{where} {problem}: give a folder or archive with train/<class>/* and test/<class>/*")
@@ -176,13 +175,29 @@ def check_listing(names: list[str], root: Path) -> Listing:
         for class_name, pictures in classes.items():
             if not pictures:
                 raise ValueError(f"{where}: {split}/{class_name} holds no picture ({', '.join(sorted(SUFFIXES))})")
-            pictures.sort()
+    for split, classes in listing.items():
         alone = classes.keys() ^ listing["train"].keys()
         if alone:
             raise ValueError(f"{where}: not in both train and {split}: the class {', '.join(sorted(alone))}")
     if len(listing["train"]) < 2:
         raise ValueError(f"{where} has one class only: a classifier needs at least two")
     return listing
+
+
+def _find_datasets(names: list[str]) -> dict[tuple[str, ...], Listing]:
+    """Group pictures by the folder that holds ``train`` and ``test``; hidden files and folders are passed over."""
+    found: dict[tuple[str, ...], Listing] = defaultdict(dict)
+    for name in sorted(names):
+        path = PurePosixPath(name)
+        folders = path.parts if name.endswith("/") else path.parts[:-1]
+        if len(folders) < 2 or folders[-2] not in get_args(SplitName):
+            continue
+        if any(part.startswith((".", "__")) for part in path.parts):
+            continue
+        pictures = found[folders[:-2]].setdefault(folders[-2], {}).setdefault(folders[-1], [])
+        if not name.endswith("/") and path.suffix.lower() in SUFFIXES:
+            pictures.append(name)
+    return found
 
 
 def _fingerprint(root: Path) -> str:

@@ -4,7 +4,7 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
 
@@ -33,7 +33,7 @@ def read_picture(file: IO[bytes]) -> NDArray[np.uint8]:
             image = _to_rgb(image)
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         # Pillow raises SyntaxError for some broken PNG files.
-        reason = "is not a picture" if isinstance(error, Image.UnidentifiedImageError) else f"is broken ({error})"
+        reason = "is not a picture" if isinstance(error, UnidentifiedImageError) else f"is broken ({error})"
         raise ValueError(reason) from error
     if image.size != (32, 32):
         image = image.resize((32, 32), Image.Resampling.BILINEAR)

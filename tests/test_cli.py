@@ -1,0 +1,324 @@
+"""The command line, in process: runs from beginning to end, and errors of one line."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cifar_lit.cli import RECIPES, main
+from cifar_lit.module import ImageClassifier
+from cifar_lit.networks import TutorialCNN
+from tests.sources.server import Behaviour, serving
+
+Refused = Callable[[list[str]], tuple[int, str]]
+KEYS = {
+    *("Accuracy/test", "Loss/test", "Accuracy/val", "Loss/val", "source", "num_train", "num_val", "num_test"),
+    *("num_classes", "num_parameters", "seed", "epochs", "train_seconds", "images_per_second", "device", "versions"),
+    "command",
+}
+FEW_EPOCHS = ["--trainer.max_epochs", "2", "--data.batch_size", "8"]
+RUN = Path("lightning_logs/version_0")
+
+
+def results(run: Path = RUN) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((run / "results.json").read_text())
+    return read
+
+
+def table_of(text: str) -> str:
+    """Cut the figures out of what a run printed."""
+    return text[text.index("validation") : text.index("\ndata")]
+
+
+@pytest.fixture
+def run(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Train on the tiny pictures; gives what was printed."""
+    main(["fit", *tiny_args, *FEW_EPOCHS, "--seed_everything", "3"])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_every_recipe_fits_and_tests(recipe: str, tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "--recipe", recipe, *tiny_args, *FEW_EPOCHS])
+    fitted = capsys.readouterr().out
+    assert results()["recipe"] == recipe
+    assert results()["epochs"] == 2
+    main(["test", str(RUN)])
+    assert table_of(capsys.readouterr().out) == table_of(fitted)
+
+
+def test_a_run_leaves_its_configuration_checkpoints_events_and_results(run: str) -> None:
+    names = {path.relative_to(RUN).as_posix().split(".out.tfevents")[0] for path in RUN.rglob("*") if path.is_file()}
+    expected = {"config.yaml", "hparams.yaml", "results.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    assert names == expected | {"events"}
+    figures = results()
+    assert figures.keys() >= KEYS
+    assert (figures["num_train"], figures["num_val"], figures["num_test"]) == (48, 12, 24)
+    assert (figures["num_classes"], figures["seed"], figures["epochs"]) == (3, 3, 2)
+    assert figures["num_parameters"] == 145_578 - 7 * 65
+    assert figures["source"] == "images"
+    assert figures["command"].startswith("cifar-lit fit --data.source images")
+    assert figures["device"].startswith("cpu")
+    assert f"{figures['Accuracy/test']:.4f}" in table_of(run)
+    assert "CIFAR-10" not in run
+    assert f"python scripts/test.py {RUN}" in run
+    assert "Tip" not in run
+    config = yaml.safe_load((RUN / "config.yaml").read_text())
+    assert config["seed_everything"] == 3
+    assert config["data"]["batch_size"] == 8
+
+
+def test_tensorboard_has_graph_curves_hyperparameters_and_confusion_matrix(run: str) -> None:
+    events = EventAccumulator(str(RUN)).Reload()
+    tags = events.Tags()
+    assert tags["graph"]
+    assert b"conv1" in events.Graph().SerializeToString()
+    assert tags["images"] == ["ConfusionMatrix/test"]
+    figures = results()
+    for tag, split in (("Loss/train", None), ("Accuracy/train", None), ("Loss/val", "val"), ("Accuracy/val", "val")):
+        points = events.Scalars(tag)
+        assert [point.step for point in points] == [0, 1], tag  # one for each epoch
+        if split:
+            assert figures[tag] in [pytest.approx(point.value) for point in points]
+    assert [point.value for point in events.Scalars("lr")] == pytest.approx([0.01, 0.01])
+    assert [point.value for point in events.Scalars("Accuracy/test")] == pytest.approx([figures["Accuracy/test"]])
+    assert [point.value for point in events.Scalars("hp_metric")] == pytest.approx([figures["Accuracy/val"]])
+
+
+def test_test_gives_the_same_figures_from_a_run_and_from_a_checkpoint_anywhere(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "elsewhere.ckpt"
+    moved.write_bytes((RUN / "checkpoints/best.ckpt").read_bytes())
+    before = sorted(Path("lightning_logs").rglob("*"))
+    for place in (RUN, RUN / "checkpoints/best.ckpt", moved):
+        main(["test", str(place)])
+        assert table_of(capsys.readouterr().out) == table_of(run)
+    assert sorted(Path("lightning_logs").rglob("*")) == before  # scoring makes no new run
+
+
+def test_validate_gives_the_validation_figures(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["validate", str(RUN)])
+    assert f"{results()['Accuracy/val']:.4f}"[:5] in capsys.readouterr().out
+
+
+def test_the_best_checkpoint_is_the_best_on_validation_and_rebuilds_the_model(run: str) -> None:
+    path = RUN / "checkpoints/best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    events = EventAccumulator(str(RUN)).Reload()
+    best = max(point.value for point in events.Scalars("Accuracy/val"))
+    assert results()["Accuracy/val"] == pytest.approx(best)
+    assert checkpoint["hyper_parameters"]["classes"] == ["bright", "dark", "green"]
+    module = ImageClassifier.load_from_checkpoint(path, weights_only=True)
+    assert isinstance(module.net, TutorialCNN)
+    assert module.net(torch.rand(2, 3, 32, 32)).shape == (2, 3)
+
+
+def test_the_options_of_a_network_go_through_the_command_line_into_the_checkpoint(tiny_args: list[str]) -> None:
+    main(["fit", *tiny_args, *FEW_EPOCHS, "--model.net", "tests.test_module.WideNet", "--model.net.width", "6"])
+    module = ImageClassifier.load_from_checkpoint(RUN / "checkpoints/best.ckpt", weights_only=True)
+    assert module.hparams["net"]["init_args"] == {"width": 6}
+    assert module.net.conv.out_channels == 6  # type: ignore[union-attr]
+    main(["test", str(RUN)])
+
+
+def test_a_saved_configuration_runs_again_with_the_same_result(run: str) -> None:
+    main(["fit", "--config", str(RUN / "config.yaml")])
+    again = results(Path("lightning_logs/version_1"))
+    for key in ("Accuracy/test", "Loss/test", "Accuracy/val", "Loss/val", "seed"):
+        assert again[key] == results()[key]
+
+
+def test_the_seed_changes_the_result(run: str, tiny_args: list[str]) -> None:
+    main(["fit", *tiny_args, *FEW_EPOCHS, "--seed_everything", "4"])
+    assert results(Path("lightning_logs/version_1"))["Loss/test"] != results()["Loss/test"]
+
+
+def test_without_validation_the_last_checkpoint_is_tested(tiny_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "--data.source", "images", "--data.root", str(tiny_root), "--data.val_size", "0", *FEW_EPOCHS])
+    fitted = capsys.readouterr().out
+    assert [path.name for path in (RUN / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+    assert results()["Accuracy/val"] is None
+    assert results()["num_val"] == 0
+    main(["test", str(RUN)])
+    assert table_of(capsys.readouterr().out) == table_of(fitted)
+
+
+def test_the_logs_go_under_the_root_that_is_given(tiny_args: list[str], tmp_path: Path) -> None:
+    main(["fit", *tiny_args, *FEW_EPOCHS, "--trainer.default_root_dir", str(tmp_path / "deep")])
+    assert results(tmp_path / "deep" / RUN)["epochs"] == 2
+    assert not Path("lightning_logs").exists()
+
+
+def test_logger_checkpoints_bar_and_summary_can_be_switched_off(
+    tiny_args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    switches = [f"--trainer.{name}=false" for name in ("logger", "enable_checkpointing", "enable_progress_bar")]
+    main(["fit", *tiny_args, *FEW_EPOCHS, *switches, "--trainer.enable_model_summary=false"])
+    out = capsys.readouterr().out
+    assert "checkpoint  none: the last weights" in out
+    assert "epoch 1/2" not in out
+    assert not Path("lightning_logs").exists()
+
+
+def test_a_fast_dev_run_writes_nothing(tiny_args: list[str]) -> None:
+    main(["fit", *tiny_args, "--trainer.fast_dev_run", "true", "--data.batch_size", "8"])
+    assert not list(Path().rglob("results.json"))
+
+
+def test_print_config_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--print_config", "--model.lr", "0.05"])
+    assert stopped.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["lr"] == 0.05
+    assert config["trainer"]["max_epochs"] == 20
+    assert config["data"]["batch_size"] == 64
+
+
+def test_the_defaults_are_the_tutorials(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    model = config["model"]
+    assert model["net"]["class_path"].endswith("TutorialCNN")
+    assert (model["lr"], model["momentum"], model["weight_decay"], model["schedule"]) == (0.01, 0, 0, "constant")
+    assert model["mean"] == [0, 0, 0]
+    assert model["std"] == [1, 1, 1]
+    assert (config["data"]["source"], config["data"]["root"], config["data"]["val_size"]) == ("cifar10", "data", 5000)
+
+
+def test_help_lists_the_recipes_and_the_documented_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--help"])
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for recipe, path in RECIPES.items():
+        assert f"{recipe} ({path.read_text().splitlines()[0].removeprefix('# ')})" in text
+    assert "Peak learning rate of SGD, above 0." in text
+    assert "TutorialCNN" in text
+    assert "ConvReLU" not in text  # only networks of ours are offered, not every module of torch
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--model.learning_rate", "1"], "--model.learning_rate"),
+        (["--trainer.max_epoch", "3"], "--trainer.max_epoch"),
+        (["--trainer.max_epochs", "three"], "trainer.max_epochs"),
+        (["--model.lr", "fast"], "model.lr"),
+        (["--model.lr", "-1"], "--model.lr is -1.0: give a number above 0"),
+        (["--model.net", "ResNet"], "ResNet"),
+        (["--model.net", "torch.nn.Linear"], "torch.nn.Linear"),
+        (["--model.net.depth", "3"], "depth"),
+        (["--data.source", "imagenet"], "imagenet"),
+        (["--data.batch_size", "0"], "--data.batch_size is 0"),
+        (["--data.val_size", "5000"], "--data.val_size is 5000, and there are 60 training images"),
+        (["--data.root", "nowhere"], "--data.root nowhere: there is no such folder or archive"),
+        (["--seed_everything", "-1"], "--seed_everything is -1"),
+        (["--seed_everything", "true"], "seed_everything"),
+        (["--recipe", "slow"], "recipe"),
+        (["--config", "nothing.yaml"], "nothing.yaml"),
+        (["--trainer.devices", "99"], "--trainer.devices is 99, and this machine has"),
+        (["--trainer.accelerator", "abacus"], "abacus"),
+        (["--ckpt_path", "nothing.ckpt"], "nothing.ckpt"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_arguments_end_in_one_line_and_exit_code_2(
+    args: list[str], expected: str, tiny_args: list[str], refused: Refused
+) -> None:
+    code, line = refused(["fit", *tiny_args, *args])
+    assert code == 2
+    assert line.startswith("error: ")
+    assert expected in line
+    assert not list(Path().rglob("checkpoints"))
+
+
+@pytest.mark.parametrize("subcommand", ["test", "validate"])
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ([], "needs a run's folder or a checkpoint"),
+        (["--data.source", "synthetic"], "needs a run's folder or a checkpoint"),
+        (["nowhere"], "nowhere is neither a checkpoint nor a run's folder"),
+        (["."], "is neither a checkpoint nor a run's folder"),
+        (["text.ckpt"], "text.ckpt is not a checkpoint of this project"),
+        (["empty.ckpt"], "empty.ckpt is not a checkpoint of this project"),
+        (["weights.ckpt"], "weights.ckpt is not a checkpoint of this project"),
+    ],
+)
+def test_random_weights_are_never_scored(subcommand: str, place: list[str], expected: str, refused: Refused) -> None:
+    Path("text.ckpt").write_text("no checkpoint")
+    Path("empty.ckpt").touch()
+    torch.save(TutorialCNN().state_dict(), "weights.ckpt")
+    code, line = refused([subcommand, *place])
+    assert code == 2
+    assert expected in line
+
+
+def test_a_checkpoint_is_not_scored_on_other_classes(run: str, tmp_path: Path, refused: Refused) -> None:
+    code, line = refused(["test", str(RUN), "--data.source", "synthetic"])
+    assert code == 2
+    assert "was trained for the classes bright, dark, green" in line
+
+
+def test_a_subcommand_is_needed(refused: Refused) -> None:
+    assert refused([])[0] == 2
+    assert refused(["train"])[0] == 2
+
+
+def test_a_bug_keeps_its_traceback(tiny_args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        torch.zeros(2) @ torch.zeros(3)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", broken)
+    with pytest.raises(RuntimeError, match=r"inconsistent tensor size|size mismatch"):
+        main(["fit", *tiny_args, *FEW_EPOCHS])
+
+
+def test_with_no_network_the_script_says_what_was_tried_and_the_ways_out(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "scripts" / "fit.py"
+    with serving(Behaviour(b"", statuses=[404] * 9)) as url:
+        options = ["--data.mirror", url, "--trainer.max_epochs", "1"]
+        code = (
+            "import sys, runpy, cifar_lit.sources.cifar10 as c, dataclasses;"
+            "c.Cifar10.__init__.__kwdefaults__['archive'] = dataclasses.replace(c.ARCHIVE, urls=());"
+            f"sys.argv = ['fit.py', *{options!r}]; runpy.run_path({str(script)!r}, run_name='__main__')"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for part in (f"{url}: answered 404", "--data.mirror URL", "by hand", "--data.source synthetic", "images"):
+        assert part in line
+
+
+def test_a_normal_run_of_the_script_prints_no_warning(tiny_root: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "scripts" / "fit.py"
+    options = ["--data.source", "images", "--data.root", str(tiny_root), "--data.val_size", "12", *FEW_EPOCHS]
+    done = subprocess.run(
+        [sys.executable, str(script), *options], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=True
+    )
+    for word in ("Warning", "warn", "deprecated", "Tip", "http"):
+        assert word not in done.stdout + done.stderr
+    assert "epoch 2/2" in done.stdout
+
+
+@pytest.mark.realdata
+def test_two_hundred_steps_on_real_images_learn_more_than_chance(real_images: Path) -> None:
+    options = ["--data.source", "images", "--data.root", str(real_images), "--trainer.max_epochs", "1"]
+    main(["fit", *options, "--trainer.limit_train_batches", "200", "--model.lr", "0.02", "--model.momentum", "0.9"])
+    figures = results()
+    assert figures["Accuracy/test"] > 0.25  # chance is 0.1
+    assert (figures["num_train"], figures["num_val"]) == (45_000, 5_000)
+    assert figures["num_test"] in (5_000, 10_000)
+    assert figures["images_per_second"] > 0

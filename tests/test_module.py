@@ -1,0 +1,197 @@
+"""The module: its steps and figures, its optimizer, and that a checkpoint alone rebuilds it."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor, nn
+
+from cifar_lit.datamodule import CIFAR10DataModule
+from cifar_lit.module import ImageClassifier, build_network, describe_network
+from cifar_lit.networks import Network, TutorialCNN
+
+CLASSES = ["a", "b", "c"]
+
+
+class WideNet(Network):
+    """A network with an option of its own.
+
+    Args:
+        num_classes: How many logits come out.
+        width: Channels of its one convolution.
+    """
+
+    def __init__(self, num_classes: int, *, width: int = 2) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3)
+        self.last = nn.Linear(width, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.conv(images).mean((2, 3)))
+        return logits
+
+
+def quiet_trainer(**options: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        **options,
+    )
+
+
+@pytest.fixture
+def data(tiny_root: Path) -> CIFAR10DataModule:
+    return CIFAR10DataModule(source="images", root=str(tiny_root), val_size=15, batch_size=8)
+
+
+def test_it_returns_sgd_with_the_options_given() -> None:
+    module = ImageClassifier(classes=CLASSES, lr=0.3, momentum=0.8, nesterov=True, weight_decay=0.1)
+    optimizer = module.configure_optimizers()
+    assert type(optimizer) is torch.optim.SGD
+    (group,) = optimizer.param_groups
+    assert {key: group[key] for key in ("lr", "momentum", "nesterov", "weight_decay", "dampening")} == {
+        "lr": 0.3,
+        "momentum": 0.8,
+        "nesterov": True,
+        "weight_decay": 0.1,
+        "dampening": 0,
+    }
+    assert sum(parameter.numel() for parameter in group["params"]) == sum(p.numel() for p in module.parameters())
+
+
+def test_the_defaults_are_the_tutorials() -> None:
+    options = ImageClassifier(classes=CLASSES).hparams
+    assert (options["lr"], options["momentum"], options["weight_decay"], options["schedule"]) == (
+        0.01,
+        0,
+        0,
+        "constant",
+    )
+
+
+def test_the_schedule_moves_with_each_step(data: CIFAR10DataModule) -> None:
+    # 45 images in batches of 8 are 6 steps an epoch.
+    module = ImageClassifier(classes=CLASSES, lr=0.1, schedule="linear", warmup_epochs=0.5)
+    rates: list[float] = []
+
+    class Recorder(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    trainer = quiet_trainer(max_epochs=2, enable_checkpointing=False, callbacks=[Recorder()])
+    trainer.fit(module, datamodule=data)
+    rise, fall = [1 / 3, 2 / 3, 1], [1 - i / 9 for i in range(9)]
+    assert rates == pytest.approx([0.1 * factor for factor in rise + fall])
+
+
+def test_the_images_are_normalised_by_buffers_inside_the_module() -> None:
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    module = ImageClassifier(classes=CLASSES, mean=mean, std=std)
+    images = torch.rand(2, 3, 32, 32)
+    by_hand = torch.stack([(images[:, i] - mean[i]) / std[i] for i in range(3)], dim=1)
+    assert torch.allclose(module(images), module.net(by_hand))
+    assert {"mean", "std"} <= module.state_dict().keys()
+    off = ImageClassifier(classes=CLASSES)
+    assert torch.equal(off(images), off.net(images))
+
+
+def test_the_figures_are_those_counted_by_hand(data: CIFAR10DataModule) -> None:
+    torch.manual_seed(1)
+    module = ImageClassifier(classes=data.classes, lr=0.02, momentum=0.9)
+    trainer = quiet_trainer(max_epochs=3, enable_checkpointing=False)
+    trainer.fit(module, datamodule=data)
+    (figures,) = trainer.test(module, datamodule=data, verbose=False)
+    figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    data.setup("test")
+    assert data.test is not None
+    images, labels = data.on_after_batch_transfer((data.test.images, data.test.labels), 0)
+    with torch.no_grad():
+        logits = module.eval()(images)
+    right = logits.argmax(1) == labels
+    assert figures["Accuracy/test"] == pytest.approx(float(right.float().mean()))
+    assert figures["Loss/test"] == pytest.approx(float(nn.functional.cross_entropy(logits, labels)), rel=1e-5)
+    per_class = [float(right[labels == label].float().mean()) for label in range(3)]
+    assert [figures[f"ClassAccuracy/test/{name}"] for name in data.classes] == pytest.approx(per_class)
+    assert figures["MacroAccuracy/test"] == pytest.approx(sum(per_class) / 3)
+    assert "Top5Accuracy/test" not in figures  # there are three classes
+    assert 0.5 < figures["Accuracy/test"] <= 1
+
+
+def test_top_five_is_counted_where_there_are_more_than_five_classes() -> None:
+    module = ImageClassifier(classes=list("abcdefg"), net=functools.partial(WideNet, width=3))
+    module.trainer = quiet_trainer(max_epochs=1)
+    images, labels = torch.rand(50, 3, 32, 32), torch.arange(50) % 7
+    module.test_step((images, labels), 0)
+    metric = module.test_metrics["Top5Accuracy/test"]
+    expected = (module(images).topk(5).indices == labels[:, None]).any(1).float().mean()
+    assert float(metric.compute()) == pytest.approx(float(expected))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("net", [TutorialCNN, WideNet, functools.partial(WideNet, width=5)])
+def test_a_checkpoint_alone_rebuilds_a_module_made_in_python(net: Any, data: CIFAR10DataModule, tmp_path: Path) -> None:
+    module = ImageClassifier(classes=data.classes, net=net, lr=0.02, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3))
+    trainer = quiet_trainer(max_epochs=1, default_root_dir=tmp_path)
+    trainer.fit(module, datamodule=data)
+    path = tmp_path / "own.ckpt"
+    trainer.save_checkpoint(path)
+
+    rebuilt = ImageClassifier.load_from_checkpoint(path, weights_only=True, map_location="cpu")
+    assert rebuilt.classes == ["bright", "dark", "green"]
+    assert type(rebuilt.net) is type(module.net)
+    assert rebuilt.hparams["lr"] == 0.02
+    images = torch.rand(4, 3, 32, 32)
+    assert torch.equal(rebuilt.eval()(images), module.eval()(images))
+
+
+def test_a_network_is_described_in_plain_values() -> None:
+    spec = describe_network(functools.partial(WideNet, width=5))
+    assert spec == {"class_path": f"{__name__}.WideNet", "init_args": {"width": 5}}
+    assert describe_network(spec) == spec
+    net = build_network(spec, num_classes=4)
+    assert isinstance(net, WideNet)
+    assert net.last.weight.shape == (4, 5)
+
+
+def test_what_is_no_network_is_refused() -> None:
+    with pytest.raises(ValueError, match="give a subclass of"):
+        describe_network(nn.Linear)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("class_path", "expected"),
+    [
+        ("subprocess.Popen", "is not a subclass of"),
+        ("torch.nn.Linear", "is not a subclass of"),
+        ("nowhere.Net", "cannot be imported"),
+        ("cifar_lit.networks.Nothing", "cannot be imported"),
+        ("Net", "cannot be imported"),
+    ],
+)
+def test_a_checkpoint_cannot_have_anything_but_a_network_built(class_path: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        build_network({"class_path": class_path, "init_args": {}}, num_classes=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"classes": ["one"]}, "classes is .*: give at least two names"),
+        ({"lr": 0}, "lr is 0: give a number above 0"),
+        ({"lr": -0.1}, "lr is -0.1"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"nesterov": True}, "nesterov is True: give false, or a momentum above 0 beside it"),
+        ({"weight_decay": -1}, "weight_decay is -1"),
+        ({"warmup_epochs": -1}, "warmup_epochs is -1"),
+        ({"std": (1, 0, 1)}, r"std is \[1, 0, 1\]"),
+    ],
+)
+def test_an_argument_outside_its_range_is_named(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=f"--model.{expected}"):
+        ImageClassifier(**{"classes": CLASSES, **options})
