@@ -2,12 +2,17 @@
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
 from torchmetrics.classification import MulticlassConfusionMatrix
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class ProgressBar(TQDMProgressBar):
@@ -106,14 +111,36 @@ class ConfusionMatrix(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw it, once all test images are counted."""
-        confusion, classes = pl_module.test_confusion, pl_module.hparams["classes"]
+        confusion = pl_module.test_confusion
         assert isinstance(confusion, MulticlassConfusionMatrix)
-        if not isinstance(trainer.logger, TensorBoardLogger):
-            return
-        from matplotlib.figure import Figure  # half a second that only a test with a logger needs
-
-        size = 3 + 0.6 * len(classes)
-        figure = Figure(figsize=(size, size), layout="tight")
-        confusion.plot(ax=figure.subplots(), labels=classes, cmap="Blues")
-        if trainer.is_global_zero:
+        counts = confusion.compute()  # on every rank: they add up their counts
+        if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
+            figure = draw_confusion(counts.cpu().numpy(), pl_module.hparams["classes"])
             trainer.logger.experiment.add_figure("ConfusionMatrix/test", figure, trainer.current_epoch)
+
+
+def draw_confusion(counts: NDArray[np.int64], classes: list[str]) -> "Figure":
+    """Draw a confusion matrix.
+
+    Args:
+        counts: ``(C, C)``: how many images of the row's class were taken for the column's class.
+        classes: The C names.
+
+    Returns:
+        The figure: the numbers, on a colour for the share in their row.
+    """
+    from matplotlib.figure import Figure  # half a second that only a test with a logger needs
+
+    size = 2.5 + 0.55 * len(classes)
+    figure = Figure(figsize=(size, size), layout="tight")
+    axes = figure.subplots()
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    return figure

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -91,6 +91,9 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments that ``main`` was given."""
         self.config = parser.parse_args(args)
+        seed = self.config[self.config["subcommand"]]["seed_everything"]
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"--seed_everything is {seed}: give a number from 0 to {2**32 - 1}")
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let the checkpoint's hyper-parameters win over the command line. For validate and test, main
@@ -105,28 +108,38 @@ class CLI(LightningCLI):
         num_cores = os.cpu_count() or 1
         if on_cpu and str(devices).isdecimal() and int(devices) > num_cores:
             raise ValueError(f"--trainer.devices is {devices}, and this machine has {num_cores} cores: give fewer")
+        checkpoint = config["ckpt_path"]
+        if checkpoint is not None and not Path(checkpoint).is_file():
+            raise ValueError(f"--ckpt_path {checkpoint}: there is no such checkpoint")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer with our logger and observers, where the user has not chosen others."""
         config = self.config_init[self.subcommand]["trainer"]
-        fitting = self.subcommand == "fit"
-        callbacks: list[Callback] = list(config["callbacks"] or [])
+        kwargs["callbacks"] = list(config["callbacks"] or [])
         if config["enable_progress_bar"] is not False:
-            callbacks.append(ProgressBar())
-        if fitting and config["enable_model_summary"] is not False:
-            callbacks.append(NetworkSummary())
-        if fitting:
-            callbacks += [self.speed, ConfusionMatrix()]
-        if fitting and config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
-            callbacks.append(_checkpointing(self.datamodule.has_val))
+            kwargs["callbacks"].append(ProgressBar())
+        if self.subcommand == "fit":
+            self._add_to_fit(config, kwargs)
+        else:  # scoring makes no new run folder
+            self.save_config_callback = None
+            kwargs |= {"enable_checkpointing": False, "logger": config["logger"] or False}
+        if not self.datamodule.has_val:
+            kwargs["limit_val_batches"] = 0
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise ValueError(f"--trainer: {error}") from error
+
+    def _add_to_fit(self, config: Any, kwargs: dict[str, Any]) -> None:
+        kwargs["callbacks"] += [self.speed, ConfusionMatrix()]
+        if config["enable_model_summary"] is not False:
+            kwargs["callbacks"].append(NetworkSummary())
+        if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
+            kwargs["callbacks"].append(_checkpointing(self.datamodule.has_val))
         if config["logger"] in (None, True):
-            # Only a training makes a new run folder.
-            kwargs["logger"] = fitting and TensorBoardLogger(
+            kwargs["logger"] = TensorBoardLogger(
                 config["default_root_dir"] or ".", name="lightning_logs", log_graph=True, default_hp_metric=False
             )
-        if not fitting:
-            self.save_config_callback = None
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def after_fit(self) -> None:
         """Test the best checkpoint once, write the figures down and show them."""
@@ -161,13 +174,16 @@ class CLI(LightningCLI):
 
     def validate(self, ckpt_path: str, **kwargs: Any) -> None:
         """Score a checkpoint on validation."""
-        self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, weights_only=True)
+        self._score(ckpt_path, splits=("val",))
 
     def test(self, ckpt_path: str, **kwargs: Any) -> None:
         """Score a checkpoint and show the figures that its training ended with."""
-        figures = evaluate(self.trainer, self.model, self.datamodule, ckpt_path)
+        self._score(ckpt_path, splits=("val", "test"))
+
+    def _score(self, checkpoint: str, *, splits: tuple[str, ...]) -> None:
+        figures = evaluate(self.trainer, self.model, self.datamodule, checkpoint, splits=splits)
         if self.trainer.is_global_zero:
-            print("\n" + format_table({**figures, **self._description(ckpt_path)}))
+            print("\n" + format_table({**figures, **self._description(checkpoint)}))
 
     def _description(self, checkpoint: str | None) -> dict[str, Any]:
         return {
@@ -280,14 +296,15 @@ def _is_for_people(error: BaseException) -> bool:
 
 def _quieten() -> None:
     """Leave out what says nothing about the run."""
-    noise = re.compile("Tip:|TPU available|Restoring states|Loaded model weights|`Trainer.fit` stopped")
+    noise = re.compile("Tip:|TPU available|model summary callbacks|Restoring states|Loaded model|`Trainer.fit` stopped")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).addFilter(lambda record: not noise.search(record.getMessage()))
     for message in (
-        # What Lightning 2.6 still calls of newer jsonargparse and torch, and TensorBoard of torch for the graph.
-        ".*instantiate_classes.*",
+        # What Lightning 2.6 still calls of newer torch, and TensorBoard for the graph.
         ".*LeafSpec.*",
         ".*torch.jit.trace.*",
+        # We log per epoch, so an interval of steps means nothing.
+        ".*smaller than the logging interval.*",
         # Scoring a checkpoint needs no ModelCheckpoint.
         ".*callbacks used to create the checkpoint.*",
     ):

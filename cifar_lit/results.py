@@ -17,7 +17,12 @@ Figures = dict[str, float]
 
 
 def evaluate(
-    trainer: Trainer, model: ImageClassifier, datamodule: CIFAR10DataModule, checkpoint: str | None
+    trainer: Trainer,
+    model: ImageClassifier,
+    datamodule: CIFAR10DataModule,
+    checkpoint: str | None,
+    *,
+    splits: tuple[str, ...] = ("val", "test"),
 ) -> Figures:
     """Score a checkpoint on the validation images, where there are any, and on the test images.
 
@@ -26,17 +31,21 @@ def evaluate(
         model: The module that the weights are loaded into.
         datamodule: The data.
         checkpoint: The checkpoint's path; None for the weights that the module has.
+        splits: What to score it on: ``val``, ``test`` or both.
 
     Returns:
         What the module logs: ``Accuracy/val``, ``Loss/test``, ...
+
+    Raises:
+        ValueError: If validation alone is asked for and there is none.
     """
     figures: Figures = {}
-    if datamodule.has_val:
-        trainer.validate(model, datamodule=datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True)
-        figures.update((name, float(value)) for name, value in trainer.callback_metrics.items())
-    trainer.test(model, datamodule=datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True)
-    figures.update((name, float(value)) for name, value in trainer.callback_metrics.items())
-    del figures["step"]
+    if splits == ("val",) and not datamodule.has_val:
+        raise ValueError("--data.val_size is 0: there are no validation images to score; use test")
+    for split, score in (("val", trainer.validate), ("test", trainer.test)):
+        if split in splits and (split == "test" or datamodule.has_val):
+            score(model, datamodule=datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True)
+            figures.update((name, float(value)) for name, value in trainer.callback_metrics.items() if name != "step")
     return figures
 
 
@@ -139,7 +148,8 @@ def format_table(results: dict[str, Any]) -> str:
         for key, value in results.items()
         if key.startswith("ClassAccuracy/test/")
     }
-    lines += ["", "test accuracy per class"]
+    if per_class:
+        lines += ["", "test accuracy per class"]
     lines += [f"  {name[:17]:<18}{value:>12.4f}" for name, value in per_class.items()]
     lines += ["", *(f"{title:<12}{text}" for title, text in _remarks(results))]
     return "\n".join(lines)

@@ -76,10 +76,10 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], tuple[i
     def run(args: list[str]) -> tuple[int, str]:
         with pytest.raises(SystemExit) as stopped:
             main(args)
-        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Seed set")]
-        assert len(lines) == 1, lines
+        _, marker, message = capsys.readouterr().err.partition("error: ")
+        assert message.count("\n") == 1, message
         assert isinstance(stopped.value.code, int)
-        return stopped.value.code, lines[0]
+        return stopped.value.code, marker + message.strip()
 
     return run
 

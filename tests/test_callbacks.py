@@ -4,10 +4,11 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 from lightning.pytorch import Callback, Trainer
 
-from cifar_lit.callbacks import NetworkSummary, ProgressBar, Speed
+from cifar_lit.callbacks import NetworkSummary, ProgressBar, Speed, draw_confusion
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.module import ImageClassifier
 
@@ -80,3 +81,16 @@ def test_the_summary_lists_the_layers_and_no_metrics(tiny_root: Any, caplog: pyt
         assert f"net.layers.{layer}" in table
     assert "[64, 64, 4, 4]" in table
     assert "test_confusion" not in table
+
+
+def test_the_confusion_matrix_shows_every_count_in_its_place() -> None:
+    counts = np.array([[9, 1, 0], [2, 6, 2], [0, 0, 10]])
+    axes = draw_confusion(counts, ["a", "b", "c"]).axes[0]
+    for text in axes.texts:
+        column, row = (int(place) for place in text.get_position())
+        assert int(text.get_text()) == counts[row, column]
+    assert len(axes.texts) == 9
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
+    shares = axes.images[0].get_array()
+    assert shares is not None
+    assert np.allclose(shares[1], [0.2, 0.6, 0.2])

@@ -109,7 +109,7 @@ def test_each_stage_reads_what_it_needs_and_fit_never_reads_test(tiny_root: Path
 
 
 def test_without_validation_there_is_no_validation_loader(tiny_root: Path) -> None:
-    data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=0)
+    data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=0, batch_size=8)
     data.setup("fit")
     assert not data.has_val
     assert data.val_dataloader() == []

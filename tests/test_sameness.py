@@ -71,6 +71,7 @@ def test_the_lightning_run_is_the_plain_loop() -> None:
     trainer = Trainer(
         accelerator="cpu",
         max_steps=NUM_STEPS,
+        limit_val_batches=0,
         logger=False,
         callbacks=[losses],
         enable_progress_bar=False,
