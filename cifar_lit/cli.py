@@ -50,6 +50,7 @@ class CLI(LightningCLI):
 
     def __init__(self, args: list[str], recipe: str) -> None:
         self.args = args
+        self.recipe = recipe
         self.speed = Speed()
         super().__init__(
             ImageClassifier,
@@ -91,6 +92,9 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments that ``main`` was given."""
         self.config = parser.parse_args(args)
+        if self.config.get("fit", {}).get("recipe", self.recipe) != self.recipe:  # a --config file named another one
+            self._subcommand_parsers["fit"].default_config_files = [str(RECIPES[self.config["fit"]["recipe"]])]
+            self.config = parser.parse_args(args)
         seed = self.config[self.config["subcommand"]]["seed_everything"]
         if not 0 <= seed < 2**32:
             raise ValueError(f"--seed_everything is {seed}: give a number from 0 to {2**32 - 1}")
