@@ -5,10 +5,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
+from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 if TYPE_CHECKING:
@@ -59,6 +61,25 @@ class NetworkSummary(ModelSummary):
         names = dict(summary_data)["Name"]
         rows = [i for i, name in enumerate(names) if name.split(".")[0] == "net"]
         ModelSummary.summarize([(title, [column[i] for i in rows]) for title, column in summary_data], *args, **kwargs)
+
+
+class NetworkGraph(Callback):
+    """Draws the network's graph into TensorBoard, once.
+
+    TensorBoard's logger can do it too, but does it again for each validation and test, and draws the metrics with it.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Trace the network with the example batch, in evaluation mode so that nothing in it moves."""
+        net, images = pl_module.net, pl_module.example_input_array
+        assert isinstance(net, nn.Module)
+        assert isinstance(images, Tensor)
+        if not (trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)):
+            return
+        was_training = net.training
+        with torch.no_grad():
+            trainer.logger.experiment.add_graph(net.eval(), images.to(pl_module.device))
+        net.train(was_training)
 
 
 class Speed(Callback):

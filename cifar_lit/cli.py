@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from cifar_lit.callbacks import ConfusionMatrix, NetworkSummary, ProgressBar, Speed
+from cifar_lit.callbacks import ConfusionMatrix, NetworkGraph, NetworkSummary, ProgressBar, Speed
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.module import ImageClassifier
 from cifar_lit.results import (
@@ -135,15 +135,14 @@ class CLI(LightningCLI):
             raise ValueError(f"--trainer: {error}") from error
 
     def _add_to_fit(self, config: Any, kwargs: dict[str, Any]) -> None:
-        kwargs["callbacks"] += [self.speed, ConfusionMatrix()]
+        kwargs["callbacks"] += [self.speed, NetworkGraph(), ConfusionMatrix()]
         if config["enable_model_summary"] is not False:
             kwargs["callbacks"].append(NetworkSummary())
         if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
             kwargs["callbacks"].append(_checkpointing(self.datamodule.has_val))
         if config["logger"] in (None, True):
-            kwargs["logger"] = TensorBoardLogger(
-                config["default_root_dir"] or ".", name="lightning_logs", log_graph=True, default_hp_metric=False
-            )
+            root = config["default_root_dir"] or "."
+            kwargs["logger"] = TensorBoardLogger(root, name="lightning_logs", default_hp_metric=False)
 
     def after_fit(self) -> None:
         """Test the best checkpoint once, write the figures down and show them."""

@@ -91,3 +91,9 @@ def real_images() -> Path:
     if not path:
         pytest.skip("CIFAR_LIT_IMAGES does not name a folder or archive of real images")
     return Path(path)
+
+
+@pytest.fixture(scope="session")
+def real_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a place where all tests keep the decoded real images."""
+    return tmp_path_factory.mktemp("real")

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from cifar_lit.cli import RECIPES, main
 from cifar_lit.module import ImageClassifier
@@ -30,6 +31,10 @@ RUN = Path("lightning_logs/version_0")
 def results(run: Path = RUN) -> dict[str, Any]:
     read: dict[str, Any] = json.loads((run / "results.json").read_text())
     return read
+
+
+def raw_events() -> list[Any]:
+    return [event for path in RUN.glob("events*") for event in EventFileLoader(str(path)).Load()]
 
 
 def table_of(text: str) -> str:
@@ -78,8 +83,12 @@ def test_a_run_leaves_its_configuration_checkpoints_events_and_results(run: str)
 def test_tensorboard_has_graph_curves_hyperparameters_and_confusion_matrix(run: str) -> None:
     events = EventAccumulator(str(RUN)).Reload()
     tags = events.Tags()
-    assert tags["graph"]
-    assert b"conv1" in events.Graph().SerializeToString()
+    nodes = {node.name: node for node in events.Graph().node}
+    assert any("TutorialCNN/Sequential[layers]/Conv2d[conv1]" in name for name in nodes)
+    (images,) = [node for node in nodes.values() if node.op == "IO Node" and node.name.startswith("input")]
+    shape = images.attr["_output_shapes"].list.shape[0].dim
+    assert [dim.size for dim in shape] == [64, 3, 32, 32]
+    assert sum(event.HasField("graph_def") for event in raw_events()) == 1
     assert tags["images"] == ["ConfusionMatrix/test"]
     figures = results()
     for tag, split in (("Loss/train", None), ("Accuracy/train", None), ("Loss/val", "val"), ("Accuracy/val", "val")):
@@ -328,8 +337,9 @@ def test_a_normal_run_of_the_script_prints_no_warning(tiny_root: Path, tmp_path:
 
 
 @pytest.mark.realdata
-def test_two_hundred_steps_on_real_images_learn_more_than_chance(real_images: Path) -> None:
+def test_two_hundred_steps_on_real_images_learn_more_than_chance(real_images: Path, real_cache: Path) -> None:
     options = ["--data.source", "images", "--data.root", str(real_images), "--trainer.max_epochs", "1"]
+    options += ["--data.cache_dir", str(real_cache)]
     main(["fit", *options, "--trainer.limit_train_batches", "200", "--model.lr", "0.02", "--model.momentum", "0.9"])
     figures = results()
     assert figures["Accuracy/test"] > 0.25  # chance is 0.1

@@ -222,11 +222,11 @@ def test_huge_pictures_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.realdata
-def test_the_second_start_with_real_images_takes_under_two_seconds(real_images: Path) -> None:
-    first = source(real_images)
+def test_the_second_start_with_real_images_takes_under_two_seconds(real_images: Path, real_cache: Path) -> None:
+    first = Images(real_images, cache_dir=real_cache)
     expected = {"train": len(first.load("train").labels), "test": len(first.load("test").labels)}
     started = time.perf_counter()
-    second = source(real_images)
+    second = Images(real_images, cache_dir=real_cache)
     loaded = {"train": second.load("train"), "test": second.load("test")}
     mean = loaded["train"].images.float().mean((0, 2, 3)) / 255  # reads every byte
     assert time.perf_counter() - started < 2
