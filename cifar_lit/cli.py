@@ -139,7 +139,7 @@ class CLI(LightningCLI):
         if config["enable_model_summary"] is not False:
             kwargs["callbacks"].append(NetworkSummary())
         if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
-            kwargs["callbacks"].append(_checkpointing(self.datamodule.has_val))
+            kwargs["callbacks"] += _checkpointing(self.datamodule.has_val)
         if config["logger"] in (None, True):
             root = config["default_root_dir"] or "."
             kwargs["logger"] = TensorBoardLogger(root, name="lightning_logs", default_hp_metric=False)
@@ -149,10 +149,10 @@ class CLI(LightningCLI):
         trainer = self.trainer
         if self.config["fit"]["trainer"]["fast_dev_run"]:
             return
-        saved = trainer.checkpoint_callback
-        checkpoint = (saved.best_model_path or saved.last_model_path) if isinstance(saved, ModelCheckpoint) else None
+        saved = trainer.checkpoint_callback  # the first one: best, where there is validation
+        checkpoint = saved.best_model_path if isinstance(saved, ModelCheckpoint) else None
         results = {
-            **evaluate(trainer, self.model, self.datamodule, checkpoint or None),
+            **evaluate(trainer, self.model, self.datamodule, checkpoint),
             **self._description(checkpoint),
             "seed": self.config["fit"]["seed_everything"],
             "recipe": self.config["fit"]["recipe"],
@@ -196,13 +196,14 @@ class CLI(LightningCLI):
         }
 
 
-def _checkpointing(has_val: bool) -> ModelCheckpoint:
-    """Keep ``last.ckpt`` and, where there is validation, ``best.ckpt``."""
-    if not has_val:
-        return ModelCheckpoint(filename="last", save_top_k=1, enable_version_counter=False)
-    return ModelCheckpoint(
-        filename="best", monitor="Accuracy/val", mode="max", save_last=True, enable_version_counter=False
-    )
+def _checkpointing(has_val: bool) -> list[ModelCheckpoint]:
+    """Keep ``best.ckpt``, where there is validation, and ``last.ckpt``.
+
+    They are two callbacks, because one with ``save_last`` would write the last one only when it finds a new best.
+    """
+    last = ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+    best = ModelCheckpoint(filename="best", monitor="Accuracy/val", mode="max", enable_version_counter=False)
+    return [best, last] if has_val else [last]
 
 
 def recipe_help() -> str:

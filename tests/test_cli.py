@@ -143,6 +143,30 @@ def test_the_best_checkpoint_is_the_best_on_validation_and_rebuilds_the_model(ru
     assert module.net(torch.rand(2, 3, 32, 32)).shape == (2, 3)
 
 
+# Best is not remembered across run folders yet, and Lightning says so.
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_the_last_checkpoint_is_the_last_epochs_and_a_run_goes_on_from_it(
+    tiny_args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Validation gets worse with each epoch, so that the first one is the best.
+    worse = iter([0.9, 0.8, 0.7, 0.6, 0.9, 0.7])
+
+    def on_validation_epoch_end(module: ImageClassifier) -> None:
+        module.log("Accuracy/val", next(worse))
+
+    monkeypatch.setattr(ImageClassifier, "on_validation_epoch_end", on_validation_epoch_end)
+    options = [*tiny_args, "--data.batch_size", "8", "--trainer.num_sanity_val_steps", "0"]
+    main(["fit", *options, "--trainer.max_epochs", "3"])
+    epochs = {
+        name: torch.load(RUN / f"checkpoints/{name}.ckpt", weights_only=True)["epoch"] for name in ("best", "last")
+    }
+    assert epochs == {"best": 0, "last": 2}
+    capsys.readouterr()
+    worse = iter([0.5, 0.5])
+    main(["fit", *options, "--trainer.max_epochs", "4", "--ckpt_path", str(RUN / "checkpoints/last.ckpt")])
+    assert [line[:9] for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")] == ["epoch 4/4"]
+
+
 def test_the_options_of_a_network_go_through_the_command_line_into_the_checkpoint(tiny_args: list[str]) -> None:
     main(["fit", *tiny_args, *FEW_EPOCHS, "--model.net", "tests.test_module.WideNet", "--model.net.width", "6"])
     module = ImageClassifier.load_from_checkpoint(RUN / "checkpoints/best.ckpt", weights_only=True)
