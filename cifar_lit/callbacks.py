@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -119,7 +120,7 @@ class Speed(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count time as training again."""
-        if trainer.training or trainer.validating:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._validation_seconds += time.perf_counter() - self._validation_started
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -57,7 +57,11 @@ class CLI(LightningCLI):
             CIFAR10DataModule,
             seed_everything_default=0,
             parser_class=Parser,
-            parser_kwargs={"fit": {"default_config_files": [str(RECIPES[recipe])]}},
+            parser_kwargs={
+                "fit": {"default_config_files": [str(RECIPES[recipe])], "description": "Train, then test once."},
+                "validate": {"description": "Score on validation: validate RUN_OR_CHECKPOINT [options]."},
+                "test": {"description": "Score on validation and test: test RUN_OR_CHECKPOINT [options]."},
+            },
             args=args,
             auto_configure_optimizers=False,
             # The module keeps its hyper-parameters itself, so that those of plain Python are the same.
@@ -281,7 +285,7 @@ def main(args: list[str] | None = None) -> None:
             args = [args[0], *checkpoint_args(find_checkpoint(Path(args[1]))), *args[2:]]
         CLI(args, recipe if recipe in RECIPES else "tutorial")
     except (ValueError, RuntimeError, OSError) as error:
-        if not _is_for_people(error):
+        if not (isinstance(error, OSError) or _is_for_people(error)):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ValueError) else 1)

@@ -41,8 +41,11 @@ def fit(root: Any, callbacks: list[Callback], **options: Any) -> Trainer:
 def test_speed_counts_training_images_over_the_time_outside_validation(tiny_root: Any) -> None:
     speed = Speed()
     started = time.perf_counter()
-    fit(tiny_root, [speed, Slow()], enable_progress_bar=False)
+    trainer = fit(tiny_root, [speed, Slow()], enable_progress_bar=False)
     elapsed = time.perf_counter() - started
+    measured = speed.images_per_second
+    trainer.validate(datamodule=trainer.datamodule, model=trainer.lightning_module, verbose=False)  # type: ignore[attr-defined]
+    assert speed.images_per_second == measured  # scoring afterwards changes nothing
     # Two epochs of 45 images in 5 batches; the validation of each takes 0.4 s at least.
     assert 0.8 + 10 * 0.02 < speed.train_seconds < elapsed
     training_seconds = 90 / speed.images_per_second

@@ -83,14 +83,18 @@ class Cifar10:
         Of several processes that start at once, one does it and the others wait.
 
         Raises:
-            RuntimeError: If the archive can be had from nowhere.
+            RuntimeError: If the archive can be had from nowhere, or the folder cannot be written.
             ValueError: If the archive holds something that it must not.
         """
         if self._is_whole():
             return
-        self.root.mkdir(parents=True, exist_ok=True)
         path = self.root / self.archive.name
-        with FileLock(self.root / ".lock"):
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / ".lock").acquire()
+        except OSError as error:
+            raise RuntimeError(f"--data.root {self.root} cannot be written ({error}); give another folder") from error
+        with lock:
             if self._is_whole():
                 return
             if not (path.is_file() and file_md5(path) == self.archive.md5):

@@ -82,7 +82,13 @@ class Images:
             RuntimeError: If the cache cannot be written.
             ValueError: If a picture is broken.
         """
-        with self._lock():
+        cached = self._read_cached(split)
+        if cached is not None:
+            return cached
+        with self._cache_is_writable():
+            self._cache.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self._cache / ".lock").acquire()
+        with lock:
             cached = self._read_cached(split)
             return cached if cached is not None else self._decode(split)
 
@@ -127,11 +133,6 @@ class Images:
             return Split(entry["images"], entry["labels"]) if entry["fingerprint"] == self._fingerprint else None
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError):
             return None
-
-    def _lock(self) -> FileLock:
-        with self._cache_is_writable():
-            self._cache.mkdir(parents=True, exist_ok=True)
-            return FileLock(self._cache / ".lock")
 
     def _write(self, name: str, data: bytes | memoryview) -> None:
         with self._cache_is_writable():

@@ -167,3 +167,9 @@ def test_a_file_that_only_claims_to_be_an_archive_is_named(tmp_path: Path) -> No
     (tmp_path / archive.name).write_bytes(content)
     with pytest.raises(ValueError, match=r"cifar\.tar\.gz cannot be extracted"):
         Cifar10(tmp_path, archive=archive).prepare()
+
+
+def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RuntimeError, match=r"--data\.root .*data cannot be written"):
+        Cifar10(tmp_path / "file" / "data").prepare()

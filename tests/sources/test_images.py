@@ -128,6 +128,16 @@ def test_a_cache_that_cannot_be_written_is_named(tiny_root: Path, tmp_path: Path
         Images(tiny_root, cache_dir=tmp_path / "file")
 
 
+def test_a_filled_cache_is_read_without_writing_to_it(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = source(tiny_root).load("train")
+
+    def forbidden(*args: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(images_module, "FileLock", forbidden)  # a shared cache may be read-only
+    assert torch.equal(source(tiny_root).load("train").images, first.images)
+
+
 def change(*, drop: str = "", add: dict[str, bytes] | None = None) -> Callable[[], dict[str, bytes]]:
     def changed() -> dict[str, bytes]:
         kept = {name: content for name, content in tiny_files(2, 1).items() if not (drop and name.startswith(drop))}
