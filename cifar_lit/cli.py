@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from cifar_lit.callbacks import ConfusionMatrix, NetworkGraph, NetworkSummary, ProgressBar, Speed
+from cifar_lit.checkpoint import find_checkpoint, read_hyper_parameters
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.module import ImageClassifier
 from cifar_lit.results import (
@@ -220,27 +221,6 @@ def recipe_help() -> str:
     return "A packaged run whose settings the other options change: " + "; ".join(titles)
 
 
-def find_checkpoint(path: Path) -> Path:
-    """Find the checkpoint that a run is judged by.
-
-    Args:
-        path: A checkpoint file or a run's folder.
-
-    Returns:
-        The file: of a folder ``checkpoints/best.ckpt`` or, where there is none, ``checkpoints/last.ckpt``.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    if path.is_file():
-        return path
-    for name in ("best", "last"):
-        checkpoint = path / "checkpoints" / f"{name}.ckpt"
-        if checkpoint.is_file():
-            return checkpoint
-    raise ValueError(f"{path} is neither a checkpoint nor a run's folder with checkpoints/best.ckpt or last.ckpt")
-
-
 def checkpoint_args(path: Path) -> list[str]:
     """Write a checkpoint's hyper-parameters as the arguments that give the same model and data.
 
@@ -253,14 +233,9 @@ def checkpoint_args(path: Path) -> list[str]:
     Raises:
         ValueError: If it is not one of our checkpoints.
     """
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-        model, data = dict(checkpoint["hyper_parameters"]), dict(checkpoint["datamodule_hyper_parameters"])
-        del model["classes"]  # the data's, which are compared with these when the weights are loaded
-        seed = data.pop("seed")
-    except Exception as error:  # torch.load has no closed list of what it raises for a file of another kind
-        raise ValueError(f"{path} is not a checkpoint of this project ({type(error).__name__})") from error
-    given = ["--ckpt_path", str(path), "--seed_everything", str(seed)]
+    model, data = read_hyper_parameters(path)
+    del model["classes"]  # the data's, which are compared with these when the weights are loaded
+    given = ["--ckpt_path", str(path), "--seed_everything", str(data.pop("seed"))]
     return [*given, "--model", json.dumps(model), "--data", json.dumps(data)]
 
 

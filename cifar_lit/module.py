@@ -1,7 +1,6 @@
 """The Lightning module: a network, its normalisation, loss, metrics and optimizer."""
 
 import functools
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from cifar_lit.networks import Network, NetworkFactory, TutorialCNN
+from cifar_lit.networks import NetworkFactory, TutorialCNN, build_network, describe_network
 from cifar_lit.optim import Schedule, lr_factor
 
 Batch = tuple[Tensor, Tensor]
@@ -196,7 +195,8 @@ class ImageClassifier(LightningModule):
         # The curves belong to fit and to the test at its end: validating a checkpoint later adds no point to them.
         curves = bool(self.trainer.loggers) and self.trainer.state.fn != "validate"
         # The logger takes "step" for the place on the x-axis: the epoch, as in the tutorial.
-        self.log_dict({**values, "step": float(self.current_epoch)}, on_step=False, on_epoch=True, logger=curves)
+        values = {**values, "step": float(self.current_epoch)}
+        self.log_dict(values, on_step=False, on_epoch=True, logger=curves, sync_dist=True)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of a model whose labels mean something else.
@@ -240,52 +240,6 @@ class ImageClassifier(LightningModule):
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def describe_network(net: NetworkFactory | Mapping[str, Any]) -> dict[str, Any]:
-    """Write down how a network is made, in plain values that a checkpoint can hold.
-
-    Args:
-        net: A ``Network`` class, a ``functools.partial`` of one, or such a description.
-
-    Returns:
-        ``{"class_path": "module.Class", "init_args": {...}}``, without the number of classes.
-
-    Raises:
-        ValueError: If no ``Network`` class can be found in ``net``.
-    """
-    if isinstance(net, Mapping):
-        return {"class_path": str(net["class_path"]), "init_args": dict(net["init_args"])}
-    parts = (net.func, *net.args) if isinstance(net, functools.partial) else (net,)
-    # The command line's parser hands over a partial of its own instantiator, with the class among its arguments.
-    for part in parts:
-        if isinstance(part, type) and issubclass(part, Network):
-            init_args = dict(net.keywords) if isinstance(net, functools.partial) else {}
-            return {"class_path": f"{part.__module__}.{part.__qualname__}", "init_args": init_args}
-    raise ValueError(f"net is {net!r}: give a subclass of cifar_lit.networks.Network, or a functools.partial of one")
-
-
-def build_network(spec: Mapping[str, Any], *, num_classes: int) -> Network:
-    """Build a network from its description.
-
-    Args:
-        spec: What ``describe_network`` returns.
-        num_classes: How many logits it gives.
-
-    Returns:
-        The network, with its initial weights.
-
-    Raises:
-        ValueError: If the description does not name a subclass of ``Network`` that can be imported.
-    """
-    module_name, _, class_name = spec["class_path"].rpartition(".")
-    try:
-        network_class = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"the network {spec['class_path']} cannot be imported: {error}") from error
-    if not (isinstance(network_class, type) and issubclass(network_class, Network)):
-        raise ValueError(f"the network {spec['class_path']} is not a subclass of cifar_lit.networks.Network")
-    return network_class(num_classes, **spec["init_args"])
 
 
 def _check(name: str, value: object, good: bool, expected: str) -> None:

@@ -168,7 +168,7 @@ def test_the_last_checkpoint_is_the_last_epochs_and_a_run_goes_on_from_it(
 
 
 def test_the_options_of_a_network_go_through_the_command_line_into_the_checkpoint(tiny_args: list[str]) -> None:
-    main(["fit", *tiny_args, *FEW_EPOCHS, "--model.net", "tests.test_module.WideNet", "--model.net.width", "6"])
+    main(["fit", *tiny_args, *FEW_EPOCHS, "--model.net", "tests.networks.test_base.WideNet", "--model.net.width", "6"])
     module = ImageClassifier.load_from_checkpoint(RUN / "checkpoints/best.ckpt", weights_only=True)
     assert module.hparams["net"]["init_args"] == {"width": 6}
     assert module.net.conv.out_channels == 6  # type: ignore[union-attr]

@@ -15,11 +15,12 @@ ALLOWED: dict[str, set[str]] = {
     "networks": {"networks"},
     "optim": set(),
     "callbacks": set(),
+    "checkpoint": set(),
     "loader": set(),
     "datamodule": {"sources", "loader"},
     "module": {"networks", "optim"},
     "results": {"datamodule", "module"},
-    "cli": {"callbacks", "datamodule", "module", "results"},
+    "cli": {"callbacks", "checkpoint", "datamodule", "module", "results"},
     "__init__": set(),
 }
 
