@@ -47,7 +47,8 @@ class ProgressBar(TQDMProgressBar):
         super().on_train_epoch_end(trainer, pl_module)
         if self.is_disabled and trainer.is_global_zero:
             figures = "  ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
-            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {figures}", flush=True)
+            of = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
+            print(f"epoch {trainer.current_epoch + 1}{of}  {figures}", flush=True)
 
 
 class NetworkSummary(ModelSummary):
@@ -58,10 +59,12 @@ class NetworkSummary(ModelSummary):
 
     @staticmethod
     def summarize(summary_data: list[tuple[str, list[str]]], *args: Any, **kwargs: Any) -> None:
-        """Print the table of the network's rows."""
-        names = dict(summary_data)["Name"]
-        rows = [i for i, name in enumerate(names) if name.split(".")[0] == "net"]
-        ModelSummary.summarize([(title, [column[i] for i in rows]) for title, column in summary_data], *args, **kwargs)
+        """Print the table of the network's rows, in the columns that fit a terminal of 80."""
+        columns = dict(summary_data)
+        rows = [i for i, name in enumerate(columns["Name"]) if name.split(".")[0] == "net"]
+        left_out = ("Mode", "FLOPs", "In sizes")
+        kept = [(title, [column[i] for i in rows]) for title, column in columns.items() if title not in left_out]
+        ModelSummary.summarize(kept, *args, **kwargs)
 
 
 class NetworkGraph(Callback):

@@ -59,9 +59,19 @@ class CLI(LightningCLI):
             seed_everything_default=0,
             parser_class=Parser,
             parser_kwargs={
-                "fit": {"default_config_files": [str(RECIPES[recipe])], "description": "Train, then test once."},
-                "validate": {"description": "Score on validation: validate RUN_OR_CHECKPOINT [options]."},
-                "test": {"description": "Score on validation and test: test RUN_OR_CHECKPOINT [options]."},
+                "fit": {
+                    "usage": "python scripts/fit.py [options]",
+                    "description": "Train, keep the checkpoint that is best on validation, and test it once.",
+                    "default_config_files": [str(RECIPES[recipe])],
+                },
+                "validate": {
+                    "usage": "cifar-lit validate RUN_OR_CHECKPOINT [options]",
+                    "description": "Score a run or a checkpoint on validation.",
+                },
+                "test": {
+                    "usage": "python scripts/test.py RUN_OR_CHECKPOINT [options]",
+                    "description": "Score a run or a checkpoint on validation and test.",
+                },
             },
             args=args,
             auto_configure_optimizers=False,

@@ -150,7 +150,7 @@ def format_table(results: dict[str, Any]) -> str:
     }
     if per_class:
         lines += ["", "test accuracy per class"]
-    lines += [f"  {name[:17]:<18}{value:>12.4f}" for name, value in per_class.items()]
+    lines += [f"  {name[:29]:<30}{value:>12.4f}" for name, value in per_class.items()]
     lines += ["", *(f"{title:<12}{text}" for title, text in _remarks(results))]
     return "\n".join(lines)
 

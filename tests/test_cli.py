@@ -247,6 +247,7 @@ def test_help_lists_the_recipes_and_the_documented_options(capsys: pytest.Captur
         main(["fit", "--help"])
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith("usage: python scripts/fit.py [options] Train, keep the checkpoint")
     for recipe, path in RECIPES.items():
         assert f"{recipe} ({path.read_text().splitlines()[0].removeprefix('# ')})" in text
     assert "Peak learning rate of SGD, above 0." in text

@@ -30,7 +30,8 @@ def test_the_table_shows_the_figures_and_fits_a_terminal() -> None:
     assert "accuracy                  0.6500      0.6432" in lines
     assert "macro accuracy                        0.6430" in lines
     assert not any("top-5" in line for line in lines)
-    assert "  cat                     0.5000" in lines
+    assert "  cat                                 0.5000" in lines
+    assert "  a class with a very long name       0.7500" in lines
     assert "data        synthetic: 20,000 train, 5,000 validation, 5,000 test" in lines
     assert "network     TutorialCNN, 145,578 parameters" in lines
     assert "training    3 epochs in 61 s, 1,234 images/s" in lines

@@ -77,6 +77,8 @@ def _try_place(
             answer = f"answered {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 429):
                 return answer
+        except urllib.error.URLError as error:
+            answer = f"cannot be reached ({error.reason})"
         except (OSError, http.client.HTTPException) as error:
             answer = f"{error}" or type(error).__name__
         except ValueError as error:
