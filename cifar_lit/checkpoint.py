@@ -1,9 +1,26 @@
-"""Finding and reading checkpoints, without running anything that stands in them."""
+"""Which checkpoints are kept, where they are found, and reading them without running anything in them."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+def checkpoint_callbacks(has_val: bool) -> list[ModelCheckpoint]:
+    """Keep ``best.ckpt``, where there is validation, and ``last.ckpt``.
+
+    They are two callbacks, because one with ``save_last`` would write the last one only when it finds a new best.
+
+    Args:
+        has_val: Whether there is validation.
+
+    Returns:
+        The callbacks; the first one's ``best_model_path`` is the checkpoint that a run is judged by.
+    """
+    last = ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+    best = ModelCheckpoint(filename="best", monitor="Accuracy/val", mode="max", enable_version_counter=False)
+    return [best, last] if has_val else [last]
 
 
 def find_checkpoint(path: Path) -> Path:

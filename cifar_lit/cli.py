@@ -19,9 +19,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from cifar_lit.callbacks import ConfusionMatrix, NetworkGraph, NetworkSummary, ProgressBar, Speed
-from cifar_lit.checkpoint import find_checkpoint, read_hyper_parameters
+from cifar_lit.checkpoint import checkpoint_callbacks, find_checkpoint, read_hyper_parameters
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.module import ImageClassifier
+from cifar_lit.recipes import RECIPES, recipe_help
 from cifar_lit.results import (
     describe_data,
     describe_machine,
@@ -30,9 +31,6 @@ from cifar_lit.results import (
     format_table,
     save_results,
 )
-
-RECIPES = {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
-"""The packaged runs, by name."""
 
 
 class Parser(LightningArgumentParser):
@@ -154,7 +152,7 @@ class CLI(LightningCLI):
         if config["enable_model_summary"] is not False:
             kwargs["callbacks"].append(NetworkSummary())
         if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
-            kwargs["callbacks"] += _checkpointing(self.datamodule.has_val)
+            kwargs["callbacks"] += checkpoint_callbacks(self.datamodule.has_val)
         if config["logger"] in (None, True):
             root = config["default_root_dir"] or "."
             kwargs["logger"] = TensorBoardLogger(root, name="lightning_logs", default_hp_metric=False)
@@ -209,26 +207,6 @@ class CLI(LightningCLI):
             **describe_data(self.datamodule),
             **describe_model(self.model),
         }
-
-
-def _checkpointing(has_val: bool) -> list[ModelCheckpoint]:
-    """Keep ``best.ckpt``, where there is validation, and ``last.ckpt``.
-
-    They are two callbacks, because one with ``save_last`` would write the last one only when it finds a new best.
-    """
-    last = ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
-    best = ModelCheckpoint(filename="best", monitor="Accuracy/val", mode="max", enable_version_counter=False)
-    return [best, last] if has_val else [last]
-
-
-def recipe_help() -> str:
-    """List the packaged runs.
-
-    Returns:
-        A line of help, with each recipe's name and the first line of its header.
-    """
-    titles = [f"{name} ({path.read_text().splitlines()[0].removeprefix('# ')})" for name, path in RECIPES.items()]
-    return "A packaged run whose settings the other options change: " + "; ".join(titles)
 
 
 def checkpoint_args(path: Path) -> list[str]:

@@ -12,6 +12,8 @@ from PIL import Image
 from cifar_lit.cli import main
 
 TINY_CLASSES = ("bright", "dark", "green")
+FEW_EPOCHS = ["--trainer.max_epochs", "2", "--data.batch_size", "8"]
+RUN = Path("lightning_logs/version_0")
 
 
 def tiny_picture(class_name: str, number: int) -> Image.Image:
@@ -67,6 +69,13 @@ def tiny_root(tmp_path: Path) -> Path:
 def tiny_args(tiny_root: Path) -> list[str]:
     """Give the options that train on the tiny pictures."""
     return ["--data.source", "images", "--data.root", str(tiny_root), "--data.val_size", "0.2"]
+
+
+@pytest.fixture
+def run(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Train on the tiny pictures; gives what was printed."""
+    main(["fit", *tiny_args, *FEW_EPOCHS, "--seed_everything", "3"])
+    return capsys.readouterr().out
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,17 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from cifar_lit.cli import RECIPES, main
+from cifar_lit.cli import main
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import TutorialCNN
-from tests.sources.server import Behaviour, serving
+from cifar_lit.recipes import RECIPES
+from tests.conftest import FEW_EPOCHS, RUN
 
-Refused = Callable[[list[str]], tuple[int, str]]
 KEYS = {
     *("Accuracy/test", "Loss/test", "Accuracy/val", "Loss/val", "source", "num_train", "num_val", "num_test"),
     *("num_classes", "num_parameters", "seed", "epochs", "train_seconds", "images_per_second", "device", "versions"),
     "command",
 }
-FEW_EPOCHS = ["--trainer.max_epochs", "2", "--data.batch_size", "8"]
-RUN = Path("lightning_logs/version_0")
 
 
 def results(run: Path = RUN) -> dict[str, Any]:
@@ -40,13 +37,6 @@ def raw_events() -> list[Any]:
 def table_of(text: str) -> str:
     """Cut the figures out of what a run printed."""
     return text[text.index("validation") : text.index("\ndata")]
-
-
-@pytest.fixture
-def run(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Train on the tiny pictures; gives what was printed."""
-    main(["fit", *tiny_args, *FEW_EPOCHS, "--seed_everything", "3"])
-    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
@@ -121,14 +111,6 @@ def test_validate_gives_the_validation_figures_and_reads_no_test_image(
     out = capsys.readouterr().out
     assert f"accuracy{results()['Accuracy/val']:>24.4f}" in out
     assert "48 train, 12 validation\n" in out
-
-
-def test_validate_without_validation_is_refused(tiny_root: Path, refused: Refused) -> None:
-    main(["fit", "--data.source", "images", "--data.root", str(tiny_root), "--data.val_size", "0", *FEW_EPOCHS])
-    assert refused(["validate", str(RUN)]) == (
-        2,
-        "error: --data.val_size is 0: there are no validation images to score; use test",
-    )
 
 
 def test_the_best_checkpoint_is_the_best_on_validation_and_rebuilds_the_model(run: str) -> None:
@@ -253,100 +235,6 @@ def test_help_lists_the_recipes_and_the_documented_options(capsys: pytest.Captur
     assert "Peak learning rate of SGD, above 0." in text
     assert "TutorialCNN" in text
     assert "ConvReLU" not in text  # only networks of ours are offered, not every module of torch
-
-
-@pytest.mark.parametrize(
-    ("args", "expected"),
-    [
-        (["--model.learning_rate", "1"], "--model.learning_rate"),
-        (["--trainer.max_epoch", "3"], "--trainer.max_epoch"),
-        (["--trainer.max_epochs", "three"], "trainer.max_epochs"),
-        (["--model.lr", "fast"], "model.lr"),
-        (["--model.lr", "-1"], "--model.lr is -1.0: give a number above 0"),
-        (["--model.net", "ResNet"], "ResNet"),
-        (["--model.net", "torch.nn.Linear"], "torch.nn.Linear"),
-        (["--model.net.depth", "3"], "depth"),
-        (["--data.source", "imagenet"], "imagenet"),
-        (["--data.batch_size", "0"], "--data.batch_size is 0"),
-        (["--data.val_size", "5000"], "--data.val_size is 5000, and there are 60 training images"),
-        (["--data.root", "nowhere"], "--data.root nowhere: there is no such folder or archive"),
-        (["--seed_everything", "-1"], "--seed_everything is -1"),
-        (["--seed_everything", "true"], "seed_everything"),
-        (["--recipe", "slow"], "recipe"),
-        (["--config", "nothing.yaml"], "nothing.yaml"),
-        (["--trainer.devices", "99"], "--trainer.devices is 99, and this machine has"),
-        (["--trainer.accelerator", "abacus"], "abacus"),
-        (["--ckpt_path", "nothing.ckpt"], "nothing.ckpt"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_bad_arguments_end_in_one_line_and_exit_code_2(
-    args: list[str], expected: str, tiny_args: list[str], refused: Refused
-) -> None:
-    code, line = refused(["fit", *tiny_args, "--data.batch_size", "8", *args])
-    assert code == 2
-    assert line.startswith("error: ")
-    assert expected in line
-    assert not list(Path().rglob("checkpoints"))
-
-
-@pytest.mark.parametrize("subcommand", ["test", "validate"])
-@pytest.mark.parametrize(
-    ("place", "expected"),
-    [
-        ([], "needs a run's folder or a checkpoint"),
-        (["--data.source", "synthetic"], "needs a run's folder or a checkpoint"),
-        (["nowhere"], "nowhere is neither a checkpoint nor a run's folder"),
-        (["."], "is neither a checkpoint nor a run's folder"),
-        (["text.ckpt"], "text.ckpt is not a checkpoint of this project"),
-        (["empty.ckpt"], "empty.ckpt is not a checkpoint of this project"),
-        (["weights.ckpt"], "weights.ckpt is not a checkpoint of this project"),
-    ],
-)
-def test_random_weights_are_never_scored(subcommand: str, place: list[str], expected: str, refused: Refused) -> None:
-    Path("text.ckpt").write_text("no checkpoint")
-    Path("empty.ckpt").touch()
-    torch.save(TutorialCNN().state_dict(), "weights.ckpt")
-    code, line = refused([subcommand, *place])
-    assert code == 2
-    assert expected in line
-
-
-def test_a_checkpoint_is_not_scored_on_other_classes(run: str, tmp_path: Path, refused: Refused) -> None:
-    code, line = refused(["test", str(RUN), "--data.source", "synthetic"])
-    assert code == 2
-    assert "was trained for the classes bright, dark, green" in line
-
-
-def test_a_subcommand_is_needed(refused: Refused) -> None:
-    assert refused([])[0] == 2
-    assert refused(["train"])[0] == 2
-
-
-def test_a_bug_keeps_its_traceback(tiny_args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: object) -> None:
-        torch.zeros(2) @ torch.zeros(3)
-
-    monkeypatch.setattr(ImageClassifier, "training_step", broken)
-    with pytest.raises(RuntimeError, match=r"inconsistent tensor size|size mismatch"):
-        main(["fit", *tiny_args, *FEW_EPOCHS])
-
-
-def test_with_no_network_the_script_says_what_was_tried_and_the_ways_out(tmp_path: Path) -> None:
-    script = Path(__file__).parents[1] / "scripts" / "fit.py"
-    with serving(Behaviour(b"", statuses=[404] * 9)) as url:
-        options = ["--data.mirror", url, "--trainer.max_epochs", "1"]
-        code = (
-            "import sys, runpy, cifar_lit.sources.cifar10 as c, dataclasses;"
-            "c.Cifar10.__init__.__kwdefaults__['archive'] = dataclasses.replace(c.ARCHIVE, urls=());"
-            f"sys.argv = ['fit.py', *{options!r}]; runpy.run_path({str(script)!r}, run_name='__main__')"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    for part in (f"{url}: answered 404", "--data.mirror URL", "by hand", "--data.source synthetic", "images"):
-        assert part in line
 
 
 def test_a_normal_run_of_the_script_prints_no_warning(tiny_root: Path, tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ ALLOWED: dict[str, set[str]] = {
     "loader": set(),
     "datamodule": {"sources", "loader"},
     "module": {"networks", "optim"},
+    "recipes": set(),
     "results": {"datamodule", "module"},
-    "cli": {"callbacks", "checkpoint", "datamodule", "module", "results"},
+    "cli": {"recipes", "callbacks", "checkpoint", "datamodule", "module", "results"},
     "__init__": set(),
 }
 
