@@ -16,7 +16,7 @@ def checkpoint_callbacks(has_val: bool) -> list[ModelCheckpoint]:
         has_val: Whether there is validation.
 
     Returns:
-        The callbacks; the first one's ``best_model_path`` is the checkpoint that a run is judged by.
+        The callbacks; the first ``best_model_path`` that is not empty is what a run is judged by.
     """
     last = ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     best = ModelCheckpoint(filename="best", monitor="Accuracy/val", mode="max", enable_version_counter=False)

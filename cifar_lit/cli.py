@@ -51,6 +51,7 @@ class CLI(LightningCLI):
         self.args = args
         self.recipe = recipe
         self.speed = Speed()
+        self.checkpoints: list[ModelCheckpoint] = []
         super().__init__(
             ImageClassifier,
             CIFAR10DataModule,
@@ -152,7 +153,8 @@ class CLI(LightningCLI):
         if config["enable_model_summary"] is not False:
             kwargs["callbacks"].append(NetworkSummary())
         if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
-            kwargs["callbacks"] += checkpoint_callbacks(self.datamodule.has_val)
+            self.checkpoints = checkpoint_callbacks(self.datamodule.has_val and config["limit_val_batches"] != 0)
+            kwargs["callbacks"] += self.checkpoints
         if config["logger"] in (None, True):
             root = config["default_root_dir"] or "."
             kwargs["logger"] = TensorBoardLogger(root, name="lightning_logs", default_hp_metric=False)
@@ -162,8 +164,10 @@ class CLI(LightningCLI):
         trainer = self.trainer
         if self.config["fit"]["trainer"]["fast_dev_run"]:
             return
-        saved = trainer.checkpoint_callback  # the first one: best, where there is validation
-        checkpoint = saved.best_model_path if isinstance(saved, ModelCheckpoint) else None
+        if trainer.global_step == 0:
+            raise ValueError("--trainer allowed no step: nothing was trained, so there is nothing to test")
+        # The best, where validation has found one, else the last.
+        checkpoint = next((saved.best_model_path for saved in self.checkpoints if saved.best_model_path), None)
         results = {
             **evaluate(trainer, self.model, self.datamodule, checkpoint),
             **self._description(checkpoint),
@@ -180,7 +184,7 @@ class CLI(LightningCLI):
         if not trainer.is_global_zero:
             return
         if isinstance(trainer.logger, TensorBoardLogger):
-            if self.datamodule.has_val:  # never test: hyper-parameters are compared by this figure
+            if results["Accuracy/val"] is not None:  # never test: hyper-parameters are compared by this figure
                 options = {**self.model.hparams, **self.datamodule.hparams}
                 trainer.logger.log_hyperparams(options, {"hp_metric": results["Accuracy/val"]})
                 trainer.logger.save()

@@ -180,6 +180,15 @@ def test_without_validation_the_last_checkpoint_is_tested(tiny_root: Path, capsy
     assert table_of(capsys.readouterr().out) == table_of(fitted)
 
 
+@pytest.mark.parametrize(
+    "option", [["--trainer.limit_val_batches", "0"], ["--trainer.check_val_every_n_epoch", "5"]], ids=lambda o: o[0]
+)
+def test_where_validation_never_ran_the_last_checkpoint_is_tested(option: list[str], tiny_args: list[str]) -> None:
+    main(["fit", *tiny_args, *FEW_EPOCHS, *option])
+    assert results()["checkpoint"].endswith("last.ckpt")
+    assert 0 < results()["Accuracy/test"] <= 1
+
+
 def test_the_logs_go_under_the_root_that_is_given(tiny_args: list[str], tmp_path: Path) -> None:
     main(["fit", *tiny_args, *FEW_EPOCHS, "--trainer.default_root_dir", str(tmp_path / "deep")])
     assert results(tmp_path / "deep" / RUN)["epochs"] == 2

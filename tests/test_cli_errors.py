@@ -80,6 +80,13 @@ def test_a_checkpoint_is_not_scored_on_other_classes(run: str, tmp_path: Path, r
     assert "was trained for the classes bright, dark, green" in line
 
 
+def test_a_fit_that_made_no_step_tests_nothing(tiny_args: list[str], refused: Refused) -> None:
+    code, line = refused(["fit", *tiny_args, "--data.batch_size", "8", "--trainer.max_epochs", "0"])
+    assert (code, line.partition(":")[0]) == (2, "error")
+    assert "nothing was trained" in line
+    assert not list(Path().rglob("results.json"))
+
+
 def test_a_subcommand_is_needed(refused: Refused) -> None:
     assert refused([])[0] == 2
     assert refused(["train"])[0] == 2
