@@ -80,10 +80,14 @@ class NetworkGraph(Callback):
         assert isinstance(images, Tensor)
         if not (trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)):
             return
-        was_training = net.training
-        with torch.no_grad():
-            trainer.logger.experiment.add_graph(net.eval(), images.to(pl_module.device))
-        net.train(was_training)
+        modes = [(module, module.training) for module in net.modules()]
+        try:
+            with torch.no_grad():
+                trainer.logger.experiment.add_graph(net.eval(), images.to(pl_module.device))
+        except Exception as error:  # a network that cannot be traced can still be trained
+            print(f"no graph in TensorBoard: the network cannot be traced ({type(error).__name__})")
+        for module, was_training in modes:
+            module.training = was_training
 
 
 class Speed(Callback):
@@ -91,23 +95,24 @@ class Speed(Callback):
 
     Attributes:
         train_seconds: From the start of the first epoch to the end of the last, with validation and saving.
+        num_images: Training images that were seen, over all ranks.
         images_per_second: Training images over the time that went by outside validation.
     """
 
     def __init__(self) -> None:
         self.train_seconds = 0.0
-        self._num_images = 0
+        self.num_images = 0
         self._started = 0.0
         self._validation_started = 0.0
         self._validation_seconds = 0.0
 
     @property
     def images_per_second(self) -> float:  # noqa: D102 (described above)
-        return self._num_images / max(1e-9, self.train_seconds - self._validation_seconds)
+        return self.num_images / max(1e-9, self.train_seconds - self._validation_seconds)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._num_images = 0
+        self.num_images = 0
         self._validation_seconds = 0.0
         self._started = time.perf_counter()
 
@@ -115,7 +120,7 @@ class Speed(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the images of all ranks."""
-        self._num_images += len(batch[1]) * trainer.world_size
+        self.num_images += len(batch[1]) * trainer.world_size
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop counting time as training."""
@@ -152,20 +157,20 @@ def draw_confusion(counts: NDArray[np.int64], classes: list[str]) -> "Figure":
         classes: The C names.
 
     Returns:
-        The figure: the numbers, on a colour for the share in their row.
+        The figure: a colour for the share in the row and, up to 30 classes, the numbers.
     """
     from matplotlib.figure import Figure  # half a second that only a test with a logger needs
 
-    size = 2.5 + 0.55 * len(classes)
+    size = min(20.0, 2.5 + 0.55 * len(classes))
     figure = Figure(figsize=(size, size), layout="tight")
     axes = figure.subplots()
-    shares = counts / counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
     axes.set_yticks(range(len(classes)), classes)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    for (row, column), count in np.ndenumerate(counts):
+    for (row, column), count in np.ndenumerate(counts if len(classes) <= 30 else counts[:0]):
         colour = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
     return figure

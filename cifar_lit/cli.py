@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import linecache
 import logging
 import os
 import re
@@ -9,12 +10,14 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, NoReturn
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -30,6 +33,7 @@ from cifar_lit.results import (
     evaluate,
     format_table,
     save_results,
+    shorten,
 )
 
 
@@ -130,11 +134,23 @@ class CLI(LightningCLI):
         if checkpoint is not None and not Path(checkpoint).is_file():
             raise ValueError(f"--ckpt_path {checkpoint}: there is no such checkpoint")
 
+    def after_instantiate_classes(self) -> None:
+        """Refuse to go on from a checkpoint with other settings: its optimizer and its split would win, unsaid."""
+        checkpoint = self.config[self.subcommand]["ckpt_path"]
+        if self.subcommand != "fit" or checkpoint is None:
+            return
+        then = {name: value for part in read_hyper_parameters(Path(checkpoint)) for name, value in part.items()}
+        now = {**self.model.hparams, **self.datamodule.hparams}
+        changed = [name for name in then if name not in ("root", "cache_dir", "mirror") and then[name] != now[name]]
+        if changed:
+            differences = ", ".join(f"{name} {then[name]} (asked for: {now[name]})" for name in changed)
+            raise ValueError(f"--ckpt_path {checkpoint} goes on with its own settings: {differences}; give the same")
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer with our logger and observers, where the user has not chosen others."""
         config = self.config_init[self.subcommand]["trainer"]
         kwargs["callbacks"] = list(config["callbacks"] or [])
-        if config["enable_progress_bar"] is not False:
+        if config["enable_progress_bar"] is not False and not _has(kwargs["callbacks"], LightningProgressBar):
             kwargs["callbacks"].append(ProgressBar())
         if self.subcommand == "fit":
             self._add_to_fit(config, kwargs)
@@ -150,12 +166,14 @@ class CLI(LightningCLI):
 
     def _add_to_fit(self, config: Any, kwargs: dict[str, Any]) -> None:
         kwargs["callbacks"] += [self.speed, NetworkGraph(), ConfusionMatrix()]
-        if config["enable_model_summary"] is not False:
+        if config["enable_model_summary"] is not False and not _has(kwargs["callbacks"], ModelSummary):
             kwargs["callbacks"].append(NetworkSummary())
         if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
             self.checkpoints = checkpoint_callbacks(self.datamodule.has_val and config["limit_val_batches"] != 0)
             kwargs["callbacks"] += self.checkpoints
-        if config["logger"] in (None, True):
+        if config["logger"] is False:
+            self.save_config_callback = None  # there is no run folder to keep it in
+        elif config["logger"] in (None, True):
             root = config["default_root_dir"] or "."
             kwargs["logger"] = TensorBoardLogger(root, name="lightning_logs", default_hp_metric=False)
 
@@ -164,7 +182,7 @@ class CLI(LightningCLI):
         trainer = self.trainer
         if self.config["fit"]["trainer"]["fast_dev_run"]:
             return
-        if trainer.global_step == 0:
+        if self.speed.num_images == 0:
             raise ValueError("--trainer allowed no step: nothing was trained, so there is nothing to test")
         # The best, where validation has found one, else the last.
         checkpoint = next((saved.best_model_path for saved in self.checkpoints if saved.best_model_path), None)
@@ -183,13 +201,14 @@ class CLI(LightningCLI):
         results.setdefault("Loss/val", None)
         if not trainer.is_global_zero:
             return
-        if isinstance(trainer.logger, TensorBoardLogger):
-            if results["Accuracy/val"] is not None:  # never test: hyper-parameters are compared by this figure
-                options = {**self.model.hparams, **self.datamodule.hparams}
-                trainer.logger.log_hyperparams(options, {"hp_metric": results["Accuracy/val"]})
-                trainer.logger.save()
-            save_results(results, Path(trainer.logger.log_dir))
-            results["run"] = os.path.relpath(trainer.logger.log_dir)
+        if trainer.logger and trainer.log_dir:
+            save_results(results, Path(trainer.log_dir))
+            results["run"] = shorten(trainer.log_dir)
+        # Never test: hyper-parameters are compared by this figure.
+        if isinstance(trainer.logger, TensorBoardLogger) and results["Accuracy/val"] is not None:
+            options = {**self.model.hparams, **self.datamodule.hparams}
+            trainer.logger.log_hyperparams(options, {"hp_metric": results["Accuracy/val"]})
+            trainer.logger.save()
         print("\n" + format_table(results))
 
     def validate(self, ckpt_path: str, **kwargs: Any) -> None:
@@ -207,7 +226,7 @@ class CLI(LightningCLI):
 
     def _description(self, checkpoint: str | None) -> dict[str, Any]:
         return {
-            "checkpoint": os.path.relpath(checkpoint) if checkpoint else "none: the last weights",
+            "checkpoint": shorten(checkpoint) if checkpoint else "none: the last weights",
             **describe_data(self.datamodule),
             **describe_model(self.model),
         }
@@ -244,7 +263,7 @@ def main(args: list[str] | None = None) -> None:
     _quieten()
     try:
         recipe_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-        recipe_parser.add_argument("--recipe", default="tutorial")
+        recipe_parser.add_argument("--recipe", nargs="?", default="tutorial")
         recipe = recipe_parser.parse_known_args(args)[0].recipe
         if args and args[0] in ("validate", "test") and not {"-h", "--help"} & set(args):
             if len(args) < 2 or args[1].startswith("-"):
@@ -262,11 +281,15 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _is_for_people(error: BaseException) -> bool:
-    """Tell an error that this package raised, whose message says all, from a bug, which keeps its traceback."""
-    traceback = error.__traceback__
-    while traceback and traceback.tb_next:
-        traceback = traceback.tb_next
-    return traceback is not None and str(traceback.tb_frame.f_globals["__name__"]).startswith("cifar_lit.")
+    """Tell an error that a ``raise`` of this package made, whose message says all, from a bug: that has a traceback."""
+    *_, last = walk_tb(error.__traceback__)
+    frame, line_number = last
+    line = linecache.getline(frame.f_code.co_filename, line_number)
+    return str(frame.f_globals["__name__"]).startswith("cifar_lit.") and line.lstrip().startswith("raise ")
+
+
+def _has(callbacks: list[Any], kind: type) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
 
 
 def _quieten() -> None:
@@ -284,3 +307,4 @@ def _quieten() -> None:
         ".*callbacks used to create the checkpoint.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture is said by read_picture

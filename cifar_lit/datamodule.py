@@ -54,14 +54,16 @@ class CIFAR10DataModule(LightningDataModule):
             ("--data.split_seed", split_seed, 0),
             ("--seed_everything", seed, 0),
         ):
-            if value < lowest:
+            if not value >= lowest:
                 raise ValueError(f"{name} is {value}: give {lowest} or more")
         if isinstance(val_size, float) and val_size >= 1:
             raise ValueError(f"--data.val_size is {val_size}: give a whole number of images, or a fraction below 1")
+        # Plain types: a Path or one of numpy's scalars would make the checkpoint unreadable under weights_only.
+        root, cache_dir = str(root), str(cache_dir)
+        batch_size, split_seed, seed = int(batch_size), int(split_seed), int(seed)
+        val_size = float(val_size) if isinstance(val_size, float) else int(val_size)
         self.save_hyperparameters()
-        self.source: Source = make_source(
-            source, root=Path(root).expanduser(), cache_dir=Path(cache_dir).expanduser(), mirror=mirror
-        )
+        self.source: Source = make_source(source, root=Path(root), cache_dir=Path(cache_dir), mirror=mirror)
         self.train: Split | None = None
         self.val: Split | None = None
         self.test: Split | None = None
@@ -107,7 +109,8 @@ class CIFAR10DataModule(LightningDataModule):
     def train_dataloader(self) -> BatchLoader:
         """Give the training batches, in a new order for each epoch."""
         assert self.train is not None
-        return self._loader(self.train, self.hparams["batch_size"], shuffle=True)
+        overfits = getattr(self.trainer, "overfit_batches", 0) > 0  # then the same few batches come in each epoch
+        return self._loader(self.train, self.hparams["batch_size"], shuffle=not overfits)
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         """Give the validation batches; an empty list where there is no validation."""

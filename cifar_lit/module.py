@@ -1,6 +1,7 @@
 """The Lightning module: a network, its normalisation, loss, metrics and optimizer."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,16 +70,17 @@ class ImageClassifier(LightningModule):
         net_spec = describe_network(net)
         self.save_hyperparameters(
             {
-                "classes": list(classes),
+                # Plain types: numpy's scalars would make the checkpoint unreadable under weights_only.
+                "classes": [str(name) for name in classes],
                 "net": net_spec,
-                "lr": lr,
-                "momentum": momentum,
-                "nesterov": nesterov,
-                "weight_decay": weight_decay,
-                "schedule": schedule,
-                "warmup_epochs": warmup_epochs,
-                "mean": list(mean),
-                "std": list(std),
+                "lr": float(lr),
+                "momentum": float(momentum),
+                "nesterov": bool(nesterov),
+                "weight_decay": float(weight_decay),
+                "schedule": str(schedule),
+                "warmup_epochs": float(warmup_epochs),
+                "mean": [float(value) for value in mean],
+                "std": [float(value) for value in std],
             }
         )
         self.classes = list(classes)
@@ -230,12 +232,14 @@ class ImageClassifier(LightningModule):
         )
         if options["schedule"] == "constant" and options["warmup_epochs"] == 0:
             return optimizer
-        num_steps = int(self.trainer.estimated_stepping_batches)
-        num_epochs = self.trainer.max_epochs or 1
+        num_steps = self.trainer.estimated_stepping_batches
+        if math.isinf(num_steps):
+            raise ValueError("--model.schedule and --model.warmup_epochs need --trainer.max_epochs or max_steps")
+        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         factor = functools.partial(
             lr_factor,
-            num_steps=num_steps,
-            num_warmup_steps=min(num_steps - 1, round(num_steps * options["warmup_epochs"] / num_epochs)),
+            num_steps=int(num_steps),
+            num_warmup_steps=min(int(num_steps) - 1, round(steps_per_epoch * options["warmup_epochs"])),
             schedule=options["schedule"],
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

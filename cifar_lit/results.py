@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
+import cifar_lit
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.module import ImageClassifier
 
@@ -98,8 +99,8 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    packages = ("cifar_lit", "torch", "lightning", "torchmetrics")
-    versions = {"python": platform.python_version(), **{package: version(package) for package in packages}}
+    versions = {"python": platform.python_version(), "cifar_lit": cifar_lit.__version__}
+    versions |= {package: version(package) for package in ("torch", "lightning", "torchmetrics")}
     return {"device": f"{device.type} ({name})", "versions": versions}
 
 
@@ -122,6 +123,21 @@ def save_results(results: dict[str, Any], folder: Path) -> None:
     temporary = folder / ".results.json.part"
     temporary.write_text(json.dumps(results, indent=2) + "\n")
     temporary.replace(folder / "results.json")
+
+
+def shorten(path: str) -> str:
+    """Write a path relative to the working folder, where that is possible.
+
+    Args:
+        path: A file or folder.
+
+    Returns:
+        The relative path; on another drive, the path as it was.
+    """
+    try:
+        return os.path.relpath(path)
+    except ValueError:
+        return path
 
 
 def format_table(results: dict[str, Any]) -> str:

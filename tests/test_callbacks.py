@@ -97,3 +97,14 @@ def test_the_confusion_matrix_shows_every_count_in_its_place() -> None:
     shares = axes.images[0].get_array()
     assert shares is not None
     assert np.allclose(shares[1], [0.2, 0.6, 0.2])
+
+
+def test_a_confusion_matrix_of_many_classes_or_with_an_empty_row_is_drawn_too() -> None:
+    counts = np.eye(60, dtype=np.int64)
+    counts[7] = 0
+    figure = draw_confusion(counts, [str(i) for i in range(60)])
+    assert max(figure.get_size_inches()) <= 20
+    assert not figure.axes[0].texts
+    shares = figure.axes[0].images[0].get_array()
+    assert shares is not None
+    assert shares[7].sum() == 0

@@ -204,6 +204,14 @@ def test_logger_checkpoints_bar_and_summary_can_be_switched_off(
     assert "checkpoint  none: the last weights" in out
     assert "epoch 1/2" not in out
     assert not Path("lightning_logs").exists()
+    main(["fit", *tiny_args, *FEW_EPOCHS, *switches])  # a second one finds nothing of the first in its way
+
+
+def test_another_logger_gets_the_results_too(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", ".", "--trainer.logger.name", "csv"]
+    main(["fit", *tiny_args, *FEW_EPOCHS, *logger, "--trainer.callbacks+", "TQDMProgressBar"])
+    assert results(Path("csv/version_0"))["epochs"] == 2
+    assert "run         csv/version_0" in capsys.readouterr().out
 
 
 def test_a_fast_dev_run_writes_nothing(tiny_args: list[str]) -> None:

@@ -1,6 +1,7 @@
 """The table that a run ends with, and its file."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -55,5 +56,5 @@ def test_the_machine_is_described() -> None:
     machine = describe_machine(torch.device("cpu"))
     assert machine["device"].startswith("cpu (")
     assert f"{torch.get_num_threads()} threads" in machine["device"]
-    assert machine["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert machine["versions"]["torch"] == version("torch")
     assert set(machine["versions"]) == {"python", "cifar_lit", "torch", "lightning", "torchmetrics"}

@@ -40,6 +40,9 @@ def describe_network(net: NetworkFactory | Mapping[str, Any]) -> dict[str, Any]:
     for part in parts:
         if isinstance(part, type) and issubclass(part, Network):
             init_args = dict(net.keywords) if isinstance(net, functools.partial) else {}
+            for name, value in init_args.items():
+                if type(value) not in (bool, int, float, str, list, dict, type(None)):
+                    raise ValueError(f"--model.net.{name} is {value!r}: give a plain number, string or list")
             return {"class_path": f"{part.__module__}.{part.__qualname__}", "init_args": init_args}
     raise ValueError(f"net is {net!r}: give a subclass of cifar_lit.networks.Network, or a functools.partial of one")
 

@@ -29,7 +29,7 @@ def make_source(name: SourceName, *, root: Path, cache_dir: Path, mirror: str | 
         ValueError: If ``root`` cannot be a dataset.
     """
     if name == "cifar10":
-        return Cifar10(root, mirror=mirror)
+        return Cifar10(root.expanduser(), mirror=mirror)
     if name == "images":
-        return Images(root, cache_dir=cache_dir)
+        return Images(root.expanduser(), cache_dir=cache_dir.expanduser())
     return Synthetic()

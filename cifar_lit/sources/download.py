@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -73,18 +74,29 @@ def _try_place(
             part.unlink()
             if num_before == 0:
                 return answer  # else the earlier part may be to blame: once more from the start
-        except urllib.error.HTTPError as error:
-            answer = f"answered {error.code} {error.reason}"
-            if error.code < 500 and error.code not in (408, 429):
-                return answer
         except urllib.error.URLError as error:
-            answer = f"cannot be reached ({error.reason})"
+            answer = _describe(error)
+            if _is_final(error):
+                return answer
         except (OSError, http.client.HTTPException) as error:
             answer = f"{error}" or type(error).__name__
         except ValueError as error:
             return f"{error}"
         num_failures = 1 if _size(part) > num_before else num_failures + 1
     return answer
+
+
+def _describe(error: urllib.error.URLError) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"answered {error.code} {error.reason}"
+    return f"cannot be reached ({error.reason})"
+
+
+def _is_final(error: urllib.error.URLError) -> bool:
+    """Tell whether asking again at once would change nothing: the file is not there, or the name leads nowhere."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code < 500 and error.code not in (408, 429)
+    return isinstance(error.reason, socket.gaierror)
 
 
 def _size(path: Path) -> int:
@@ -109,7 +121,9 @@ def _transfer(url: str, part: Path, timeout_seconds: float) -> None:
         num_total = num_have + int(response.headers["Content-Length"] or 0)
         with (
             part.open("ab" if resumed else "wb") as file,
-            tqdm(desc=f"Downloading {url}", total=num_total, initial=num_have, unit="B", unit_scale=True) as bar,
+            tqdm(
+                desc=f"Downloading {url}", total=num_total or None, initial=num_have, unit="B", unit_scale=True
+            ) as bar,
         ):
             while block := response.read(BLOCK):
                 file.write(block)

@@ -7,13 +7,13 @@ import json
 import os
 import pickle
 import tarfile
+import uuid
 import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import get_args
 
@@ -28,6 +28,8 @@ from cifar_lit.sources.split import Split, SplitName
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 MAX_BYTES = 100_000_000
 """The largest file in an archive that is taken for a picture."""
+FORMAT = 1
+"""To be raised when pictures are decoded in another way, so that what was cached before is not used."""
 Listing = dict[str, dict[str, list[str]]]
 """Split -> class -> the names of its pictures, both sorted."""
 
@@ -58,7 +60,8 @@ class Images:
         classes = self._read_index()
         if classes is None:
             classes = {split: sorted(pictures) for split, pictures in self._listing.items()}
-            self._write("index.json", json.dumps({"fingerprint": self._fingerprint, "classes": classes}).encode())
+            with self._writing("index.json") as path:
+                path.write_text(json.dumps({"fingerprint": self._fingerprint, "classes": classes}))
         self.classes: list[str] = classes["train"]
         self.has_val = "val" in classes
 
@@ -98,26 +101,27 @@ class Images:
         labels = [label for label, class_name in enumerate(self.classes) for _ in listing[class_name]]
         place = {name: i for i, name in enumerate(names)}
         images = np.empty((len(names), 32, 32, 3), np.uint8)
+        done = np.zeros(len(names), bool)
 
         def decode(group: list[tuple[str, bytes]]) -> None:
             for name, data in group:
                 try:
                     images[place[name]] = read_picture(io.BytesIO(data))
+                    done[place[name]] = True
                 except ValueError as error:
                     raise ValueError(f"--data.root {self.root}: {name} {error}; mend or remove it") from error
 
-        contents = _contents(self.root, place)
         num_cores = os.cpu_count() or 1
         with ThreadPoolExecutor(num_cores) as pool, tqdm(total=len(names), desc=f"Decoding {split}") as bar:
-            # Piece by piece, so that never more than one piece of an archive is in memory; a group for each core,
-            # because handing over one picture costs as much as decoding it.
-            while piece := list(islice(contents, 256 * num_cores)):
+            # A group for each core, because handing over one picture costs as much as decoding it.
+            for piece in _pieces(_contents(self.root, place)):
                 list(pool.map(decode, (piece[i::num_cores] for i in range(num_cores))))
                 bar.update(len(piece))
+        if not done.all():
+            raise ValueError(f"--data.root {self.root} changed while it was read; start again")
         result = Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
-        buffer = io.BytesIO()
-        torch.save({"fingerprint": self._fingerprint, "images": result.images, "labels": result.labels}, buffer)
-        self._write(f"{split}.pt", buffer.getbuffer())
+        with self._writing(f"{split}.pt") as path:
+            torch.save({"fingerprint": self._fingerprint, "images": result.images, "labels": result.labels}, path)
         return result
 
     def _read_index(self) -> dict[str, list[str]] | None:
@@ -134,12 +138,17 @@ class Images:
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError):
             return None
 
-    def _write(self, name: str, data: bytes | memoryview) -> None:
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        """Give a path to write to; it gets its name in the cache when it is whole."""
         with self._cache_is_writable():
             self._cache.mkdir(parents=True, exist_ok=True)
-            temporary = self._cache / f".{name}.part"
-            temporary.write_bytes(data)
-            temporary.replace(self._cache / name)
+            temporary = self._cache / f".{name}.{uuid.uuid4().hex}"  # several processes may write at once
+            try:
+                yield temporary
+                temporary.replace(self._cache / name)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     @contextmanager
     def _cache_is_writable(self) -> Iterator[None]:
@@ -188,7 +197,7 @@ def check_listing(names: list[str], root: Path) -> Listing:
 def _find_datasets(names: list[str]) -> dict[tuple[str, ...], Listing]:
     """Group pictures by the folder that holds ``train`` and ``test``; hidden files and folders are passed over."""
     found: dict[tuple[str, ...], Listing] = defaultdict(dict)
-    for name in sorted(names):
+    for name in sorted(set(names)):  # an archive may hold a file twice: the later one counts
         path = PurePosixPath(name)
         folders = path.parts if name.endswith("/") else path.parts[:-1]
         if len(folders) < 2 or folders[-2] not in get_args(SplitName):
@@ -202,13 +211,15 @@ def _find_datasets(names: list[str]) -> dict[tuple[str, ...], Listing]:
 
 
 def _fingerprint(root: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(f"{FORMAT}\n".encode(), digest_size=16)
     if root.is_file():
         with root.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     else:
         for path in _walk(root):
+            if not path.exists():
+                continue  # a link to nothing
             stat = path.stat()
             digest.update(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
@@ -253,6 +264,19 @@ def _contents(root: Path, names: dict[str, int]) -> Iterator[tuple[str, bytes]]:
                     yield member.name, file.read()
 
 
+def _pieces(contents: Iterator[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+    """Gather files into lists, so that no more than one list of a large archive is in memory."""
+    piece: list[tuple[str, bytes]] = []
+    num_bytes = 0
+    for name, data in contents:
+        piece.append((name, data))
+        num_bytes += len(data)
+        if len(piece) >= 1024 or num_bytes >= MAX_BYTES:
+            yield piece
+            piece, num_bytes = [], 0
+    yield piece
+
+
 def _check_size(name: str, num_bytes: int, root: Path) -> None:
     if num_bytes > MAX_BYTES:
         raise ValueError(f"--data.root {root}: {name} has {num_bytes:,} bytes, more than {MAX_BYTES:,}; remove it")
@@ -262,5 +286,5 @@ def _check_size(name: str, num_bytes: int, root: Path) -> None:
 def _damage_named(root: Path) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise ValueError(f"--data.root {root} is not a whole .tar, .tar.gz or .zip archive: {error}") from error

@@ -27,14 +27,14 @@ def read_picture(file: IO[bytes]) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(file) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise ValueError(f"has {opened.width}x{opened.height} pixels, more than {MAX_PIXELS:,}")
-            image = ImageOps.exif_transpose(opened)
-            image = _to_rgb(image)
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        # Pillow raises SyntaxError for some broken PNG files.
-        reason = "is not a picture" if isinstance(error, UnidentifiedImageError) else f"is broken ({error})"
-        raise ValueError(reason) from error
+            num_pixels = opened.width * opened.height
+            image = _to_rgb(ImageOps.exif_transpose(opened)) if num_pixels <= MAX_PIXELS else None
+    except UnidentifiedImageError as error:
+        raise ValueError("is not a picture") from error
+    except Exception as error:  # Pillow has no closed list of what it raises for a broken file
+        raise ValueError(f"is broken ({error})") from error
+    if image is None:
+        raise ValueError(f"has {num_pixels:,} pixels, more than {MAX_PIXELS:,}")
     if image.size != (32, 32):
         image = image.resize((32, 32), Image.Resampling.BILINEAR)
     return np.asarray(image)

@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import pytest
 from torch import Tensor, nn
 
@@ -33,6 +34,11 @@ def test_a_network_is_described_in_plain_values() -> None:
     net = build_network(spec, num_classes=4)
     assert isinstance(net, WideNet)
     assert net.last.weight.shape == (4, 5)
+
+
+def test_an_option_that_a_checkpoint_could_not_hold_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"--model\.net\.width is .*3.*: give a plain number"):
+        describe_network(functools.partial(WideNet, width=np.int64(3)))  # type: ignore[arg-type]
 
 
 def test_what_is_no_network_is_refused() -> None:

@@ -96,7 +96,7 @@ def test_what_one_place_began_another_one_ends() -> None:
     good = Behaviour(BODY)
     with serving(cutting) as bad:
         with pytest.raises(RuntimeError):
-            fetch(bad.replace("archive", "archive"), "http://127.0.0.1:9/nothing", num_tries=1)
+            fetch(bad, "http://127.0.0.1:9/nothing", num_tries=1)
         with serving(good) as url:
             assert fetch(url) == BODY
     assert good.requests == ["bytes=100000-"]
@@ -120,7 +120,7 @@ def test_every_places_answer_stands_in_the_message() -> None:
         f"{wrong}: sent another file (its md5 sum is wrong)",
         f"{stalling}: timed out",
         f"{cutting}: the transfer broke off at 1,000 of 300,000 bytes",
-        "http://127.0.0.1:9/closed: cannot be reached ([Errno 111] Connection refused)",
+        "http://127.0.0.1:9/closed: cannot be reached (",
         "file:///etc/hostname: only http and https are supported",
         "--data.mirror URL",
         "put the archive at archive.tar.gz by hand",

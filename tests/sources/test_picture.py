@@ -71,6 +71,17 @@ def test_exif_turns_a_picture_upright() -> None:
     assert result[31, 0].tolist() == [255, 255, 255]
 
 
+def test_damaged_exif_data_is_named() -> None:
+    image = saved(Image.new("RGB", (32, 32)), "JPEG").getvalue()
+    # Orientation with a count of 1 and type of a text: Pillow's reader fails on it in its own way.
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x01z\0\0\0\0\0\0\0"
+    marked = image[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + image[2:]
+    try:
+        assert read_picture(io.BytesIO(marked)).shape == (32, 32, 3)
+    except ValueError as error:
+        assert "is broken" in str(error)  # noqa: PT017 (which of the two depends on Pillow's version)
+
+
 def test_of_an_animation_the_first_frame_is_taken() -> None:
     frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
     result = read_picture(saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True))
