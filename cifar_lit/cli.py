@@ -119,7 +119,7 @@ class CLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let the checkpoint's hyper-parameters win over the command line. For validate and test, main
-        # has put them in front of it; a fit that goes on takes those of its recipe and command line.
+        # has put them in front of it; a fit that goes on must be given the same ones (after_instantiate_classes).
         pass
 
     def before_instantiate_classes(self) -> None:
@@ -141,9 +141,9 @@ class CLI(LightningCLI):
             return
         then = {name: value for part in read_hyper_parameters(Path(checkpoint)) for name, value in part.items()}
         now = {**self.model.hparams, **self.datamodule.hparams}
-        changed = [name for name in then if name not in ("root", "cache_dir", "mirror") and then[name] != now[name]]
+        changed = [name for name in then if name not in ("root", "cache_dir", "mirror") and then[name] != now.get(name)]
         if changed:
-            differences = ", ".join(f"{name} {then[name]} (asked for: {now[name]})" for name in changed)
+            differences = ", ".join(f"{name} {then[name]} (asked for: {now.get(name)})" for name in changed)
             raise ValueError(f"--ckpt_path {checkpoint} goes on with its own settings: {differences}; give the same")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -183,7 +183,7 @@ class CLI(LightningCLI):
         if self.config["fit"]["trainer"]["fast_dev_run"]:
             return
         if self.speed.num_images == 0:
-            raise ValueError("--trainer allowed no step: nothing was trained, so there is nothing to test")
+            raise ValueError("nothing was trained, so there is nothing to test: give a higher --trainer.max_epochs")
         # The best, where validation has found one, else the last.
         checkpoint = next((saved.best_model_path for saved in self.checkpoints if saved.best_model_path), None)
         results = {
@@ -199,11 +199,12 @@ class CLI(LightningCLI):
         }
         results.setdefault("Accuracy/val", None)
         results.setdefault("Loss/val", None)
+        log_dir = trainer.log_dir if trainer.loggers else None  # on every rank: they agree on it
         if not trainer.is_global_zero:
             return
-        if trainer.logger and trainer.log_dir:
-            save_results(results, Path(trainer.log_dir))
-            results["run"] = shorten(trainer.log_dir)
+        if log_dir:
+            save_results(results, Path(log_dir))
+            results["run"] = shorten(log_dir)
         # Never test: hyper-parameters are compared by this figure.
         if isinstance(trainer.logger, TensorBoardLogger) and results["Accuracy/val"] is not None:
             options = {**self.model.hparams, **self.datamodule.hparams}
@@ -211,15 +212,17 @@ class CLI(LightningCLI):
             trainer.logger.save()
         print("\n" + format_table(results))
 
-    def validate(self, ckpt_path: str, **kwargs: Any) -> None:
+    def validate(self, ckpt_path: str | None, **kwargs: Any) -> None:
         """Score a checkpoint on validation."""
         self._score(ckpt_path, splits=("val",))
 
-    def test(self, ckpt_path: str, **kwargs: Any) -> None:
+    def test(self, ckpt_path: str | None, **kwargs: Any) -> None:
         """Score a checkpoint and show the figures that its training ended with."""
         self._score(ckpt_path, splits=("val", "test"))
 
-    def _score(self, checkpoint: str, *, splits: tuple[str, ...]) -> None:
+    def _score(self, checkpoint: str | None, *, splits: tuple[str, ...]) -> None:
+        if checkpoint is None:  # an option or a configuration file took back the one that was given
+            raise ValueError("--ckpt_path is null: the weights would be random; leave it out")
         figures = evaluate(self.trainer, self.model, self.datamodule, checkpoint, splits=splits)
         if self.trainer.is_global_zero:
             print("\n" + format_table({**figures, **self._description(checkpoint)}))

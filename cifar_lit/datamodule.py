@@ -1,5 +1,6 @@
 """The data module: a source, the split of train and validation, loaders."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,12 @@ class CIFAR10DataModule(LightningDataModule):
         if isinstance(val_size, float) and val_size >= 1:
             raise ValueError(f"--data.val_size is {val_size}: give a whole number of images, or a fraction below 1")
         # Plain types: a Path or one of numpy's scalars would make the checkpoint unreadable under weights_only.
-        root, cache_dir = str(root), str(cache_dir)
+        source_root = Path(root)
+        root, cache_dir = os.path.abspath(os.path.expanduser(root)), str(cache_dir)  # noqa: PTH100, PTH111
         batch_size, split_seed, seed = int(batch_size), int(split_seed), int(seed)
         val_size = float(val_size) if isinstance(val_size, float) else int(val_size)
         self.save_hyperparameters()
-        self.source: Source = make_source(source, root=Path(root), cache_dir=Path(cache_dir), mirror=mirror)
+        self.source: Source = make_source(source, root=source_root, cache_dir=Path(cache_dir), mirror=mirror)
         self.train: Split | None = None
         self.val: Split | None = None
         self.test: Split | None = None

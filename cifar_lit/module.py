@@ -3,14 +3,14 @@
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from cifar_lit.networks import NetworkFactory, TutorialCNN, build_network, describe_network
@@ -18,6 +18,40 @@ from cifar_lit.optim import Schedule, lr_factor
 
 Batch = tuple[Tensor, Tensor]
 """Images ``(N, 3, 32, 32)``, float32 in [0, 1], and labels ``(N,)``, int64."""
+
+
+class MeanLoss(Metric):
+    """The mean over images of a loss that is given as the mean over batches.
+
+    The library's MeanMetric either looks for NaN, which synchronises with the device in each step, or, told not to,
+    gives each batch the same weight (torchmetrics 1.9).
+    """
+
+    total: Tensor
+    num_images: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("num_images", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, num_images: int) -> None:
+        """Count one batch.
+
+        Args:
+            loss: The mean over the batch, a scalar.
+            num_images: Images in the batch.
+        """
+        self.total += loss * num_images
+        self.num_images += num_images
+
+    def compute(self) -> Tensor:
+        """Give the mean.
+
+        Returns:
+            A scalar.
+        """
+        return self.total / self.num_images
 
 
 class ImageClassifier(LightningModule):
@@ -66,6 +100,7 @@ class ImageClassifier(LightningModule):
         _check("nesterov", nesterov, not nesterov or momentum > 0, "false, or a momentum above 0 beside it")
         _check("weight_decay", weight_decay, weight_decay >= 0, "0 or more")
         _check("warmup_epochs", warmup_epochs, warmup_epochs >= 0, "0 or more")
+        _check("schedule", schedule, schedule in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}")
         _check("std", list(std), min(std) > 0, "three numbers above 0")
         net_spec = describe_network(net)
         self.save_hyperparameters(
@@ -96,12 +131,11 @@ class ImageClassifier(LightningModule):
         def accuracy(**options: Any) -> MulticlassAccuracy:
             return MulticlassAccuracy(num_classes, validate_args=False, **options)
 
-        # nan_strategy: looking for NaN would cost a synchronisation with the device in each step.
-        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.train_loss = MeanLoss()
         self.train_accuracy = accuracy(average="micro")
-        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.val_loss = MeanLoss()
         self.val_accuracy = accuracy(average="micro")
-        self.test_loss = MeanMetric(nan_strategy="disable")
+        self.test_loss = MeanLoss()
         test_metrics: dict[str, Metric] = {
             "Accuracy/test": accuracy(average="micro"),
             "MacroAccuracy/test": accuracy(average="macro"),
@@ -121,6 +155,7 @@ class ImageClassifier(LightningModule):
         Returns:
             ``(N, num_classes)``, float32.
         """
+        images = images.to(self.mean.dtype)  # of the weights, where --trainer.precision made them other than float32
         if self.normalize:
             images = (images - self.mean) / self.std
         logits: Tensor = self.net(images)

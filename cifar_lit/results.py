@@ -1,6 +1,7 @@
 """The figures of a run: taken, written down, shown."""
 
 import json
+import math
 import os
 import platform
 from importlib.metadata import version
@@ -121,7 +122,9 @@ def save_results(results: dict[str, Any], folder: Path) -> None:
         folder: The run's folder.
     """
     temporary = folder / ".results.json.part"
-    temporary.write_text(json.dumps(results, indent=2) + "\n")
+    # JSON has no NaN: a figure that is none becomes null.
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in results.items()}
+    temporary.write_text(json.dumps(finite, indent=2) + "\n")
     temporary.replace(folder / "results.json")
 
 

@@ -1,6 +1,7 @@
 """The command line, in process: runs from beginning to end, and errors of one line."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -276,3 +277,28 @@ def test_two_hundred_steps_on_real_images_learn_more_than_chance(real_images: Pa
     assert (figures["num_train"], figures["num_val"]) == (45_000, 5_000)
     assert figures["num_test"] in (5_000, 10_000)
     assert figures["images_per_second"] > 0
+
+
+def test_a_synthetic_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "--data.source", "synthetic", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"])
+    out = capsys.readouterr().out
+    assert "data        synthetic: 20,000 train, 5,000 validation, 5,000 test" in out
+    assert "CIFAR" not in out
+    assert results()["source"] == results()["title"] == "synthetic"
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_two_processes_write_one_results_file(tiny_root: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "scripts" / "fit.py"
+    options = ["--data.source", "images", "--data.root", str(tiny_root), "--data.val_size", "13", *FEW_EPOCHS]
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
+    done = subprocess.run(
+        [sys.executable, str(script), *options, *two], capture_output=True, text=True, cwd=tmp_path, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test accuracy per class") == 1
+    figures = results()
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+    assert (figures["num_val"], figures["num_test"]) == (13, 24)
+    main(["test", str(RUN)])  # one process scores the same
+    assert figures["Accuracy/test"] * 24 == pytest.approx(round(figures["Accuracy/test"] * 24))

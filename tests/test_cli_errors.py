@@ -74,6 +74,13 @@ def test_random_weights_are_never_scored(subcommand: str, place: list[str], expe
     assert expected in line
 
 
+def test_a_checkpoint_that_is_taken_back_is_not_replaced_by_random_weights(run: str, refused: Refused) -> None:
+    for options in (["--ckpt_path", "null"], ["--config", str(RUN / "config.yaml")]):
+        code, line = refused(["test", str(RUN), *options])
+        assert code == 2
+        assert "--ckpt_path is null" in line
+
+
 def test_a_checkpoint_is_not_scored_on_other_classes(run: str, tmp_path: Path, refused: Refused) -> None:
     code, line = refused(["test", str(RUN), "--data.source", "synthetic"])
     assert code == 2

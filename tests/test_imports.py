@@ -32,6 +32,8 @@ def imported(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cifar_lit."):
             names.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.ImportFrom) and node.module == "cifar_lit":
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
             names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("cifar_lit.")}
         assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}: a relative import"

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from cifar_lit.datamodule import CIFAR10DataModule
-from cifar_lit.module import ImageClassifier
+from cifar_lit.module import ImageClassifier, MeanLoss
 from cifar_lit.networks import TutorialCNN
 from tests.networks.test_base import WideNet
 
@@ -105,6 +105,35 @@ def test_the_figures_are_those_counted_by_hand(data: CIFAR10DataModule) -> None:
     assert figures["MacroAccuracy/test"] == pytest.approx(sum(per_class) / 3)
     assert "Top5Accuracy/test" not in figures  # there are three classes
     assert 0.5 < figures["Accuracy/test"] <= 1
+
+
+def test_a_loss_is_the_mean_over_images_also_where_the_last_batch_is_short() -> None:
+    loss = MeanLoss()
+    loss.update(torch.tensor(1.0), 7)
+    loss.update(torch.tensor(2.0), 1)
+    assert float(loss.compute()) == pytest.approx(9 / 8)
+
+
+def test_the_logged_training_loss_counts_every_image_once(data: CIFAR10DataModule) -> None:
+    # 45 images in batches of 8: the last one has 5.
+    seen: list[tuple[float, int]] = []
+
+    class Recorder(Callback):
+        def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *args: Any) -> None:
+            seen.append((float(outputs["loss"]), len(batch[1])))
+
+    trainer = quiet_trainer(max_epochs=1, enable_checkpointing=False, callbacks=[Recorder()])
+    trainer.fit(ImageClassifier(classes=data.classes), datamodule=data)
+    assert [n for _, n in seen] == [8, 8, 8, 8, 8, 5]
+    assert float(trainer.callback_metrics["Loss/train"]) == pytest.approx(sum(loss * n for loss, n in seen) / 45)
+
+
+def test_double_precision_trains(data: CIFAR10DataModule) -> None:
+    trainer = quiet_trainer(max_epochs=1, enable_checkpointing=False, precision="64-true")
+    module = ImageClassifier(classes=data.classes)
+    trainer.fit(module, datamodule=data)
+    assert module.mean.dtype == torch.float64
+    assert torch.isfinite(trainer.callback_metrics["Loss/train"])
 
 
 def test_top_five_is_counted_where_there_are_more_than_five_classes() -> None:

@@ -52,6 +52,12 @@ def test_the_file_holds_what_was_given_and_nothing_is_left_beside_it(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
+def test_a_figure_that_is_no_number_becomes_null(tmp_path: Path) -> None:
+    save_results({"Loss/test": float("nan"), "epochs": 3}, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text()) == {"Loss/test": None, "epochs": 3}
+    assert "NaN" not in (tmp_path / "results.json").read_text()
+
+
 def test_the_machine_is_described() -> None:
     machine = describe_machine(torch.device("cpu"))
     assert machine["device"].startswith("cpu (")

@@ -13,7 +13,8 @@ class Network(nn.Module):
 
     A subclass takes ``num_classes`` as its first argument and its own options as keyword-only arguments of
     plain types (numbers, strings, lists of these): they go into the checkpoint, from which the network is built
-    again. Nothing but a subclass of this class is ever built from a name that stands in a checkpoint.
+    again. Nothing but a subclass of this class is ever built from a name that stands in a checkpoint; the module of
+    that name is imported to find out, so a checkpoint can name only code that is installed already.
     """
 
 

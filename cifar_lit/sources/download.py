@@ -62,6 +62,7 @@ def _try_place(
     """Complete ``part`` from one place; return None when its sum is right, else what the place answered last."""
     answer = ""
     num_failures = 0
+    furthest = _size(part)
     while num_failures < num_tries:
         if num_failures:
             time.sleep(pause_seconds * 2 ** (num_failures - 1))
@@ -82,7 +83,8 @@ def _try_place(
             answer = f"{error}" or type(error).__name__
         except ValueError as error:
             return f"{error}"
-        num_failures = 1 if _size(part) > num_before else num_failures + 1
+        num_failures = 1 if _size(part) > furthest else num_failures + 1
+        furthest = max(furthest, _size(part))
     return answer
 
 

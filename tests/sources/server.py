@@ -18,6 +18,7 @@ class Behaviour:
         statuses: Error codes for the first requests; later ones succeed.
         cut_at: It breaks off after this many bytes of a request's body, as long as there are cuts left.
         cuts: How often it breaks off.
+        cut_points: Where it breaks off each time, in place of ``cut_at``.
         stall_seconds: How long it is silent in the middle of a body.
         length: Whether it says how long the body is.
     """
@@ -27,6 +28,7 @@ class Behaviour:
     statuses: list[int] = field(default_factory=list)
     cut_at: int = 0
     cuts: int = 0
+    cut_points: list[int] = field(default_factory=list)
     stall_seconds: float = 0.0
     length: bool = True
     requests: list[str] = field(default_factory=list)
@@ -57,7 +59,8 @@ def serving(behaviour: Behaviour) -> Iterator[str]:
             self.end_headers()
             if behaviour.cuts:
                 behaviour.cuts -= 1
-                part = part[: behaviour.cut_at]
+                cut_at = behaviour.cut_points.pop(0) if behaviour.cut_points else behaviour.cut_at
+                part = part[:cut_at]
             half = len(part) // 2
             self.wfile.write(part[:half])
             self.wfile.flush()

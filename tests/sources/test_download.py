@@ -51,6 +51,14 @@ def test_without_ranges_it_starts_anew() -> None:
     assert behaviour.requests == ["", "bytes=100000-", "bytes=100000-"]
 
 
+def test_a_server_that_breaks_off_now_here_now_there_is_left_in_the_end() -> None:
+    behaviour = Behaviour(BODY, ranges=False, cuts=50)
+    behaviour.cut_points = [50_000, 90_000] * 25
+    with serving(behaviour) as url:
+        failure(url)
+    assert len(behaviour.requests) < 10
+
+
 def test_a_part_of_an_earlier_start_is_taken_up() -> None:
     Path("archive.tar.gz.part").write_bytes(BODY[:123_456])
     behaviour = Behaviour(BODY)
