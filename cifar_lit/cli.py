@@ -24,11 +24,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from cifar_lit.callbacks import ConfusionMatrix, NetworkGraph, NetworkSummary, ProgressBar, Speed
 from cifar_lit.checkpoint import checkpoint_callbacks, find_checkpoint, read_hyper_parameters
 from cifar_lit.datamodule import CIFAR10DataModule
+from cifar_lit.machine import describe_machine, set_up
 from cifar_lit.module import ImageClassifier
 from cifar_lit.recipes import RECIPES, recipe_help
 from cifar_lit.results import (
     describe_data,
-    describe_machine,
     describe_model,
     evaluate,
     format_table,
@@ -160,9 +160,11 @@ class CLI(LightningCLI):
         if not self.datamodule.has_val:
             kwargs["limit_val_batches"] = 0
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise ValueError(f"--trainer: {error}") from error
+        set_up(trainer.strategy.root_device, str(trainer.precision))
+        return trainer
 
     def _add_to_fit(self, config: Any, kwargs: dict[str, Any]) -> None:
         kwargs["callbacks"] += [self.speed, NetworkGraph(), ConfusionMatrix()]

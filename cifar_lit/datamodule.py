@@ -1,17 +1,20 @@
 """The data module: a source, the split of train and validation, loaders."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from cifar_lit.augment import Augmentation, Flip, resize
 from cifar_lit.loader import BatchLoader
 from cifar_lit.sources import Source, SourceName, Split, make_source
 
 CACHE_DIR = "~/.cache/cifar_lit"
+SIZE = 32
 
 
 class CIFAR10DataModule(LightningDataModule):
@@ -31,6 +34,12 @@ class CIFAR10DataModule(LightningDataModule):
         split_seed: What the choice of these images is drawn from, apart from the run's seed.
         seed: What the order of the training images is drawn from. On the command line it is --seed_everything.
         cache_dir: For images, where what was decoded is kept.
+        crop_padding: Pixels by which the sides of a training image are padded by reflection before a part of the old
+            size is cut out, at a place drawn for each image and epoch; 0 for none.
+        flip: Mirror training images: not, at random, or a random half of them in one epoch and the others in the next.
+        cutout: Side in pixels of a square that is painted over in each training image; 0 for none.
+        image_sizes: The height and width of training images in each epoch, the last of them also in all further ones;
+            empty for 32 throughout. Smaller images are learned from faster.
 
     Raises:
         ValueError: If an argument is outside its range, or root cannot be a dataset.
@@ -47,6 +56,10 @@ class CIFAR10DataModule(LightningDataModule):
         split_seed: int = 0,
         seed: int = 0,
         cache_dir: str = CACHE_DIR,
+        crop_padding: int = 0,
+        flip: Flip = "none",
+        cutout: int = 0,
+        image_sizes: Sequence[int] = (),
     ) -> None:
         super().__init__()
         for name, value, lowest in (
@@ -54,9 +67,16 @@ class CIFAR10DataModule(LightningDataModule):
             ("--data.val_size", val_size, 0),
             ("--data.split_seed", split_seed, 0),
             ("--seed_everything", seed, 0),
+            ("--data.crop_padding", crop_padding, 0),
+            ("--data.cutout", cutout, 0),
+            ("--data.image_sizes", min(image_sizes, default=8), 8),
         ):
             if not value >= lowest:
                 raise ValueError(f"{name} is {value}: give {lowest} or more")
+        if crop_padding >= SIZE:
+            raise ValueError(f"--data.crop_padding is {crop_padding}: give less than {SIZE}, the size of the images")
+        if flip not in get_args(Flip):
+            raise ValueError(f"--data.flip is {flip}: give one of {', '.join(get_args(Flip))}")
         if isinstance(val_size, float) and val_size >= 1:
             raise ValueError(f"--data.val_size is {val_size}: give a whole number of images, or a fraction below 1")
         # Plain types: a Path or one of numpy's scalars would make the checkpoint unreadable under weights_only.
@@ -64,7 +84,10 @@ class CIFAR10DataModule(LightningDataModule):
         root, cache_dir = os.path.abspath(os.path.expanduser(root)), str(cache_dir)  # noqa: PTH100, PTH111
         batch_size, split_seed, seed = int(batch_size), int(split_seed), int(seed)
         val_size = float(val_size) if isinstance(val_size, float) else int(val_size)
+        crop_padding, flip, cutout = int(crop_padding), cast(Flip, str(flip)), int(cutout)
+        image_sizes = [int(size) for size in image_sizes]
         self.save_hyperparameters()
+        self.augmentation = Augmentation(crop_padding=crop_padding, flip=flip, cutout=cutout)
         self.source: Source = make_source(source, root=source_root, cache_dir=Path(cache_dir), mirror=mirror)
         self.train: Split | None = None
         self.val: Split | None = None
@@ -108,11 +131,27 @@ class CIFAR10DataModule(LightningDataModule):
                     "give fewer"
                 )
 
+    def sample_images(self, num_images: int = 5000) -> Tensor:
+        """Give some training images, in no particular order and always the same ones.
+
+        Args:
+            num_images: How many, at most.
+
+        Returns:
+            ``(n, 3, 32, 32)``, float32 in [0, 1].
+        """
+        assert self.train is not None
+        num_train = len(self.train.labels)
+        spread = torch.linspace(0, num_train - 1, min(num_images, num_train)).long()  # they may be sorted by class
+        return to_float(self.train.images[spread])
+
     def train_dataloader(self) -> BatchLoader:
         """Give the training batches, in a new order for each epoch."""
         assert self.train is not None
         overfits = getattr(self.trainer, "overfit_batches", 0) > 0  # then the same few batches come in each epoch
-        return self._loader(self.train, self.hparams["batch_size"], shuffle=not overfits)
+        return self._loader(
+            self.train, self.hparams["batch_size"], shuffle=not overfits, augmentation=self.augmentation
+        )
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         """Give the validation batches; an empty list where there is no validation."""
@@ -136,14 +175,23 @@ class CIFAR10DataModule(LightningDataModule):
         if not isinstance(batch, tuple):
             return batch  # the summary's and the graph's example image
         images, labels = batch
-        return to_float(images), labels
+        images = to_float(images)
+        sizes = self.hparams["image_sizes"]
+        if sizes and self.trainer and self.trainer.training:
+            images = resize(images, sizes[min(self.trainer.current_epoch, len(sizes) - 1)])
+        return images, labels
 
-    def _loader(self, split: Split, batch_size: int, *, shuffle: bool = False) -> BatchLoader:
+    def _loader(
+        self, split: Split, batch_size: int, *, shuffle: bool = False, augmentation: Augmentation | None = None
+    ) -> BatchLoader:
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         return BatchLoader(
             split.images,
             split.labels,
             batch_size=batch_size,
             shuffle=shuffle,
+            augmentation=augmentation,
+            device=device,
             seed=self.hparams["seed"],
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,

@@ -1,10 +1,11 @@
-"""Images and labels in memory -> batches, in an order that is a pure function of (seed, epoch)."""
+"""Images and labels in memory -> batches; their order and their augmentation are a pure function of (seed, epoch)."""
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from cifar_lit.augment import Augmentation, crop, cutout, flip, generator_for, pad
 
 
 def epoch_order(num_images: int, *, seed: int, epoch: int) -> Tensor:
@@ -18,26 +19,29 @@ def epoch_order(num_images: int, *, seed: int, epoch: int) -> Tensor:
     Returns:
         A permutation of ``0 .. num_images - 1``, int64; the same for the same arguments, on any machine.
     """
-    mixed = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
-    return torch.randperm(num_images, generator=torch.Generator().manual_seed(int(mixed >> 1)))
+    return torch.randperm(num_images, generator=generator_for(seed, epoch))
 
 
 class BatchLoader:
-    """Cuts whole batches out of tensors in memory by index; there are no workers and nothing is copied twice.
+    """Cuts whole batches out of tensors in memory by index, and augments them; there are no workers.
+
+    On a GPU it takes the images there once, and batches are made there.
 
     With several ranks a shuffled loader gives each of them the same number of batches: the ranks share every
     global batch of ``batch_size * world_size`` images, and a last global batch with fewer images than ranks is
     left out. An unshuffled loader, which is for evaluation, counts each image exactly once over the ranks, so
-    one rank may get a batch more than another.
+    one rank may get a batch more than another. What is done to an image in an epoch does not depend on the ranks.
 
     Args:
         images: ``(N, 3, 32, 32)``, uint8.
         labels: ``(N,)``, int64.
         batch_size: Images in a batch of one rank; the last batch of an epoch may have fewer.
         shuffle: Draw a new order for each epoch.
-        seed: What the orders are drawn from, 0 or more.
+        augmentation: What is done to the images; None for nothing.
+        seed: What orders and augmentations are drawn from, 0 or more.
         rank: Which of the ranks this is, from 0.
         world_size: How many ranks there are.
+        device: Where the batches are made.
     """
 
     def __init__(
@@ -47,12 +51,19 @@ class BatchLoader:
         *,
         batch_size: int,
         shuffle: bool = False,
+        augmentation: Augmentation | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.images = images
-        self.labels = labels
+        self.size = images.shape[-1]
+        self.augmentation = augmentation or Augmentation()
+        self.pixels = images.to(device).permute(0, 2, 3, 1).contiguous()
+        self.colour = self.pixels.view(-1, 3)[:: max(1, self.pixels.numel() // 10**7)].float().mean(0).round().byte()
+        if self.augmentation.crop_padding:
+            self.pixels = pad(self.pixels, self.augmentation.crop_padding)
+        self.labels = labels.to(device)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
@@ -82,9 +93,11 @@ class BatchLoader:
         Returns:
             One int64 tensor per batch.
         """
+        device = self.labels.device
         if not self.shuffle:
-            return list(torch.split(torch.arange(self.rank, len(self.labels), self.world_size), self.batch_size))
-        order = epoch_order(len(self.labels), seed=self.seed, epoch=self.epoch)
+            mine = torch.arange(self.rank, len(self.labels), self.world_size, device=device)
+            return list(torch.split(mine, self.batch_size))
+        order = epoch_order(len(self.labels), seed=self.seed, epoch=self.epoch).to(device)
         global_batches = torch.split(order, self.batch_size * self.world_size)
         return [batch[self.rank :: self.world_size] for batch in global_batches if len(batch) >= self.world_size]
 
@@ -96,5 +109,16 @@ class BatchLoader:
         return full + (rest >= self.world_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        how = self.augmentation
+        draws = how.draw(len(self.labels), self.size, seed=self.seed, epoch=self.epoch).to(self.labels.device)
         for index in self.indices():
-            yield self.images[index], self.labels[index]
+            corners, flips, holes = draws.at(index)
+            images = (
+                self.pixels.index_select(0, index) if corners is None else crop(self.pixels, index, corners, self.size)
+            )
+            if flips is not None:
+                images = flip(images, flips)
+            if holes is not None:
+                images = cutout(images, holes, how.cutout, self.colour)
+            # Seen as (n, 3, 32, 32), with the channels last in memory.
+            yield images.permute(0, 3, 1, 2), self.labels.index_select(0, index)

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,10 +14,13 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from cifar_lit.networks import NetworkFactory, TutorialCNN, build_network, describe_network
-from cifar_lit.optim import Schedule, lr_factor
+from cifar_lit.optim import Muon, Schedule, lr_factor
 
 Batch = tuple[Tensor, Tensor]
-"""Images ``(N, 3, 32, 32)``, float32 in [0, 1], and labels ``(N,)``, int64."""
+"""Images ``(N, 3, 32, 32)``, float32 in [0, 1], and labels ``(N,)``, int64. Training images may have another size."""
+
+Views = Literal["none", "mirror", "mirror_shift"]
+"""Which views of an image a test takes the mean over."""
 
 
 class MeanLoss(Metric):
@@ -71,6 +74,14 @@ class ImageClassifier(LightningModule):
         warmup_epochs: Epochs (also parts of one) in which the learning rate rises linearly to ``lr``.
         mean: What is subtracted from each colour channel of an image in [0, 1].
         std: What each colour channel is divided by after that, each above 0.
+        label_smoothing: The share of the target that is spread evenly over all classes while training, from 0 to below
+            1 (arXiv 1512.00567); the losses on validation and test are without it.
+        muon_lr: Peak learning rate of Muon for the filters of the convolutions, in which case lr is that of all other
+            parameters; 0 for SGD alone.
+        muon_momentum: Momentum of Muon, from 0 to below 1.
+        test_views: Beside the figures on the test images as they are, give the accuracy of the mean over views of each:
+            the image and its mirror image, or also both moved by one pixel to two sides.
+        compile: Compile the network before the first step, in place, so that checkpoints are the same.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -92,6 +103,11 @@ class ImageClassifier(LightningModule):
         warmup_epochs: float = 0.0,
         mean: tuple[float, float, float] = (0.0, 0.0, 0.0),
         std: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        label_smoothing: float = 0.0,
+        muon_lr: float = 0.0,
+        muon_momentum: float = 0.6,
+        test_views: Views = "none",
+        compile: bool = False,  # noqa: A002
     ) -> None:
         super().__init__()
         _check("classes", list(classes), len(classes) >= 2, "at least two names")
@@ -102,6 +118,10 @@ class ImageClassifier(LightningModule):
         _check("warmup_epochs", warmup_epochs, warmup_epochs >= 0, "0 or more")
         _check("schedule", schedule, schedule in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}")
         _check("std", list(std), min(std) > 0, "three numbers above 0")
+        _check("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "a number from 0 to below 1")
+        _check("muon_lr", muon_lr, muon_lr >= 0, "0 or more")
+        _check("muon_momentum", muon_momentum, 0 <= muon_momentum < 1, "a number from 0 to below 1")
+        _check("test_views", test_views, test_views in get_args(Views), f"one of {', '.join(get_args(Views))}")
         net_spec = describe_network(net)
         self.save_hyperparameters(
             {
@@ -116,6 +136,11 @@ class ImageClassifier(LightningModule):
                 "warmup_epochs": float(warmup_epochs),
                 "mean": [float(value) for value in mean],
                 "std": [float(value) for value in std],
+                "label_smoothing": float(label_smoothing),
+                "muon_lr": float(muon_lr),
+                "muon_momentum": float(muon_momentum),
+                "test_views": str(test_views),
+                "compile": bool(compile),
             }
         )
         self.classes = list(classes)
@@ -140,6 +165,8 @@ class ImageClassifier(LightningModule):
             "Accuracy/test": accuracy(average="micro"),
             "MacroAccuracy/test": accuracy(average="macro"),
         }
+        if self.hparams["test_views"] != "none":
+            test_metrics["ViewsAccuracy/test"] = accuracy(average="micro")
         if num_classes > 5:
             test_metrics["Top5Accuracy/test"] = accuracy(average="micro", top_k=5)
         self.test_metrics = nn.ModuleDict(test_metrics)
@@ -161,6 +188,22 @@ class ImageClassifier(LightningModule):
         logits: Tensor = self.net(images)
         return logits
 
+    def setup(self, stage: str) -> None:
+        """Let a network that starts from statistics of the training images see some of them.
+
+        Args:
+            stage: What the Trainer is about to do.
+        """
+        sample = getattr(self.trainer.datamodule, "sample_images", None)
+        if stage == "fit" and sample is not None:
+            with torch.no_grad():
+                self.net.prepare((sample() - self.mean.cpu()) / self.std.cpu())
+
+    def on_train_start(self) -> None:
+        """Compile the network, where that is asked for."""
+        if self.hparams["compile"]:
+            self.net.compile()  # in place and not the module: the names of the weights stay, and so does self.log
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the loss of one batch.
 
@@ -173,7 +216,7 @@ class ImageClassifier(LightningModule):
         """
         images, labels = batch
         logits = self(images)
-        loss = F.cross_entropy(logits, labels)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
         self.train_loss.update(loss.detach(), len(labels))
         self.train_accuracy.update(logits.detach(), labels)
         return loss
@@ -211,9 +254,10 @@ class ImageClassifier(LightningModule):
         images, labels = batch
         logits = self(images)
         self.test_loss.update(F.cross_entropy(logits, labels), len(labels))
-        for metric in (*self.test_metrics.values(), self.test_class_accuracy, self.test_confusion):
+        views = self.hparams["test_views"]
+        for name, metric in (*self.test_metrics.items(), ("", self.test_class_accuracy), ("", self.test_confusion)):
             assert isinstance(metric, Metric)
-            metric.update(logits, labels)
+            metric.update(mean_over_views(self, images, views) if name.startswith("Views") else logits, labels)
 
     def on_test_epoch_end(self) -> None:
         """Log the figures on test, over all classes and for each."""
@@ -258,13 +302,16 @@ class ImageClassifier(LightningModule):
             A ``torch.optim.SGD``, alone or with a scheduler whose interval is the step.
         """
         options = self.hparams
-        optimizer = torch.optim.SGD(
-            self.parameters(),
-            lr=options["lr"],
-            momentum=options["momentum"],
-            weight_decay=options["weight_decay"],
-            nesterov=options["nesterov"],
-        )
+        sgd = {name: options[name] for name in ("lr", "momentum", "weight_decay", "nesterov")}
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer: torch.optim.SGD
+        if options["muon_lr"] > 0:
+            filters = [parameter for parameter in trained if parameter.ndim == 4]
+            others = [parameter for parameter in trained if parameter.ndim != 4]
+            muon = {name: options[name] for name in ("muon_lr", "muon_momentum")}
+            optimizer = Muon(filters, others, **muon, **sgd)
+        else:
+            optimizer = torch.optim.SGD(trained, **sgd)
         if options["schedule"] == "constant" and options["warmup_epochs"] == 0:
             return optimizer
         num_steps = self.trainer.estimated_stepping_batches
@@ -279,6 +326,32 @@ class ImageClassifier(LightningModule):
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def mean_over_views(net: nn.Module, images: Tensor, views: Views) -> Tensor:
+    """Compute the mean of the logits over views of each image, as in arXiv 2404.00498.
+
+    Args:
+        net: What gives logits for images.
+        images: ``(N, 3, height, width)``.
+        views: ``none``; ``mirror``, the image and its mirror image; ``mirror_shift``, these for half of the mean, and
+            both moved by one pixel up and left, and down and right, for the other half.
+
+    Returns:
+        ``(N, num_classes)``.
+    """
+
+    def mirrored(images: Tensor) -> Tensor:
+        return 0.5 * (net(images) + net(images.flip(3)))  # type: ignore[no-any-return]
+
+    if views == "none":
+        return net(images)  # type: ignore[no-any-return]
+    if views == "mirror":
+        return mirrored(images)
+    height, width = images.shape[2:]
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    moved = (mirrored(padded[:, :, i : i + height, i : i + width]) for i in (0, 2))
+    return 0.5 * mirrored(images) + 0.25 * sum(moved, torch.zeros(()).to(images))
 
 
 def _check(name: str, value: object, good: bool, expected: str) -> None:

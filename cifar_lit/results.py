@@ -3,15 +3,11 @@
 import json
 import math
 import os
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 
-import cifar_lit
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.module import ImageClassifier
 
@@ -87,33 +83,6 @@ def describe_model(model: ImageClassifier) -> dict[str, Any]:
     }
 
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Say what it ran on.
-
-    Args:
-        device: Where the module was trained.
-
-    Returns:
-        ``device`` and ``versions``.
-    """
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    versions = {"python": platform.python_version(), "cifar_lit": cifar_lit.__version__}
-    versions |= {package: version(package) for package in ("torch", "lightning", "torchmetrics")}
-    return {"device": f"{device.type} ({name})", "versions": versions}
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def save_results(results: dict[str, Any], folder: Path) -> None:
     """Write ``results.json`` into a run's folder.
 
@@ -155,6 +124,7 @@ def format_table(results: dict[str, Any]) -> str:
     lines = [f"{'':<20}{'validation':>12}{'test':>12}"]
     for title, key in (
         ("accuracy", "Accuracy"),
+        ("with test views", "ViewsAccuracy"),
         ("macro accuracy", "MacroAccuracy"),
         ("top-5 accuracy", "Top5Accuracy"),
         ("loss", "Loss"),

@@ -1,16 +1,22 @@
 """The data module: the split, what is read when, what a batch becomes."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from torchvision.transforms import ToTensor
 
+from cifar_lit.augment import Augmentation
 from cifar_lit.datamodule import CIFAR10DataModule, hold_out, to_float
+from cifar_lit.loader import BatchLoader
+from cifar_lit.module import ImageClassifier
 from cifar_lit.sources import Split
 from tests.conftest import tiny_files, write_files
+from tests.networks.test_base import WideNet
 
 
 def numbered(counts: list[int]) -> Split:
@@ -108,6 +114,53 @@ def test_each_stage_reads_what_it_needs_and_fit_never_reads_test(tiny_root: Path
     assert not test.shuffle
 
 
+def test_training_images_grow_with_the_epochs_and_others_keep_their_size(tiny_root: Path) -> None:
+    data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=12, batch_size=48, image_sizes=[16, 24])
+    sizes: list[tuple[str, int]] = []
+
+    class Recorder(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, *args: Any) -> None:
+            sizes.append(("train", batch[0].shape[-1]))
+
+        def on_validation_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, *args: Any) -> None:
+            sizes.append(("val", batch[0].shape[-1]))
+
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        num_sanity_val_steps=0,
+        logger=False,
+        callbacks=[Recorder()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(ImageClassifier(classes=data.classes, net=functools.partial(WideNet, width=3)), datamodule=data)
+    assert sizes == [("train", 16), ("val", 32), ("train", 24), ("val", 32), ("train", 24), ("val", 32)]
+
+
+def test_a_sample_of_the_images_is_spread_over_the_classes(tiny_root: Path) -> None:
+    data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=0, batch_size=8)
+    data.setup("fit")
+    assert data.train is not None
+    sample = data.sample_images(6)
+    assert sample.shape == (6, 3, 32, 32)
+    assert torch.equal(sample[0], to_float(data.train.images)[0])
+    assert torch.equal(sample[-1], to_float(data.train.images)[-1])
+    assert len(data.sample_images(1000)) == 60
+
+
+def test_augmentation_is_for_training_alone(tiny_root: Path) -> None:
+    options: Any = {"crop_padding": 4, "flip": "random", "cutout": 8}
+    data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=12, batch_size=48, **options)
+    data.setup("fit")
+    data.setup("test")
+    assert data.train_dataloader().augmentation == Augmentation(**options)
+    for loader in (data.val_dataloader(), data.test_dataloader()):
+        assert isinstance(loader, BatchLoader)
+        assert loader.augmentation == Augmentation()
+
+
 def test_without_validation_there_is_no_validation_loader(tiny_root: Path) -> None:
     data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=0, batch_size=8)
     data.setup("fit")
@@ -137,6 +190,11 @@ def test_a_val_folder_takes_the_place_of_the_split(tmp_path: Path) -> None:
         ({"val_size": 1.5}, "--data.val_size is 1.5: give a whole number of images, or a fraction below 1"),
         ({"split_seed": -1}, "--data.split_seed is -1: give 0 or more"),
         ({"seed": -1}, "--seed_everything is -1: give 0 or more"),
+        ({"crop_padding": -1}, "--data.crop_padding is -1: give 0 or more"),
+        ({"crop_padding": 32}, "--data.crop_padding is 32: give less than 32, the size of the images"),
+        ({"cutout": -2}, "--data.cutout is -2: give 0 or more"),
+        ({"flip": "twice"}, "--data.flip is twice: give one of none, random, alternating"),
+        ({"image_sizes": [16, 7]}, "--data.image_sizes is 7: give 8 or more"),
     ],
 )
 def test_an_argument_outside_its_range_is_named(options: dict[str, Any], expected: str) -> None:

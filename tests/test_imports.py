@@ -16,12 +16,14 @@ ALLOWED: dict[str, set[str]] = {
     "optim": set(),
     "callbacks": set(),
     "checkpoint": set(),
-    "loader": set(),
-    "datamodule": {"sources", "loader"},
+    "augment": set(),
+    "loader": {"augment"},
+    "datamodule": {"augment", "sources", "loader"},
     "module": {"networks", "optim"},
+    "machine": set(),
     "recipes": set(),
     "results": {"datamodule", "module"},
-    "cli": {"recipes", "callbacks", "checkpoint", "datamodule", "module", "results"},
+    "cli": {"recipes", "callbacks", "checkpoint", "datamodule", "machine", "module", "results"},
     "__init__": set(),
 }
 

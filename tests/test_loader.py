@@ -1,8 +1,13 @@
-"""The loader: its order, its shards, its batches."""
+"""The loader: its order, its shards, its batches, its augmentation."""
+
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
+from cifar_lit.augment import Augmentation
 from cifar_lit.loader import BatchLoader, epoch_order
 
 
@@ -79,3 +84,74 @@ def test_two_ranks_with_half_the_batch_share_the_batches_of_one() -> None:
     halves = [loader(64, batch_size=8, rank=rank, world=2).indices() for rank in range(2)]
     for i, batch in enumerate(whole):
         assert sorted(torch.cat([halves[0][i], halves[1][i]]).tolist()) == sorted(batch.tolist())
+
+
+def coloured(num_images: int, **options: Any) -> BatchLoader:
+    """Make a loader of random images whose top row is not theirs: it tells which way round they are."""
+    images = torch.randint(256, (num_images, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    return BatchLoader(images, torch.arange(num_images), seed=5, **options)
+
+
+def by_label(loader: BatchLoader) -> dict[int, Tensor]:
+    return {int(label): image for images, labels in loader for image, label in zip(images, labels, strict=True)}
+
+
+FULL = Augmentation(crop_padding=4, flip="alternating", cutout=6)
+
+
+def test_what_is_done_to_an_image_depends_on_neither_batches_nor_ranks() -> None:
+    expected = by_label(coloured(48, batch_size=48, shuffle=True, augmentation=FULL))
+    assert by_label(coloured(48, batch_size=5, shuffle=True, augmentation=FULL)).keys() == expected.keys()
+    for rank in range(3):
+        shard = coloured(48, batch_size=4, shuffle=True, augmentation=FULL, rank=rank, world_size=3)
+        for label, image in by_label(shard).items():
+            assert torch.equal(image, expected[label])
+
+
+def test_an_epoch_comes_again_exactly_and_the_next_one_is_another() -> None:
+    loader = coloured(20, batch_size=8, shuffle=True, augmentation=FULL)
+    loader.set_epoch(4)
+    first = by_label(loader)
+    loader.set_epoch(5)
+    second = by_label(loader)
+    fresh = coloured(20, batch_size=8, shuffle=True, augmentation=FULL)
+    fresh.set_epoch(4)
+    again = by_label(fresh)
+    assert all(torch.equal(first[label], again[label]) for label in first)
+    assert not any(torch.equal(first[label], second[label]) for label in first)
+
+
+def test_a_crop_and_a_flip_are_a_part_of_the_reflected_image() -> None:
+    plain = by_label(coloured(30, batch_size=10))
+    crops = by_label(coloured(30, batch_size=10, augmentation=Augmentation(crop_padding=2, flip="random")))
+    for label, image in crops.items():
+        padded = F.pad(plain[label].float(), (2, 2, 2, 2), mode="reflect").byte()
+        windows = padded.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4)  # (5, 5, 3, 32, 32)
+        matches = [(windows == way).flatten(2).all(2).any() for way in (image, image.flip(2))]
+        assert any(matches)
+
+
+def test_a_hole_has_the_mean_colour() -> None:
+    images = torch.full((6, 3, 32, 32), 90, dtype=torch.uint8)
+    images[:3] = 30
+    loader = BatchLoader(images, torch.arange(6), batch_size=6, augmentation=Augmentation(cutout=5))
+    ((batch, _),) = loader
+    holes = (batch == 60).all(1).flatten(1).sum(1)
+    assert bool(((holes >= 9) & (holes <= 25)).all())
+
+
+def test_batches_have_their_channels_last_and_leave_the_images_alone() -> None:
+    images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
+    before = images.clone()
+    for batch, _ in BatchLoader(images, torch.arange(8), batch_size=4, augmentation=FULL):
+        assert batch.is_contiguous(memory_format=torch.channels_last)
+        batch.fill_(0)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_makes_the_same_batches() -> None:
+    on_cpu = by_label(coloured(40, batch_size=8, shuffle=True, augmentation=FULL))
+    on_gpu = by_label(coloured(40, batch_size=8, shuffle=True, augmentation=FULL, device="cuda"))
+    assert all(image.device.type == "cuda" and torch.equal(image.cpu(), on_cpu[i]) for i, image in on_gpu.items())

@@ -10,8 +10,9 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from cifar_lit.datamodule import CIFAR10DataModule
-from cifar_lit.module import ImageClassifier, MeanLoss
+from cifar_lit.module import ImageClassifier, MeanLoss, mean_over_views
 from cifar_lit.networks import TutorialCNN
+from cifar_lit.optim import Muon
 from tests.networks.test_base import WideNet
 
 CLASSES = ["a", "b", "c"]
@@ -56,6 +57,95 @@ def test_the_defaults_are_the_tutorials() -> None:
         0,
         "constant",
     )
+
+
+def test_muon_takes_the_filters_and_sgd_the_rest() -> None:
+    module = ImageClassifier(classes=CLASSES, lr=0.05, momentum=0.85, nesterov=True, muon_lr=0.2, muon_momentum=0.7)
+    optimizer = module.configure_optimizers()
+    assert type(optimizer) is Muon
+    others, filters = optimizer.param_groups
+    assert {parameter.ndim for parameter in filters["params"]} == {4}
+    assert {parameter.ndim for parameter in others["params"]} == {1, 2}
+    assert len(filters["params"]) + len(others["params"]) == len(list(module.parameters()))
+    assert (filters["lr"], filters["momentum"]) == (0.2, 0.7)
+    assert (others["lr"], others["momentum"], others["nesterov"]) == (0.05, 0.85, True)
+
+
+def test_frozen_weights_stay_out_of_the_optimizer() -> None:
+    module = ImageClassifier(classes=CLASSES)
+    frozen = next(module.net.parameters()).requires_grad_(False)
+    optimizer = module.configure_optimizers()
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert not any(parameter is frozen for parameter in optimizer.param_groups[0]["params"])
+
+
+def test_labels_are_smoothed_in_training_alone(data: CIFAR10DataModule) -> None:
+    data.setup("fit")
+    images, labels = torch.rand(6, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2])
+    module = ImageClassifier(classes=data.classes, label_smoothing=0.3)
+    loss = module.training_step((images, labels), 0)
+    logs = torch.log_softmax(module(images), dim=1)
+    by_hand = -(0.7 * logs[torch.arange(6), labels] + 0.3 * logs.mean(1)).mean()
+    assert float(loss.detach()) == pytest.approx(float(by_hand.detach()), rel=1e-6)
+    module.validation_step((images, labels), 0)
+    plain = nn.functional.cross_entropy(module(images), labels).detach()
+    assert float(module.val_loss.compute()) == pytest.approx(float(plain), rel=1e-6)
+
+
+@pytest.mark.parametrize("views", ["mirror", "mirror_shift"])
+def test_views_are_averaged_and_the_plain_figure_stays(views: Any) -> None:
+    module = ImageClassifier(classes=CLASSES, test_views=views).eval()
+    module.trainer = quiet_trainer(max_epochs=1)
+    images, labels = torch.rand(40, 3, 32, 32), torch.arange(40) % 3
+    with torch.no_grad():
+        module.test_step((images, labels), 0)
+        shown, mirrored = module(images), module(images.flip(3))
+        moved = []
+        for row, column in ((-1, -1), (1, 1)):
+            padded = nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
+            moved.append(padded[:, :, 1 + row : 33 + row, 1 + column : 33 + column])
+        expected = (shown + mirrored) / 2
+        if views == "mirror_shift":
+            expected = expected / 2 + sum(module(view) + module(view.flip(3)) for view in moved) / 8
+        assert torch.allclose(mean_over_views(module, images, views), expected, atol=1e-6)
+    for name, logits in (("Accuracy/test", shown), ("ViewsAccuracy/test", expected)):
+        metric = module.test_metrics[name]
+        assert float(metric.compute()) == pytest.approx(float((logits.argmax(1) == labels).float().mean()))  # type: ignore[operator]
+
+
+def test_a_network_sees_training_images_before_the_fit_and_no_others(data: CIFAR10DataModule) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Curious(TutorialCNN):
+        def prepare(self, images: torch.Tensor) -> None:
+            seen.append(images)
+
+    module = ImageClassifier(classes=data.classes, mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
+    module.net = Curious(3)
+    trainer = quiet_trainer(max_epochs=1, enable_checkpointing=False)
+    trainer.fit(module, datamodule=data)
+    assert data.train is not None
+    (images,) = seen
+    assert torch.allclose(images, (data.train.images / 255 - 0.5) / 0.1, atol=1e-5)
+    trainer.test(module, datamodule=data, verbose=False)
+    assert len(seen) == 1
+
+
+@pytest.mark.slow
+def test_compiling_changes_neither_names_nor_figures(data: CIFAR10DataModule, tmp_path: Path) -> None:
+    weights = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        module = ImageClassifier(classes=data.classes, compile=compiled)
+        trainer = quiet_trainer(max_epochs=2, default_root_dir=tmp_path)
+        trainer.fit(module, datamodule=data)
+        trainer.save_checkpoint(tmp_path / "compiled.ckpt")
+        weights.append(module.state_dict())
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        assert torch.allclose(weight, weights[1][name], atol=1e-4)
+    rebuilt = ImageClassifier.load_from_checkpoint(tmp_path / "compiled.ckpt", weights_only=True, map_location="cpu")
+    assert torch.equal(rebuilt.state_dict()["net.layers.conv1.weight"], weights[1]["net.layers.conv1.weight"])
 
 
 def test_the_schedule_moves_with_each_step(data: CIFAR10DataModule) -> None:
@@ -173,6 +263,10 @@ def test_a_checkpoint_alone_rebuilds_a_module_made_in_python(net: Any, data: CIF
         ({"weight_decay": -1}, "weight_decay is -1"),
         ({"warmup_epochs": -1}, "warmup_epochs is -1"),
         ({"std": (1, 0, 1)}, r"std is \[1, 0, 1\]"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0: give a number from 0 to below 1"),
+        ({"muon_lr": -0.1}, "muon_lr is -0.1: give 0 or more"),
+        ({"muon_momentum": 1}, "muon_momentum is 1"),
+        ({"test_views": "all"}, "test_views is all: give one of none, mirror, mirror_shift"),
     ],
 )
 def test_an_argument_outside_its_range_is_named(options: dict[str, Any], expected: str) -> None:

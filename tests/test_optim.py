@@ -1,8 +1,13 @@
-"""The schedules, by tables of values."""
+"""The schedules, by tables of values; the optimizer, against its formula."""
+
+import copy
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-from cifar_lit.optim import Schedule, lr_factor
+from cifar_lit.optim import Muon, Schedule, lr_factor, orthogonalize
 
 
 @pytest.mark.parametrize(
@@ -26,3 +31,75 @@ def test_a_step_beyond_the_last_has_the_factor_zero(schedule: Schedule) -> None:
     # The Trainer asks once more after the last step.
     for step in (10, 11, 20):
         assert lr_factor(step, num_steps=10, num_warmup_steps=3, schedule=schedule) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("shape", [(8, 30), (30, 8), (6, 6)])
+def test_orthogonalizing_brings_the_singular_values_near_one_and_keeps_the_directions(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    result = orthogonalize(matrix, num_steps=8)
+    inner = u.mT @ result @ v.mT
+    assert torch.allclose(inner, torch.diag(torch.diag(inner)), atol=1e-6)
+    assert bool(((torch.diag(inner) > 0.6) & (torch.diag(inner) < 1.3)).all())
+    assert orthogonalize(matrix.float()).dtype == torch.float32
+
+
+def test_muon_is_its_formula_for_filters_and_sgd_for_the_rest() -> None:
+    generator = torch.Generator().manual_seed(1)
+    filters, bias = torch.randn(4, 3, 3, 3, generator=generator), torch.randn(4, generator=generator)
+    ours = [filters.clone().requires_grad_(), bias.clone().requires_grad_()]
+    options: dict[str, Any] = {"lr": 0.1, "momentum": 0.8, "nesterov": True, "weight_decay": 0.01}
+    optimizer = Muon([ours[0]], [ours[1]], muon_lr=0.3, muon_momentum=0.6, **options)
+    theirs = bias.clone().requires_grad_()
+    sgd = torch.optim.SGD([theirs], **options)
+    buffer = torch.zeros_like(filters)
+    for _ in range(3):
+        gradients = [torch.randn(part.shape, generator=generator) for part in ours]
+        for part, gradient in zip([*ours, theirs], [*gradients, gradients[1]], strict=True):
+            part.grad = gradient.clone()
+        optimizer.step()
+        sgd.step()
+        buffer = 0.6 * buffer + gradients[0]
+        direction = orthogonalize((gradients[0] + 0.6 * buffer).view(4, 27)).view_as(filters)
+        filters = filters * (4**0.5 / filters.norm()) - 0.3 * direction
+        assert torch.allclose(ours[0], filters, atol=1e-6)
+        assert torch.equal(ours[1], theirs)
+
+
+def test_muon_goes_on_from_its_state() -> None:
+    def fresh() -> tuple[list[Tensor], Muon]:
+        generator = torch.Generator().manual_seed(2)
+        parts = [torch.randn(5, 2, 3, 3, generator=generator), torch.randn(5, generator=generator)]
+        parts = [part.requires_grad_() for part in parts]
+        return parts, Muon(parts[:1], parts[1:], muon_lr=0.2, muon_momentum=0.9, lr=0.1, momentum=0.9)
+
+    def step(parts: list[Tensor], optimizer: Muon, seed: int) -> None:
+        for part in parts:
+            part.grad = torch.randn(part.shape, generator=torch.Generator().manual_seed(seed))
+        optimizer.step()
+
+    whole, optimizer = fresh()
+    step(whole, optimizer, 0)
+    state = copy.deepcopy(optimizer.state_dict())
+    saved = [part.detach().clone() for part in whole]
+    step(whole, optimizer, 1)
+    resumed, optimizer = fresh()
+    for part, value in zip(resumed, saved, strict=True):
+        part.data.copy_(value)
+    optimizer.load_state_dict(state)
+    step(resumed, optimizer, 1)
+    assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
+
+
+def test_muon_evaluates_a_closure_with_gradients() -> None:
+    weight, bias = torch.ones(1, 2, 1, 1, requires_grad=True), torch.ones(1, requires_grad=True)
+    optimizer = Muon([weight], [bias], muon_lr=0.1, muon_momentum=0.0, lr=0.5)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = weight.sum() + bias.sum()
+        loss.backward()
+        return float(loss.detach())
+
+    assert optimizer.step(closure) == 3.0
+    assert float(bias.detach()) == 0.5

@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Network(nn.Module):
@@ -16,6 +16,13 @@ class Network(nn.Module):
     again. Nothing but a subclass of this class is ever built from a name that stands in a checkpoint; the module of
     that name is imported to find out, so a checkpoint can name only code that is installed already.
     """
+
+    def prepare(self, images: Tensor) -> None:
+        """Set what is computed from training images, once before training; most networks have nothing of the kind.
+
+        Args:
+            images: ``(n, 3, 32, 32)``, float32, normalised: some of the training images, the same on every rank.
+        """
 
 
 NetworkFactory = Callable[[int], Network]

@@ -1,0 +1,61 @@
+"""Winograd's convolution against torch's."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cifar_lit.networks.winograd import Conv3x3, WinogradConvolution, tile_size, transforms
+
+
+@pytest.mark.parametrize("m", [2, 3, 4])
+def test_the_transforms_compute_a_correlation_exactly(m: int) -> None:
+    by = transforms(m)
+    rng = np.random.default_rng(m)
+    patch, filters = rng.integers(-4, 5, (m + 2, m + 2)), rng.integers(-4, 5, (3, 3))
+    expected = [[(patch[i : i + 3, j : j + 3] * filters).sum() for j in range(m)] for i in range(m)]
+    transformed = (by.patches @ torch.from_numpy(patch.flatten()).float()) * (
+        by.filters @ torch.from_numpy(filters.flatten()).float()
+    )
+    assert (by.outputs @ transformed).view(m, m).numpy() == pytest.approx(np.array(expected), abs=1e-3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 8), (6, 6), (3, 3), (2, 2), (5, 7), (1, 1), (10, 4)])
+def test_output_and_gradients_are_those_of_torch(height: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(height * width)
+    images = torch.randn(3, 5, height, width, generator=generator).requires_grad_()
+    filters = torch.randn(7, 5, 3, 3, generator=generator).requires_grad_()
+    towards = torch.randn(3, 7, height, width, generator=generator)
+    ours = WinogradConvolution.apply(images, filters)
+    theirs = F.conv2d(images, filters, padding=1)
+    assert ours.shape == theirs.shape
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert float((ours - theirs).detach().norm() / theirs.detach().norm()) < 1e-5
+    for a, b in zip(
+        torch.autograd.grad(ours, (images, filters), towards),
+        torch.autograd.grad(theirs, (images, filters), towards),
+        strict=True,
+    ):
+        assert a.shape == b.shape
+        assert float((a - b).norm() / b.norm()) < 1e-5
+
+
+def test_the_tile_is_the_one_with_the_fewest_products() -> None:
+    assert [tile_size(size, size) for size in (16, 12, 8, 6, 4, 3, 2)] == [4, 4, 4, 3, 4, 3, 2]
+
+
+def test_the_layer_begins_as_the_identity_and_is_the_same_with_and_without_gradients() -> None:
+    layer = Conv3x3(64, 96)
+    images = torch.randn(2, 64, 8, 8)
+    assert torch.allclose(layer(images)[:, :64], images, atol=1e-5)
+    with torch.no_grad():
+        plain = layer(images)
+    assert torch.equal(plain[:, :64], images)  # torch's own convolution
+    assert torch.allclose(layer(images), plain, atol=1e-4)
+    assert "Winograd" in type(layer(images).grad_fn).__name__
+
+
+def test_few_channels_and_other_types_take_torchs_convolution() -> None:
+    assert "Winograd" not in type(Conv3x3(3, 64)(torch.randn(1, 3, 8, 8)).grad_fn).__name__
+    double = Conv3x3(64, 64).double()(torch.randn(1, 64, 8, 8, dtype=torch.float64))
+    assert double.dtype == torch.float64
