@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "recipes": set(),
     "results": {"datamodule", "module"},
     "cli": {"recipes", "callbacks", "checkpoint", "datamodule", "machine", "module", "results"},
+    "bench": {"augment", "cli", "datamodule", "loader", "machine", "networks"},
     "__init__": set(),
 }
 
