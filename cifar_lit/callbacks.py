@@ -114,7 +114,7 @@ class Speed(Callback):
         """Start the clock."""
         self.num_images = 0
         self._validation_seconds = 0.0
-        self._started = time.perf_counter()
+        self._started = _now(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -124,16 +124,22 @@ class Speed(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop counting time as training."""
-        self._validation_started = time.perf_counter()
+        self._validation_started = _now(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count time as training again."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._validation_seconds += time.perf_counter() - self._validation_started
+            self._validation_seconds += _now(trainer) - self._validation_started
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
-        self.train_seconds = time.perf_counter() - self._started
+        self.train_seconds = _now(trainer) - self._started
+
+
+def _now(trainer: Trainer) -> float:
+    if trainer.strategy.root_device.type == "cuda":
+        torch.cuda.synchronize()  # what was asked for is done
+    return time.perf_counter()
 
 
 class ConfusionMatrix(Callback):

@@ -11,7 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -26,6 +26,7 @@ from cifar_lit.checkpoint import checkpoint_callbacks, find_checkpoint, read_hyp
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.machine import describe_machine, set_up
 from cifar_lit.module import ImageClassifier
+from cifar_lit.parser import DESCRIPTIONS, SUBCOMMANDS, Parser
 from cifar_lit.recipes import RECIPES, recipe_help
 from cifar_lit.results import (
     describe_data,
@@ -37,21 +38,12 @@ from cifar_lit.results import (
 )
 
 
-class Parser(LightningArgumentParser):
-    """Lightning's parser, with errors of one line and no abbreviated options."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong with the arguments, in one line, and exit with 2."""
-        self.exit(2, f"error: {' '.join(message.split())} (--help lists all options)\n")
-
-
 class CLI(LightningCLI):
     """``cifar-lit fit``, ``validate`` and ``test``."""
 
     def __init__(self, args: list[str], recipe: str) -> None:
+        # Only the parser of the subcommand that is asked for is built: each takes half a second.
+        self.asked_for = [name for name in SUBCOMMANDS if args[:1] == [name]] or list(SUBCOMMANDS)
         self.args = args
         self.recipe = recipe
         self.speed = Speed()
@@ -62,19 +54,8 @@ class CLI(LightningCLI):
             seed_everything_default=0,
             parser_class=Parser,
             parser_kwargs={
-                "fit": {
-                    "usage": "python scripts/fit.py [options]",
-                    "description": "Train, keep the checkpoint that is best on validation, and test it once.",
-                    "default_config_files": [str(RECIPES[recipe])],
-                },
-                "validate": {
-                    "usage": "cifar-lit validate RUN_OR_CHECKPOINT [options]",
-                    "description": "Score a run or a checkpoint on validation.",
-                },
-                "test": {
-                    "usage": "python scripts/test.py RUN_OR_CHECKPOINT [options]",
-                    "description": "Score a run or a checkpoint on validation and test.",
-                },
+                name: {**DESCRIPTIONS[name], "default_config_files": [str(RECIPES[recipe])] if name == "fit" else []}
+                for name in self.asked_for
             },
             args=args,
             auto_configure_optimizers=False,
@@ -82,15 +63,9 @@ class CLI(LightningCLI):
             load_from_checkpoint_support=False,
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Name the subcommands and which of the Trainer's arguments each one does without."""
-        skip = {"model", "dataloaders", "datamodule"}
-        return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
-            "validate": skip | {"verbose"},
-            "test": skip | {"verbose"},
-        }
+        return {name: SUBCOMMANDS[name] for name in self.asked_for}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the seed: a whole number, and nothing else."""

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,48 +13,13 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from cifar_lit.metrics import MeanLoss
 from cifar_lit.networks import NetworkFactory, TutorialCNN, build_network, describe_network
-from cifar_lit.optim import Muon, Schedule, lr_factor
+from cifar_lit.optim import Schedule, lr_factor, make_optimizer
+from cifar_lit.views import Views, mean_over_views
 
 Batch = tuple[Tensor, Tensor]
 """Images ``(N, 3, 32, 32)``, float32 in [0, 1], and labels ``(N,)``, int64. Training images may have another size."""
-
-Views = Literal["none", "mirror", "mirror_shift"]
-"""Which views of an image a test takes the mean over."""
-
-
-class MeanLoss(Metric):
-    """The mean over images of a loss that is given as the mean over batches.
-
-    The library's MeanMetric either looks for NaN, which synchronises with the device in each step, or, told not to,
-    gives each batch the same weight (torchmetrics 1.9).
-    """
-
-    total: Tensor
-    num_images: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("num_images", torch.tensor(0.0), dist_reduce_fx="sum")
-
-    def update(self, loss: Tensor, num_images: int) -> None:
-        """Count one batch.
-
-        Args:
-            loss: The mean over the batch, a scalar.
-            num_images: Images in the batch.
-        """
-        self.total += loss * num_images
-        self.num_images += num_images
-
-    def compute(self) -> Tensor:
-        """Give the mean.
-
-        Returns:
-            A scalar.
-        """
-        return self.total / self.num_images
 
 
 class ImageClassifier(LightningModule):
@@ -150,6 +115,7 @@ class ImageClassifier(LightningModule):
         self.normalize = tuple(mean) != (0.0, 0.0, 0.0) or tuple(std) != (1.0, 1.0, 1.0)
         # What the summary and the graph in TensorBoard are made with: the tutorial's batch.
         self.example_input_array = torch.zeros(64, 3, 32, 32)
+        self.last_lr = float(lr)
         self._make_metrics(len(classes))
 
     def _make_metrics(self, num_classes: int) -> None:
@@ -194,7 +160,7 @@ class ImageClassifier(LightningModule):
         Args:
             stage: What the Trainer is about to do.
         """
-        sample = getattr(self.trainer.datamodule, "sample_images", None)
+        sample = getattr(getattr(self.trainer, "datamodule", None), "sample_images", None)
         if stage == "fit" and sample is not None:
             with torch.no_grad():
                 self.net.prepare((sample() - self.mean.cpu()) / self.std.cpu())
@@ -221,12 +187,17 @@ class ImageClassifier(LightningModule):
         self.train_accuracy.update(logits.detach(), labels)
         return loss
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Remember the learning rate of the step, because the schedule moves on before the epoch is logged.
+
+        Args:
+            optimizer: What is about to make the step.
+        """
+        self.last_lr = optimizer.param_groups[0]["lr"]
+
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means and its learning rate, once."""
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        lr = optimizer.param_groups[0]["lr"]
-        self._log_epoch({"Loss/train": self.train_loss, "Accuracy/train": self.train_accuracy, "lr": lr})
+        self._log_epoch({"Loss/train": self.train_loss, "Accuracy/train": self.train_accuracy, "lr": self.last_lr})
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count one batch of the validation images.
@@ -303,15 +274,8 @@ class ImageClassifier(LightningModule):
         """
         options = self.hparams
         sgd = {name: options[name] for name in ("lr", "momentum", "weight_decay", "nesterov")}
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer: torch.optim.SGD
-        if options["muon_lr"] > 0:
-            filters = [parameter for parameter in trained if parameter.ndim == 4]
-            others = [parameter for parameter in trained if parameter.ndim != 4]
-            muon = {name: options[name] for name in ("muon_lr", "muon_momentum")}
-            optimizer = Muon(filters, others, **muon, **sgd)
-        else:
-            optimizer = torch.optim.SGD(trained, **sgd)
+        muon = {name: options[name] for name in ("muon_lr", "muon_momentum")}
+        optimizer = make_optimizer(self.parameters(), **muon, **sgd)
         if options["schedule"] == "constant" and options["warmup_epochs"] == 0:
             return optimizer
         num_steps = self.trainer.estimated_stepping_batches
@@ -326,32 +290,6 @@ class ImageClassifier(LightningModule):
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def mean_over_views(net: nn.Module, images: Tensor, views: Views) -> Tensor:
-    """Compute the mean of the logits over views of each image, as in arXiv 2404.00498.
-
-    Args:
-        net: What gives logits for images.
-        images: ``(N, 3, height, width)``.
-        views: ``none``; ``mirror``, the image and its mirror image; ``mirror_shift``, these for half of the mean, and
-            both moved by one pixel up and left, and down and right, for the other half.
-
-    Returns:
-        ``(N, num_classes)``.
-    """
-
-    def mirrored(images: Tensor) -> Tensor:
-        return 0.5 * (net(images) + net(images.flip(3)))  # type: ignore[no-any-return]
-
-    if views == "none":
-        return net(images)  # type: ignore[no-any-return]
-    if views == "mirror":
-        return mirrored(images)
-    height, width = images.shape[2:]
-    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
-    moved = (mirrored(padded[:, :, i : i + height, i : i + width]) for i in (0, 2))
-    return 0.5 * mirrored(images) + 0.25 * sum(moved, torch.zeros(()).to(images))
 
 
 def _check(name: str, value: object, good: bool, expected: str) -> None:

@@ -1,11 +1,11 @@
 """Learning-rate schedules as pure functions of the step, and an optimizer that torch lacks."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -36,7 +36,7 @@ def lr_factor(step: int, *, num_steps: int, num_warmup_steps: int, schedule: Sch
     return 1.0
 
 
-def orthogonalize(matrix: Tensor, *, num_steps: int = 5) -> Tensor:
+def orthogonalize(matrix: Tensor, *, num_steps: int = 3) -> Tensor:
     """Bring the singular values of a matrix near to one, by a Newton-Schulz iteration of the fifth order.
 
     The coefficients are those of Muon (https://kellerjordan.github.io/posts/muon): they give up exactness, with
@@ -60,6 +60,28 @@ def orthogonalize(matrix: Tensor, *, num_steps: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], *, muon_lr: float, muon_momentum: float, **options: Any
+) -> torch.optim.SGD:
+    """Make the optimizer of a training.
+
+    Args:
+        parameters: Those of the network; what needs no gradient is left out.
+        muon_lr: Learning rate of Muon for the filters of convolutions; 0 for SGD alone.
+        muon_momentum: Momentum of Muon.
+        options: Those of ``torch.optim.SGD``.
+
+    Returns:
+        SGD, or ``Muon`` with one group for the filters.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if muon_lr == 0:
+        return torch.optim.SGD(trained, **options)
+    filters = [parameter for parameter in trained if parameter.ndim == 4]
+    others = [parameter for parameter in trained if parameter.ndim != 4]
+    return Muon(filters, others, muon_lr=muon_lr, muon_momentum=muon_momentum, **options)
+
+
 class Muon(torch.optim.SGD):
     """SGD that makes orthogonal steps with the filters of the convolutions (Muon).
 
@@ -77,7 +99,13 @@ class Muon(torch.optim.SGD):
     """
 
     def __init__(
-        self, filters: list[Tensor], others: list[Tensor], *, muon_lr: float, muon_momentum: float, **options: Any
+        self,
+        filters: Sequence[Tensor],
+        others: Sequence[Tensor],
+        *,
+        muon_lr: float,
+        muon_momentum: float,
+        **options: Any,
     ) -> None:
         muon = {"params": filters, "lr": muon_lr, "momentum": muon_momentum, "weight_decay": 0.0, "orthogonal": True}
         super().__init__([{"params": others, "orthogonal": False}, muon], **options)

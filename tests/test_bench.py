@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cifar_lit.bench import MEASURES, draw, main, table
+from cifar_lit.bench.measures import MEASURES
+from cifar_lit.bench.report import draw, main, table
 
 MEDIAN = {
     "a, 0 workers": {"images_per_second": 1000.0},

@@ -19,12 +19,15 @@ ALLOWED: dict[str, set[str]] = {
     "augment": set(),
     "loader": {"augment"},
     "datamodule": {"augment", "sources", "loader"},
-    "module": {"networks", "optim"},
+    "metrics": set(),
+    "views": set(),
+    "module": {"metrics", "networks", "optim", "views"},
     "machine": set(),
+    "parser": set(),
     "recipes": set(),
     "results": {"datamodule", "module"},
-    "cli": {"recipes", "callbacks", "checkpoint", "datamodule", "machine", "module", "results"},
-    "bench": {"augment", "cli", "datamodule", "loader", "machine", "networks"},
+    "cli": {"recipes", "callbacks", "checkpoint", "datamodule", "machine", "module", "parser", "results"},
+    "bench": {"bench", "augment", "cli", "datamodule", "loader", "machine", "networks"},
     "__init__": set(),
 }
 

@@ -10,9 +10,11 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from cifar_lit.datamodule import CIFAR10DataModule
-from cifar_lit.module import ImageClassifier, MeanLoss, mean_over_views
+from cifar_lit.metrics import MeanLoss
+from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import TutorialCNN
 from cifar_lit.optim import Muon
+from cifar_lit.views import mean_over_views
 from tests.networks.test_base import WideNet
 
 CLASSES = ["a", "b", "c"]

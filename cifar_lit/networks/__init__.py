@@ -1,6 +1,7 @@
 """The networks: one architecture per file, each named here so that ``--model.net NAME`` finds it."""
 
 from cifar_lit.networks.base import Network, NetworkFactory, build_network, describe_network
+from cifar_lit.networks.fast import FastCNN
 from cifar_lit.networks.tutorial import TutorialCNN
 
-__all__ = ["Network", "NetworkFactory", "TutorialCNN", "build_network", "describe_network"]
+__all__ = ["FastCNN", "Network", "NetworkFactory", "TutorialCNN", "build_network", "describe_network"]

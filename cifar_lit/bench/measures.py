@@ -1,10 +1,8 @@
-"""How fast this machine trains: the tutorial's loop, the practical limit, and ours, each in a process of its own."""
+"""What the benchmark measures: the tutorial's loop, the practical limit, ours, and what stands around them."""
 
-import argparse
 import dataclasses
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,14 +18,13 @@ from lightning.pytorch import Callback
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from cifar_lit.augment import Augmentation
 from cifar_lit.cli import main as run_cli
 from cifar_lit.datamodule import CIFAR10DataModule, to_float
 from cifar_lit.loader import BatchLoader
-from cifar_lit.machine import describe_machine, set_up
+from cifar_lit.machine import set_up
 from cifar_lit.networks import Network, TutorialCNN
 
 FIT = [sys.executable, "-c", "from cifar_lit.cli import main; main()", "fit"]
@@ -180,22 +177,22 @@ def step_overhead(data: Data, batch_size: int) -> dict[str, float]:
     loader = BatchLoader(images, labels, batch_size=batch_size, shuffle=True, device=DEVICE)
     num_epochs = -(-300 // len(loader))
     net = MeanColour(int(labels.max()) + 1).to(DEVICE)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
 
     def epochs() -> None:
         for epoch in range(num_epochs):
             loader.set_epoch(epoch)
-            for batch, targets in loader:
-                loss = F.cross_entropy(net(to_float(batch)), targets)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+            _train(net, ((to_float(images), labels) for images, labels in loader))
 
     epochs()
     bare = _seconds(epochs) / (num_epochs * len(loader))
     with tempfile.TemporaryDirectory() as folder:
         options = ["--trainer.max_epochs", str(num_epochs), "--data.batch_size", str(batch_size)]
-        options += ["--model.net", "cifar_lit.bench.MeanColour", "--trainer.limit_train_batches", str(len(loader))]
+        options += [
+            "--model.net",
+            "cifar_lit.bench.measures.MeanColour",
+            "--trainer.limit_train_batches",
+            str(len(loader)),
+        ]
         run_cli(["fit", *data.options, *options, "--trainer.default_root_dir", folder])
         results = _results(folder)
     ours = results["num_images_seen"] / results["images_per_second"] / (num_epochs * len(loader))
@@ -204,13 +201,13 @@ def step_overhead(data: Data, batch_size: int) -> dict[str, float]:
 
 def starting(data: Data) -> dict[str, float]:
     """Time the bare imports, ``--help``, and a fit from its command to the end of its first step."""
-    imports = _seconds(lambda: _run(IMPORTS) and None)
-    help_ = _seconds(lambda: _run([*FIT, "--help"]) and None)
+    imports = _seconds(lambda: run(IMPORTS) and None)
+    help_ = _seconds(lambda: run([*FIT, "--help"]) and None)
     with tempfile.TemporaryDirectory() as folder:
         options = ["--trainer.max_steps", "1", "--trainer.default_root_dir", folder]
-        options += ["--trainer.callbacks+", "cifar_lit.bench.FirstStep"]
+        options += ["--trainer.callbacks+", "cifar_lit.bench.measures.FirstStep"]
         started = time.time()
-        output = _run([*FIT, *data.options, *options])
+        output = run([*FIT, *data.options, *options])
         first_step = float(output.partition("first step at ")[2].split()[0]) - started
     return {"imports_seconds": imports, "help_seconds": help_, "first_step_seconds": first_step}
 
@@ -251,7 +248,18 @@ def _results(folder: str) -> dict[str, Any]:
     return json.loads(path.read_text())  # type: ignore[no-any-return]
 
 
-def _run(command: list[str]) -> str:
+def run(command: list[str]) -> str:
+    """Run a command.
+
+    Args:
+        command: The program and its arguments.
+
+    Returns:
+        What it printed.
+
+    Raises:
+        RuntimeError: If it fails, with its last lines.
+    """
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()[-2000:]}")
@@ -282,156 +290,3 @@ def _run_on_terminal(command: list[str]) -> float:
     if status:
         raise RuntimeError(f"{' '.join(command)} failed: {b''.join(output)[-2000:].decode(errors='replace')}")
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
-def measure(data: Data, *, letters: str, repeats: int) -> dict[str, Any]:
-    """Measure in turn, round after round, each in a process of its own.
-
-    Args:
-        data: What to measure with.
-        letters: Which of ``abcdef``.
-        repeats: How many rounds.
-
-    Returns:
-        ``rounds``, the figures of each measure, ``median`` of each figure, ``data``, ``device`` and ``versions``.
-
-    Raises:
-        RuntimeError: If a measurement fails, with its last lines.
-    """
-    rounds: dict[str, dict[str, list[float]]] = {}
-    for i in range(repeats):
-        for name in [name for name in MEASURES if name[0] in letters]:
-            print(f"round {i + 1} of {repeats}: {name} ...", file=sys.stderr, flush=True)
-            command = [sys.executable, "-m", "cifar_lit.bench", "--measure", name, "--num_images", str(data.num_images)]
-            output = _run([*command, "--source", data.source, "--root", data.root])
-            for figure, value in json.loads(output.splitlines()[-1]).items():
-                rounds.setdefault(name, {}).setdefault(figure, []).append(value)
-    medians = {
-        name: {figure: statistics.median(values) for figure, values in figures.items()}
-        for name, figures in rounds.items()
-    }
-    return {"median": medians, "rounds": rounds, "data": dataclasses.asdict(data), **describe_machine(DEVICE)}
-
-
-def table(median: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
-    """Lay the figures and their ratios out.
-
-    Args:
-        median: As ``measure`` gives them.
-
-    Returns:
-        Rows of a title and a text; of what was measured only.
-    """
-
-    def speed(name: str) -> float | None:
-        return median.get(name, {}).get("images_per_second")
-
-    rows = []
-    for name, title in (
-        ("a, 0 workers", "(a) the tutorial's loop, 0 workers"),
-        ("a, 2 workers", "(a) the tutorial's loop, 2 workers"),
-        ("b", "(b) bare loop, tensors ready: the limit"),
-        ("c", "(c) fit, with everything"),
-        ("d, torchvision", "(d) torchvision's transforms, DataLoader"),
-        ("d, ours", "(d) our loader, the same augmentation"),
-    ):
-        if speed(name):
-            rows.append((title, f"{speed(name):,.0f} images/s"))
-    for title, above, below in (
-        ("c / a (the faster)", speed("c"), max(speed("a, 0 workers") or 0, speed("a, 2 workers") or 0)),
-        ("c / b", speed("c"), speed("b")),
-        ("d, ours / torchvision", speed("d, ours"), speed("d, torchvision")),
-    ):
-        if above and below:
-            rows.append((title, f"{above / below:.2f}"))
-    for size in STEP_BATCH_SIZES:
-        if f"e, batch {size}" in median:
-            rows.append((f"(e) added to a step, batch {size}", f"{median[f'e, batch {size}']['added_ms']:.2f} ms"))
-    if "f" in median:
-        imports, help_, first = (median["f"][f"{name}_seconds"] for name in ("imports", "help", "first_step"))
-        rows += [
-            ("(f) importing torch and lightning's CLI", f"{imports:.2f} s"),
-            ("(f) --help", f"{help_:.2f} s, {help_ / imports:.2f} times the imports"),
-            ("(f) to the end of the first step", f"{first:.2f} s, the imports and {first - imports:.2f} s"),
-        ]
-    if "c" in median:
-        rows.append(("(g) peak of resident memory in fit", f"{median['c']['peak_gb']:.2f} GB"))
-    return rows
-
-
-def draw(median: dict[str, dict[str, float]], path: Path) -> None:
-    """Draw the figures as bars.
-
-    Args:
-        median: As ``measure`` gives them.
-        path: The PNG file.
-    """
-    from matplotlib.figure import Figure
-
-    panels = [
-        ("training, images/s", {name: f["images_per_second"] for name, f in median.items() if name[0] in "abc"}),
-        ("loading, images/s", {name: f["images_per_second"] for name, f in median.items() if name[0] == "d"}),
-        ("added to a step, ms", {name: f["added_ms"] for name, f in median.items() if name[0] == "e"}),
-        ("starting, s", {k.removesuffix("_seconds"): v for k, v in median.get("f", {}).items()}),
-    ]
-    panels = [(title, bars) for title, bars in panels if bars]
-    figure = Figure(figsize=(10, 1 + sum(0.5 + 0.35 * len(bars) for _, bars in panels)), layout="constrained")
-    heights = [1 + len(bars) for _, bars in panels]
-    all_axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
-    for axes, (title, bars) in zip(all_axes, panels, strict=True):
-        drawn = axes.barh(list(bars), list(bars.values()), color="tab:blue")
-        axes.bar_label(drawn, fmt=lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.2f}", padding=3)
-        axes.invert_yaxis()
-        axes.set_title(title, loc="left", fontsize=10)
-        axes.margins(x=0.12)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run ``scripts/bench.py``.
-
-    Args:
-        args: Its options; those of the process where it is None.
-
-    Raises:
-        SystemExit: With 2 for bad arguments and 1 where a measurement fails.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python scripts/bench.py",
-        description="Measure how fast this machine trains; close everything else before. Prints a table and writes "
-        "bench.json and bench.png.",
-        epilog="example: python scripts/bench.py --source images --root cifar10-images.tar.gz --repeats 5",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--source", default="synthetic", choices=["synthetic", "images", "cifar10"])
-    parser.add_argument("--root", default="data", help="folder or archive, as for --data.root of fit")
-    parser.add_argument("--num_images", type=int, default=12_800, help="training images in each measurement")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds, of which the median is given")
-    parser.add_argument("--only", default="abcdef", help="letters of what to measure; c gives g, the memory, too")
-    parser.add_argument("--out", type=Path, default=Path("lightning_logs/bench"), help="folder for what is written")
-    parser.add_argument("--measure", choices=list(MEASURES), help=argparse.SUPPRESS)
-    options = parser.parse_args(args)
-    for name, lowest in (("num_images", max(STEP_BATCH_SIZES)), ("repeats", 1)):
-        if getattr(options, name) < lowest:
-            parser.error(f"--{name} is {getattr(options, name)}: give {lowest} or more")
-    if not options.only or set(options.only) - set("abcdef"):
-        parser.error(f"--only is {options.only!r}: give some of the letters abcdef")
-    data = Data(options.source, options.root, options.num_images)
-    if options.measure:
-        print(json.dumps(MEASURES[options.measure](data)))
-        return
-    try:
-        results = measure(data, letters=options.only, repeats=options.repeats)
-    except RuntimeError as error:
-        sys.exit(f"error: {error}")
-    for title, text in table(results["median"]):
-        print(f"{title:<42}{text}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "bench.json").write_text(json.dumps(results, indent=2) + "\n")
-    draw(results["median"], options.out / "bench.png")
-    print(f"\nwritten to {options.out}: bench.json, bench.png")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""How fast this machine trains; ``python scripts/bench.py`` runs it."""

@@ -1,0 +1,76 @@
+"""The fast network: its sizes, its first layer, and that it learns."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cifar_lit.networks import FastCNN
+from cifar_lit.networks.fast import HEAD_SCALE, HEAD_STD, Stage
+
+
+def test_each_stage_halves_the_image() -> None:
+    net = FastCNN(10, widths=[64, 96, 128])
+    sizes = []
+    for stage in net.stages:
+        stage.register_forward_hook(lambda *args: sizes.append(tuple(args[2].shape[1:])))
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert sizes == [(64, 16, 16), (96, 8, 8), (128, 4, 4)]
+
+
+def test_a_third_convolution_is_a_residual() -> None:
+    net = FastCNN(10, widths=[8, 8, 8], num_convs=3)
+    stage = net.stages[0].eval()
+    assert isinstance(stage, Stage)
+    nn.init.zeros_(stage.convs[2].weight)  # type: ignore[arg-type]
+    images = torch.randn(2, 24, 32, 32)
+    first = F.gelu(F.max_pool2d(stage.convs[0](images), 2))  # fresh norms in evaluation change nothing
+    assert torch.allclose(stage(images), F.gelu(first), atol=1e-5)
+    assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("size", [8, 16, 24, 30, 32])
+def test_images_of_other_sizes_are_taken(size: int) -> None:
+    assert FastCNN(7, widths=[8, 8, 8])(torch.rand(2, 3, size, size)).shape == (2, 7)
+
+
+def test_the_first_layer_whitens_patches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = F.interpolate(torch.randn(200, 3, 16, 16, generator=generator), size=(32, 32), mode="bilinear")
+    net = FastCNN(10)
+    net.prepare(images)
+    patches = F.conv2d(images, net.whiten.weight[:12], stride=2).permute(1, 0, 2, 3).flatten(1)
+    covariance = patches @ patches.T / patches.shape[1]
+    off_diagonal = covariance - torch.diag(torch.diag(covariance))
+    assert float(off_diagonal.abs().max()) < 1e-3
+    assert bool((torch.diag(covariance) > 0.5).all())
+    assert bool((torch.diag(covariance) < 1.01).all())
+    assert torch.equal(net.whiten.weight[12:], -net.whiten.weight[:12])
+
+
+def test_what_is_trained_and_what_is_not() -> None:
+    net = FastCNN(10, widths=[8, 8, 8])
+    net(torch.randn(16, 3, 16, 16)).square().sum().backward()
+    for name, parameter in net.named_parameters():
+        frozen = name.endswith("weight") and ("whiten" in name or "norm" in name)
+        assert parameter.requires_grad is not frozen, name
+        assert frozen or (parameter.grad is not None and float(parameter.grad.abs().sum()) > 0), name
+
+
+def test_the_last_layer_learns_as_fast_as_the_source_says() -> None:
+    # Spread times scale is the source's 1 x 1; the rate times scale squared is its 12.6 times the biases' rate.
+    assert pytest.approx(1, rel=0.02) == HEAD_STD * HEAD_SCALE
+    assert pytest.approx(0.67 / 0.053, rel=0.05) == HEAD_SCALE**2
+    assert float(FastCNN(10).head.weight.detach().std()) == pytest.approx(HEAD_STD, rel=0.05)
+
+
+def test_it_overfits_32_images() -> None:
+    torch.manual_seed(0)
+    images, labels = torch.randn(32, 3, 16, 16), torch.arange(32) % 10
+    net = FastCNN(10, widths=[16, 32, 32])
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9)
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+    assert float((net(images).argmax(1) == labels).float().mean()) > 0.95

@@ -1,0 +1,66 @@
+"""What the machine is, and what is asked of it."""
+
+import subprocess
+import sys
+import warnings
+from importlib.metadata import version
+
+import pytest
+import torch
+
+from cifar_lit.machine import describe_machine, has_fast_bfloat16, keep_freed_memory, set_up
+
+
+def test_the_machine_is_described() -> None:
+    machine = describe_machine(torch.device("cpu"))
+    assert machine["device"].startswith("cpu (")
+    assert f"{torch.get_num_threads()} threads" in machine["device"]
+    assert machine["versions"]["torch"] == version("torch")
+    assert set(machine["versions"]) == {"python", "cifar_lit", "torch", "lightning", "torchmetrics"}
+
+
+FAULTS = """
+import resource, sys, torch
+from cifar_lit.machine import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(20_000_000)  # 80 MB, freed at once
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(min(faults() for _ in range(3)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc keeps memory when told so")
+def test_freed_memory_is_used_again_without_asking_the_kernel() -> None:
+    counts = {}
+    for what in ("given back", "kept"):
+        done = subprocess.run([sys.executable, "-c", FAULTS, what], capture_output=True, text=True, check=True)
+        counts[what] = int(done.stdout)
+    assert counts["kept"] < 100 < counts["given back"]
+
+
+def test_elsewhere_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert keep_freed_memory() is False
+
+
+def test_bfloat16_on_a_cpu_without_it_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cifar_lit.machine.has_fast_bfloat16", lambda: False)
+    with pytest.warns(UserWarning, match="--trainer.precision bf16-mixed: this CPU has no instructions for bfloat16"):
+        set_up(torch.device("cpu"), "bf16-mixed")
+    monkeypatch.setattr("cifar_lit.machine.has_fast_bfloat16", lambda: True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        set_up(torch.device("cpu"), "bf16-mixed")
+        set_up(torch.device("cpu"), "32-true")
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("avx512_bf16", True), ("amx_bf16", True), ("avx2", False)])
+def test_the_cpus_instructions_tell_whether_it_has_bfloat16(
+    capability: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True}, raising=False)
+    assert has_fast_bfloat16() is expected
