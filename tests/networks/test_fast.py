@@ -71,6 +71,6 @@ def test_it_overfits_32_images() -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9)
     for _ in range(40):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(net(images), labels).backward()
+        torch.autograd.backward(nn.functional.cross_entropy(net(images), labels))
         optimizer.step()
     assert float((net(images).argmax(1) == labels).float().mean()) > 0.95
