@@ -170,7 +170,6 @@ class CLI(LightningCLI):
             "recipe": self.config["fit"]["recipe"],
             "epochs": trainer.current_epoch,
             "train_seconds": self.speed.train_seconds,
-            "num_images_seen": self.speed.num_images,
             "images_per_second": self.speed.images_per_second,
             **describe_machine(trainer.strategy.root_device),
             "command": "cifar-lit " + shlex.join(self.args),

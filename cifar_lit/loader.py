@@ -60,7 +60,9 @@ class BatchLoader:
         self.size = images.shape[-1]
         self.augmentation = augmentation or Augmentation()
         self.pixels = images.to(device).permute(0, 2, 3, 1).contiguous()
-        self.colour = self.pixels.view(-1, 3)[:: max(1, self.pixels.numel() // 10**7)].float().mean(0).round().byte()
+        if self.augmentation.cutout:
+            num_pixels = self.pixels.numel() // 3
+            self.colour = (self.pixels.sum((0, 1, 2)) / num_pixels).round().byte()  # the mean
         if self.augmentation.crop_padding:
             self.pixels = pad(self.pixels, self.augmentation.crop_padding)
         self.labels = labels.to(device)

@@ -3,8 +3,9 @@
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -14,7 +15,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from cifar_lit.metrics import MeanLoss
-from cifar_lit.networks import NetworkFactory, TutorialCNN, build_network, describe_network
+from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network
 from cifar_lit.optim import Schedule, lr_factor, make_optimizer
 from cifar_lit.views import Views, mean_over_views
 
@@ -71,45 +72,16 @@ class ImageClassifier(LightningModule):
         label_smoothing: float = 0.0,
         muon_lr: float = 0.0,
         muon_momentum: float = 0.6,
-        test_views: Views = "none",
+        test_views: Literal["none"] | Views = "none",
         compile: bool = False,  # noqa: A002
     ) -> None:
+        options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        _check("classes", list(classes), len(classes) >= 2, "at least two names")
-        _check("lr", lr, lr > 0, "a number above 0")
-        _check("momentum", momentum, 0 <= momentum < 1, "a number from 0 to below 1")
-        _check("nesterov", nesterov, not nesterov or momentum > 0, "false, or a momentum above 0 beside it")
-        _check("weight_decay", weight_decay, weight_decay >= 0, "0 or more")
-        _check("warmup_epochs", warmup_epochs, warmup_epochs >= 0, "0 or more")
-        _check("schedule", schedule, schedule in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}")
-        _check("std", list(std), min(std) > 0, "three numbers above 0")
-        _check("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "a number from 0 to below 1")
-        _check("muon_lr", muon_lr, muon_lr >= 0, "0 or more")
-        _check("muon_momentum", muon_momentum, 0 <= muon_momentum < 1, "a number from 0 to below 1")
-        _check("test_views", test_views, test_views in get_args(Views), f"one of {', '.join(get_args(Views))}")
-        net_spec = describe_network(net)
-        self.save_hyperparameters(
-            {
-                # Plain types: numpy's scalars would make the checkpoint unreadable under weights_only.
-                "classes": [str(name) for name in classes],
-                "net": net_spec,
-                "lr": float(lr),
-                "momentum": float(momentum),
-                "nesterov": bool(nesterov),
-                "weight_decay": float(weight_decay),
-                "schedule": str(schedule),
-                "warmup_epochs": float(warmup_epochs),
-                "mean": [float(value) for value in mean],
-                "std": [float(value) for value in std],
-                "label_smoothing": float(label_smoothing),
-                "muon_lr": float(muon_lr),
-                "muon_momentum": float(muon_momentum),
-                "test_views": str(test_views),
-                "compile": bool(compile),
-            }
-        )
+        _check_options(options)
+        options["net"] = describe_network(net)
+        self.save_hyperparameters({name: _plain(value) for name, value in options.items()})
         self.classes = list(classes)
-        self.net = build_network(net_spec, num_classes=len(classes)).to(memory_format=torch.channels_last)
+        self.net = build_network(options["net"], num_classes=len(classes)).to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
         self.normalize = tuple(mean) != (0.0, 0.0, 0.0) or tuple(std) != (1.0, 1.0, 1.0)
@@ -131,8 +103,7 @@ class ImageClassifier(LightningModule):
             "Accuracy/test": accuracy(average="micro"),
             "MacroAccuracy/test": accuracy(average="macro"),
         }
-        if self.hparams["test_views"] != "none":
-            test_metrics["ViewsAccuracy/test"] = accuracy(average="micro")
+        self.test_views_accuracy = accuracy(average="micro")
         if num_classes > 5:
             test_metrics["Top5Accuracy/test"] = accuracy(average="micro", top_k=5)
         self.test_metrics = nn.ModuleDict(test_metrics)
@@ -160,10 +131,10 @@ class ImageClassifier(LightningModule):
         Args:
             stage: What the Trainer is about to do.
         """
-        sample = getattr(getattr(self.trainer, "datamodule", None), "sample_images", None)
-        if stage == "fit" and sample is not None:
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and data is not None and type(self.net).prepare is not Network.prepare:
             with torch.no_grad():
-                self.net.prepare((sample() - self.mean.cpu()) / self.std.cpu())
+                self.net.prepare((data.sample_images() - self.mean.cpu()) / self.std.cpu())
 
     def on_train_start(self) -> None:
         """Compile the network, where that is asked for."""
@@ -225,17 +196,20 @@ class ImageClassifier(LightningModule):
         images, labels = batch
         logits = self(images)
         self.test_loss.update(F.cross_entropy(logits, labels), len(labels))
-        views = self.hparams["test_views"]
-        for name, metric in (*self.test_metrics.items(), ("", self.test_class_accuracy), ("", self.test_confusion)):
+        for metric in (*self.test_metrics.values(), self.test_class_accuracy, self.test_confusion):
             assert isinstance(metric, Metric)
-            metric.update(mean_over_views(self, images, views) if name.startswith("Views") else logits, labels)
+            metric.update(logits, labels)
+        if self.hparams["test_views"] != "none":
+            self.test_views_accuracy.update(mean_over_views(self, images, self.hparams["test_views"]), labels)
 
     def on_test_epoch_end(self) -> None:
         """Log the figures on test, over all classes and for each."""
+        views = {"ViewsAccuracy/test": self.test_views_accuracy} if self.hparams["test_views"] != "none" else {}
         per_class = zip(self.classes, self.test_class_accuracy.compute(), strict=True)
         self._log_epoch(
             {
                 "Loss/test": self.test_loss,
+                **views,
                 **{name: metric for name, metric in self.test_metrics.items() if isinstance(metric, Metric)},
                 **{f"ClassAccuracy/test/{name}": accuracy for name, accuracy in per_class},
             }
@@ -292,6 +266,26 @@ class ImageClassifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def _check(name: str, value: object, good: bool, expected: str) -> None:
-    if not good:
-        raise ValueError(f"--model.{name} is {value}: give {expected}")
+def _check_options(options: dict[str, Any]) -> None:
+    def check(name: str, good: bool, expected: str) -> None:
+        if not good:
+            value = options[name]
+            raise ValueError(f"--model.{name} is {list(value) if isinstance(value, tuple) else value}: give {expected}")
+
+    for name in ("momentum", "label_smoothing", "muon_momentum"):
+        check(name, 0 <= options[name] < 1, "a number from 0 to below 1")
+    for name in ("weight_decay", "warmup_epochs", "muon_lr"):
+        check(name, options[name] >= 0, "0 or more")
+    for name, choices in (("schedule", get_args(Schedule)), ("test_views", ("none", *get_args(Views)))):
+        check(name, options[name] in choices, f"one of {', '.join(choices)}")
+    check("classes", len(options["classes"]) >= 2, "at least two names")
+    check("lr", options["lr"] > 0, "a number above 0")
+    check("nesterov", not options["nesterov"] or options["momentum"] > 0, "false, or a momentum above 0 beside it")
+    check("std", min(options["std"]) > 0, "three numbers above 0")
+
+
+def _plain(value: Any) -> Any:
+    """Make a value of Python's own types: a checkpoint with numpy's would be unreadable under weights_only."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value

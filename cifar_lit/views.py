@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Views = Literal["none", "mirror", "mirror_shift"]
+Views = Literal["mirror", "mirror_shift"]
 """Which views of an image a test takes the mean over."""
 
 
@@ -16,7 +16,7 @@ def mean_over_views(net: nn.Module, images: Tensor, views: Views) -> Tensor:
     Args:
         net: What gives logits for images.
         images: ``(N, 3, height, width)``.
-        views: ``none``; ``mirror``, the image and its mirror image; ``mirror_shift``, these for half of the mean, and
+        views: ``mirror``, the image and its mirror image; ``mirror_shift``, these for half of the mean, and
             both moved by one pixel up and left, and down and right, for the other half.
 
     Returns:
@@ -26,8 +26,6 @@ def mean_over_views(net: nn.Module, images: Tensor, views: Views) -> Tensor:
     def mirrored(images: Tensor) -> Tensor:
         return 0.5 * (net(images) + net(images.flip(3)))  # type: ignore[no-any-return]
 
-    if views == "none":
-        return net(images)  # type: ignore[no-any-return]
     if views == "mirror":
         return mirrored(images)
     height, width = images.shape[2:]

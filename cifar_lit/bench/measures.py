@@ -148,7 +148,12 @@ def torchvision_loader(data: Data) -> dict[str, float]:
     crop = transforms.RandomCrop(32, padding=4, padding_mode="reflect")
     transform = transforms.Compose([crop, transforms.RandomHorizontalFlip(), transforms.ToTensor()])
     loader = DataLoader(Pictures(images, labels, transform), batch_size=LOADER_BATCH_SIZE, shuffle=True)
-    return {"images_per_second": len(labels) / _seconds(lambda: [batch.to(DEVICE) for batch, _ in loader] and None)}
+
+    def epoch() -> None:
+        for batch, _ in loader:
+            batch.to(DEVICE)
+
+    return {"images_per_second": len(labels) / _seconds(epoch)}
 
 
 def our_loader(data: Data) -> dict[str, float]:
@@ -187,22 +192,18 @@ def step_overhead(data: Data, batch_size: int) -> dict[str, float]:
     bare = _seconds(epochs) / (num_epochs * len(loader))
     with tempfile.TemporaryDirectory() as folder:
         options = ["--trainer.max_epochs", str(num_epochs), "--data.batch_size", str(batch_size)]
-        options += [
-            "--model.net",
-            "cifar_lit.bench.measures.MeanColour",
-            "--trainer.limit_train_batches",
-            str(len(loader)),
-        ]
-        run_cli(["fit", *data.options, *options, "--trainer.default_root_dir", folder])
+        options += ["--trainer.limit_train_batches", str(len(loader)), "--trainer.default_root_dir", folder]
+        run_cli(["fit", *data.options, "--model.net", "cifar_lit.bench.measures.MeanColour", *options])
         results = _results(folder)
-    ours = results["num_images_seen"] / results["images_per_second"] / (num_epochs * len(loader))
+    images_per_step = min(batch_size * len(loader), results["num_train"]) / len(loader)
+    ours = images_per_step / results["images_per_second"]
     return {"added_ms": 1000 * (ours - bare)}
 
 
 def starting(data: Data) -> dict[str, float]:
     """Time the bare imports, ``--help``, and a fit from its command to the end of its first step."""
-    imports = _seconds(lambda: run(IMPORTS) and None)
-    help_ = _seconds(lambda: run([*FIT, "--help"]) and None)
+    imports = _seconds(lambda: run(IMPORTS))
+    help_ = _seconds(lambda: run([*FIT, "--help"]))
     with tempfile.TemporaryDirectory() as folder:
         options = ["--trainer.max_steps", "1", "--trainer.default_root_dir", folder]
         options += ["--trainer.callbacks+", "cifar_lit.bench.measures.FirstStep"]
@@ -287,6 +288,7 @@ def _run_on_terminal(command: list[str]) -> float:
     _, status, usage = os.wait4(process.pid, 0)
     reader.join()
     os.close(master)
-    if status:
+    process.returncode = os.waitstatus_to_exitcode(status)  # Popen was not asked
+    if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {b''.join(output)[-2000:].decode(errors='replace')}")
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9

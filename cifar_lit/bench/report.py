@@ -30,16 +30,9 @@ def measure(data: Data, *, letters: str, repeats: int) -> dict[str, Any]:
     for i in range(repeats):
         for name in [name for name in MEASURES if name[0] in letters]:
             print(f"round {i + 1} of {repeats}: {name} ...", file=sys.stderr, flush=True)
-            command = [
-                sys.executable,
-                "-m",
-                "cifar_lit.bench.report",
-                "--measure",
-                name,
-                "--num_images",
-                str(data.num_images),
-            ]
-            output = run([*command, "--source", data.source, "--root", data.root])
+            task = ["--measure", name, "--source", data.source, "--root", data.root]
+            task += ["--num_images", str(data.num_images)]
+            output = run([sys.executable, "-m", "cifar_lit.bench.report", *task])
             for figure, value in json.loads(output.splitlines()[-1]).items():
                 rounds.setdefault(name, {}).setdefault(figure, []).append(value)
     medians = {
