@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, WeightAveraging
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -161,6 +161,8 @@ class CLI(LightningCLI):
             return
         if self.speed.num_images == 0:
             raise ValueError("nothing was trained, so there is nothing to test: give a higher --trainer.max_epochs")
+        # The checkpoints hold the averaged weights; in validation this callback would put its own in their place.
+        trainer.callbacks = [item for item in trainer.callbacks if not isinstance(item, WeightAveraging)]
         # The best, where validation has found one, else the last.
         checkpoint = next((saved.best_model_path for saved in self.checkpoints if saved.best_model_path), None)
         results = {

@@ -247,6 +247,10 @@ def hold_out(split: Split, val_size: int | float, seed: int) -> tuple[Split, Spl
     for label, number in enumerate(quota.tolist()):
         places = (split.labels == label).nonzero().squeeze(1)
         held_out[places[torch.randperm(len(places), generator=generator)[:number]]] = True
-    return Split(split.images[~held_out], split.labels[~held_out]), Split(
-        split.images[held_out], split.labels[held_out]
-    )
+
+    def take(chosen: Tensor) -> Split:
+        index = chosen.nonzero().squeeze(1)
+        pixels = split.images.permute(0, 2, 3, 1).index_select(0, index)
+        return Split(pixels.permute(0, 3, 1, 2), split.labels.index_select(0, index))
+
+    return take(~held_out), take(held_out)

@@ -122,7 +122,8 @@ class Cifar10:
             entry = pickle.loads(data, encoding="bytes")  # the sum was right, so it is what its makers wrote
             images.append(entry[b"data"].reshape(-1, 3, 32, 32))
             labels += entry[b"labels"]
-        return Split(torch.from_numpy(np.concatenate(images)), torch.tensor(labels))
+        planes = torch.from_numpy(np.concatenate(images))
+        return Split(planes.contiguous(memory_format=torch.channels_last), torch.tensor(labels))
 
     def _is_whole(self) -> bool:
         folder = self.root / self.archive.folder

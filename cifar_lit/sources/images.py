@@ -28,7 +28,7 @@ from cifar_lit.sources.split import Split, SplitName
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 MAX_BYTES = 100_000_000
 """The largest file in an archive that is taken for a picture."""
-FORMAT = 1
+FORMAT = 2
 """To be raised when pictures are decoded in another way, so that what was cached before is not used."""
 Listing = dict[str, dict[str, list[str]]]
 """Split -> class -> the names of its pictures, both sorted."""
@@ -119,7 +119,7 @@ class Images:
                 bar.update(len(piece))
         if not done.all():
             raise ValueError(f"--data.root {self.root} changed while it was read; start again")
-        result = Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
+        result = Split(torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels))
         with self._writing(f"{split}.pt") as path:
             torch.save({"fingerprint": self._fingerprint, "images": result.images, "labels": result.labels}, path)
         return result

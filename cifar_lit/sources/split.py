@@ -11,7 +11,7 @@ class Split(NamedTuple):
     """One part of a dataset, in memory."""
 
     images: Tensor
-    """``(N, 3, 32, 32)``, uint8, RGB."""
+    """``(N, 3, 32, 32)``, uint8, RGB; best with the channels last in memory, as batches are cut from them."""
     labels: Tensor
     """``(N,)``, int64, indices into the source's ``classes``."""
 

@@ -57,7 +57,7 @@ class Synthetic:
         num_images = self.num_train if split == "train" else self.num_test
         generator = torch.Generator().manual_seed(2 * self.seed + (split == "test"))
         labels = (torch.arange(num_images) % len(CLASSES))[torch.randperm(num_images, generator=generator)]
-        images = torch.empty(num_images, 3, 32, 32, dtype=torch.uint8)
+        images = torch.empty(num_images, 3, 32, 32, dtype=torch.uint8, memory_format=torch.channels_last)
         for label, name in enumerate(CLASSES):
             chosen = labels == label
             images[chosen] = draw(name, int(chosen.sum()), generator)
