@@ -162,7 +162,8 @@ class CLI(LightningCLI):
         if self.speed.num_images == 0:
             raise ValueError("nothing was trained, so there is nothing to test: give a higher --trainer.max_epochs")
         # The checkpoints hold the averaged weights; in validation this callback would put its own in their place.
-        trainer.callbacks = [item for item in trainer.callbacks if not isinstance(item, WeightAveraging)]
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, WeightAveraging)]
         # The best, where validation has found one, else the last.
         checkpoint = next((saved.best_model_path for saved in self.checkpoints if saved.best_model_path), None)
         results = {
@@ -285,6 +286,8 @@ def _quieten() -> None:
         ".*torch.jit.trace.*",
         # We log per epoch, so an interval of steps means nothing.
         ".*smaller than the logging interval.*",
+        # The summary's line on the size of the weights.
+        ".*not supported by the model summary.*",
         # Scoring a checkpoint needs no ModelCheckpoint.
         ".*callbacks used to create the checkpoint.*",
     ):

@@ -42,7 +42,8 @@ def table_of(text: str) -> str:
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
 def test_every_recipe_fits_and_tests(recipe: str, tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    main(["fit", "--recipe", recipe, *tiny_args, *FEW_EPOCHS])
+    # A test is made in float32 whatever the training's precision, so that figures are equal to the last digit.
+    main(["fit", "--recipe", recipe, *tiny_args, *FEW_EPOCHS, "--trainer.precision", "32-true"])
     fitted = capsys.readouterr().out
     assert results()["recipe"] == recipe
     assert results()["epochs"] == 2
@@ -148,6 +149,33 @@ def test_the_last_checkpoint_is_the_last_epochs_and_a_run_goes_on_from_it(
     worse = iter([0.5, 0.5])
     main(["fit", *options, "--trainer.max_epochs", "4", "--ckpt_path", str(RUN / "checkpoints/last.ckpt")])
     assert [line[:9] for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")] == ["epoch 4/4"]
+
+
+@pytest.mark.filterwarnings("ignore:.*no instructions for bfloat16")
+def test_a_training_in_bfloat16_learns(tiny_args: list[str]) -> None:
+    options = [*FEW_EPOCHS, "--trainer.max_epochs", "6", "--model.lr", "0.05"]
+    main(["fit", *tiny_args, *options, "--trainer.precision", "bf16-mixed"])
+    assert results()["Accuracy/test"] > 0.5
+    weights = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(value.dtype != torch.bfloat16 for value in weights.values())
+
+
+# Lightning would rather see the averaging callback in a run that only scores, where it does harm.
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
+def test_averaged_weights_are_validated_kept_and_tested(
+    tiny_args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    averaging = ["--trainer.callbacks+", "EMAWeightAveraging", "--trainer.callbacks.decay", "0.9"]
+    # The rate leaves the last weights far from the average of all.
+    main(["fit", *tiny_args, *averaging, *FEW_EPOCHS, "--trainer.max_epochs", "4", "--model.lr", "0.1"])
+    fitted = capsys.readouterr().out
+    main(["test", str(RUN)])
+    assert table_of(capsys.readouterr().out) == table_of(fitted)
+    checkpoint = torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)
+    averaged, last = (checkpoint[key]["net.layers.conv1.weight"] for key in ("state_dict", "current_model_state"))
+    assert float((averaged - last).abs().max()) > 1e-3
+    best = max(point.value for point in EventAccumulator(str(RUN)).Reload().Scalars("Accuracy/val"))
+    assert results()["Accuracy/val"] == pytest.approx(best)  # the one that the checkpoint was chosen by
 
 
 def test_the_options_of_a_network_go_through_the_command_line_into_the_checkpoint(tiny_args: list[str]) -> None:

@@ -51,6 +51,14 @@ def test_the_split_is_stratified_and_disjoint(counts: list[int], val_size: float
         assert torch.equal(part.labels, split.labels[torch.tensor(numbers(part))])
 
 
+def test_a_split_of_images_with_their_channels_last_has_them_last() -> None:
+    split = numbered([200, 300])
+    images = split.images.contiguous(memory_format=torch.channels_last)
+    for part, same in zip(hold_out(Split(images, split.labels), 50, seed=0), hold_out(split, 50, seed=0), strict=True):
+        assert part.images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(part.images, same.images)
+
+
 def test_the_split_depends_on_its_own_seed_alone() -> None:
     split = numbered([200, 300])
     torch.manual_seed(1)

@@ -162,7 +162,8 @@ def test_the_schedule_moves_with_each_step(data: CIFAR10DataModule) -> None:
     trainer.fit(module, datamodule=data)
     rise, fall = [1 / 3, 2 / 3, 1], [1 - i / 9 for i in range(9)]
     assert rates == pytest.approx([0.1 * factor for factor in rise + fall])
-    assert float(trainer.callback_metrics["lr"]) == pytest.approx(rates[-1])  # what is logged is the rate of the last step
+    logged = float(trainer.callback_metrics["lr"])
+    assert logged == pytest.approx(rates[-1])  # that of the last step
 
 
 def test_the_images_are_normalised_by_buffers_inside_the_module() -> None:

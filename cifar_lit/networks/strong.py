@@ -17,7 +17,5 @@ class StrongCNN(FastCNN):
         num_convs: Convolutions in each stage.
     """
 
-    def __init__(
-        self, num_classes: int = 10, *, widths: Sequence[int] = (128, 384, 512), num_convs: int = 3
-    ) -> None:
+    def __init__(self, num_classes: int = 10, *, widths: Sequence[int] = (128, 384, 512), num_convs: int = 3) -> None:
         super().__init__(num_classes, widths=widths, num_convs=num_convs)
