@@ -110,10 +110,21 @@ class CLI(LightningCLI):
             raise ValueError(f"--ckpt_path {checkpoint}: there is no such checkpoint")
 
     def after_instantiate_classes(self) -> None:
-        """Refuse to go on from a checkpoint with other settings: its optimizer and its split would win, unsaid."""
+        """Refuse what data and model do not agree on, and other settings than those of a checkpoint to go on from."""
         checkpoint = self.config[self.subcommand]["ckpt_path"]
-        if self.subcommand != "fit" or checkpoint is None:
+        if self.subcommand != "fit":
             return
+        for size in set(self.datamodule.hparams["image_sizes"]):
+            try:
+                with torch.no_grad():
+                    self.model.net.eval()(torch.zeros(1, 3, size, size))
+            except RuntimeError as error:
+                name = type(self.model.net).__name__
+                raise ValueError(f"--data.image_sizes has {size}, which {name} does not take: leave it out") from error
+        self.model.net.train()
+        if checkpoint is None:
+            return
+        # Its optimizer and its split would win, unsaid.
         then = {name: value for part in read_hyper_parameters(Path(checkpoint)) for name, value in part.items()}
         now = {**self.model.hparams, **self.datamodule.hparams}
         changed = [name for name in then if name not in ("root", "cache_dir", "mirror") and then[name] != now.get(name)]

@@ -45,7 +45,9 @@ def set_up(device: torch.device, precision: str) -> None:
         # TF32 for what is float32: a fifth of the time, and 10 bits of mantissa are plenty for these networks.
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
+        # The Trainer has set its --trainer.benchmark already; it ends what --trainer.deterministic promises.
+        if not torch.are_deterministic_algorithms_enabled():
+            torch.backends.cudnn.benchmark = True
     elif device.type == "cpu":
         keep_freed_memory()
         if "bf16" in precision and not has_fast_bfloat16():

@@ -130,9 +130,15 @@ class ImageClassifier(LightningModule):
 
         Args:
             stage: What the Trainer is about to do.
+
+        Raises:
+            ValueError: If there is no data module that can show it some.
         """
-        data = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and data is not None and type(self.net).prepare is not Network.prepare:
+        if stage == "fit" and type(self.net).prepare is not Network.prepare:
+            data: Any = getattr(self.trainer, "datamodule", None)
+            if not hasattr(data, "sample_images"):
+                name = type(self.net).__name__
+                raise ValueError(f"{name} needs training images to start from: fit it with a CIFAR10DataModule")
             with torch.no_grad():
                 self.net.prepare((data.sample_images() - self.mean.cpu()) / self.std.cpu())
 

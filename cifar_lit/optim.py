@@ -137,8 +137,11 @@ class Muon(torch.optim.SGD):
 
     def _make_orthogonal(self, filters: Tensor, momentum: float) -> None:
         gradient = cast(Tensor, filters.grad)
-        buffer = self.state[filters].setdefault("muon_buffer", torch.zeros_like(gradient))
+        state = self.state[filters]
+        if "muon_buffer" not in state:
+            state["muon_buffer"] = torch.zeros_like(gradient)
+        buffer = state["muon_buffer"]
         buffer.mul_(momentum).add_(gradient)
         direction = gradient.add(buffer, alpha=momentum)
         filters.grad = orthogonalize(direction.flatten(1)).view_as(direction)
-        filters.mul_(len(filters) ** 0.5 / filters.norm())
+        filters.mul_(len(filters) ** 0.5 / filters.norm().clamp_min(1e-7))  # filters may begin as zeros

@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,4 +30,4 @@ def mean_over_views(net: nn.Module, images: Tensor, views: Views) -> Tensor:
     height, width = images.shape[2:]
     padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
     moved = (mirrored(padded[:, :, i : i + height, i : i + width]) for i in (0, 2))
-    return 0.5 * mirrored(images) + 0.25 * sum(moved, torch.zeros(()).to(images))
+    return 0.5 * mirrored(images) + 0.25 * sum(moved, images.new_zeros(()))

@@ -42,7 +42,7 @@ def table_of(text: str) -> str:
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
 def test_every_recipe_fits_and_tests(recipe: str, tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    # A test is made in float32 whatever the training's precision, so that figures are equal to the last digit.
+    # The command test scores in float32; so does a fit whose precision it is, to the last digit.
     main(["fit", "--recipe", recipe, *tiny_args, *FEW_EPOCHS, "--trainer.precision", "32-true"])
     fitted = capsys.readouterr().out
     assert results()["recipe"] == recipe
@@ -156,12 +156,17 @@ def test_a_training_in_bfloat16_learns(tiny_args: list[str]) -> None:
     options = [*FEW_EPOCHS, "--trainer.max_epochs", "6", "--model.lr", "0.05"]
     main(["fit", *tiny_args, *options, "--trainer.precision", "bf16-mixed"])
     assert results()["Accuracy/test"] > 0.5
+
+
+@pytest.mark.filterwarnings("ignore:.*no instructions for bfloat16")
+def test_the_recipe_strong_trains_in_its_own_precision(tiny_args: list[str]) -> None:
+    main(["fit", "--recipe", "strong", *tiny_args, *FEW_EPOCHS, "--model.net.widths", "[64,64,64]"])
+    saved = yaml.safe_load((RUN / "config.yaml").read_text())
+    assert saved["trainer"]["precision"] == "bf16-mixed"
     weights = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    assert all(value.dtype != torch.bfloat16 for value in weights.values())
+    assert all(bool(value.isfinite().all()) for value in weights.values())
 
 
-# Lightning would rather see the averaging callback in a run that only scores, where it does harm.
-@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
 def test_averaged_weights_are_validated_kept_and_tested(
     tiny_args: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -128,6 +128,12 @@ def test_a_bad_checkpoint_to_go_on_from_is_named(tiny_args: list[str], refused: 
     assert "text.ckpt is not a checkpoint of this project" in line
 
 
+def test_an_image_size_that_the_network_does_not_take_is_named(tiny_args: list[str], refused: Refused) -> None:
+    code, line = refused(["fit", *tiny_args, "--data.batch_size", "8", "--data.image_sizes", "[16, 32]"])
+    assert code == 2
+    assert line == "error: --data.image_sizes has 16, which TutorialCNN does not take: leave it out"
+
+
 def test_a_schedule_without_an_end_is_refused(tiny_args: list[str], refused: Refused) -> None:
     endless = ["--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:00:09", "--model.schedule", "cosine"]
     code, line = refused(["fit", *tiny_args, "--data.batch_size", "8", *endless])

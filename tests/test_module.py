@@ -12,7 +12,7 @@ from torch import nn
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.metrics import MeanLoss
 from cifar_lit.module import ImageClassifier
-from cifar_lit.networks import TutorialCNN
+from cifar_lit.networks import FastCNN, TutorialCNN
 from cifar_lit.optim import Muon
 from cifar_lit.views import mean_over_views
 from tests.networks.test_base import WideNet
@@ -130,6 +130,14 @@ def test_a_network_sees_training_images_before_the_fit_and_no_others(data: CIFAR
     assert torch.allclose(images, (data.train.images / 255 - 0.5) / 0.1, atol=1e-5)
     trainer.test(module, datamodule=data, verbose=False)
     assert len(seen) == 1
+
+
+def test_a_network_that_starts_from_images_is_not_trained_without_them(data: CIFAR10DataModule) -> None:
+    module = ImageClassifier(classes=data.classes, net=FastCNN)
+    data.setup("fit")
+    trainer = quiet_trainer(max_epochs=1, enable_checkpointing=False, limit_val_batches=0)
+    with pytest.raises(ValueError, match="FastCNN needs training images to start from"):
+        trainer.fit(module, data.train_dataloader())
 
 
 @pytest.mark.slow

@@ -91,6 +91,14 @@ def test_muon_goes_on_from_its_state() -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
 
 
+def test_muon_moves_filters_that_begin_as_zeros() -> None:
+    filters = torch.zeros(4, 3, 3, 3, requires_grad=True)
+    filters.grad = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    Muon([filters], [], muon_lr=0.1, muon_momentum=0.5, lr=0.1).step()
+    assert bool(filters.isfinite().all())
+    assert float(filters.detach().norm()) > 0.05
+
+
 def test_muon_evaluates_a_closure_with_gradients() -> None:
     weight, bias = torch.ones(1, 2, 1, 1, requires_grad=True), torch.ones(1, requires_grad=True)
     optimizer = Muon([weight], [bias], muon_lr=0.1, muon_momentum=0.0, lr=0.5)

@@ -151,12 +151,12 @@ def main(args: list[str] | None = None) -> None:
         print(json.dumps(MEASURES[options.measure](data)))
         return
     try:
+        options.out.mkdir(parents=True, exist_ok=True)
         results = measure(data, letters=options.only, repeats=options.repeats)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
     for title, text in table(results["median"]):
         print(f"{title:<42}{text}")
-    options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "bench.json").write_text(json.dumps(results, indent=2) + "\n")
     draw(results["median"], options.out / "bench.png")
     print(f"\nwritten to {options.out}: bench.json, bench.png")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 POINTS = (0, 1, -1, 2, -2)
@@ -101,6 +102,7 @@ class WinogradConvolution(torch.autograd.Function):
         return output[:, :height, :width].contiguous().permute(0, 3, 1, 2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor]:
         """Compute the gradients: each transform's transpose, in the opposite order.
 
@@ -160,7 +162,7 @@ class Conv3x3(nn.Conv2d):
             ``(N, num_out, height, width)``.
         """
         pays = min(self.in_channels, self.out_channels) >= 64 and torch.is_grad_enabled()
-        pays = pays and not torch.compiler.is_compiling()
+        pays = pays and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
         if pays and images.device.type == "cpu" and images.dtype == self.weight.dtype == torch.float32:
             return WinogradConvolution.apply(images, self.weight)  # type: ignore[no-any-return]
         return super().forward(images)

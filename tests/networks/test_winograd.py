@@ -59,3 +59,14 @@ def test_few_channels_and_other_types_take_torchs_convolution() -> None:
     assert "Winograd" not in type(Conv3x3(3, 64)(torch.randn(1, 3, 8, 8)).grad_fn).__name__
     double = Conv3x3(64, 64).double()(torch.randn(1, 64, 8, 8, dtype=torch.float64))
     assert double.dtype == torch.float64
+
+
+def test_under_autocast_the_librarys_convolution_takes_over() -> None:
+    conv = Conv3x3(64, 64)
+    images = torch.randn(2, 64, 8, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = conv(images)
+    assert output.dtype == torch.bfloat16
+    output.float().sum().backward()
+    assert conv.weight.grad is not None
+    assert conv.weight.grad.dtype == torch.float32
