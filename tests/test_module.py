@@ -135,9 +135,9 @@ def test_a_network_sees_training_images_before_the_fit_and_no_others(data: CIFAR
 def test_a_network_that_starts_from_images_is_not_trained_without_them(data: CIFAR10DataModule) -> None:
     module = ImageClassifier(classes=data.classes, net=FastCNN)
     data.setup("fit")
-    trainer = quiet_trainer(max_epochs=1, enable_checkpointing=False, limit_val_batches=0)
+    trainer = quiet_trainer(max_epochs=1, enable_checkpointing=False)
     with pytest.raises(ValueError, match="FastCNN needs training images to start from"):
-        trainer.fit(module, data.train_dataloader())
+        trainer.fit(module, data.train_dataloader(), data.val_dataloader())
 
 
 @pytest.mark.slow
