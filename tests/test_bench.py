@@ -86,3 +86,14 @@ def test_an_argument_outside_its_range_is_named(
         main(args)
     assert stopped.value.code == 2
     assert expected in capsys.readouterr().err
+
+
+def test_data_that_is_not_there_is_named_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--source", "images", "--root", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")])
+    assert str(stopped.value.code).startswith("error: ")
+    assert "nowhere" in str(stopped.value.code)
+    assert "\n" not in str(stopped.value.code)
+    assert "round 1" not in capsys.readouterr().err

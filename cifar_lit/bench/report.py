@@ -152,8 +152,9 @@ def main(args: list[str] | None = None) -> None:
         return
     try:
         options.out.mkdir(parents=True, exist_ok=True)
+        data.load()  # what is wrong with it is said here, and it is decoded before anything is timed
         results = measure(data, letters=options.only, repeats=options.repeats)
-    except (RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
     for title, text in table(results["median"]):
         print(f"{title:<42}{text}")
