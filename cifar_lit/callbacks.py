@@ -67,10 +67,11 @@ class NetworkSummary(ModelSummary):
         ModelSummary.summarize(kept, *args, **kwargs)
 
 
-class NetworkGraph(Callback):
-    """Draws the network's graph into TensorBoard, once.
+class Pictures(Callback):
+    """Draws into TensorBoard: the network's graph when a fit starts, and the confusion matrix of a test.
 
-    TensorBoard's logger can do it too, but does it again for each validation and test, and draws the metrics with it.
+    TensorBoard's logger can draw the graph too, but does it again for each validation and test, and draws the metrics
+    with it. It is one callback and not two because the Trainer asks each of them six times in every step.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,6 +89,15 @@ class NetworkGraph(Callback):
             print(f"no graph in TensorBoard: the network cannot be traced ({type(error).__name__})")
         for module, was_training in modes:
             module.training = was_training
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the confusion matrix, once all test images are counted."""
+        confusion = pl_module.test_confusion
+        assert isinstance(confusion, MulticlassConfusionMatrix)
+        counts = confusion.compute()  # on every rank: they add up their counts
+        if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
+            figure = draw_confusion(counts.cpu().numpy(), pl_module.hparams["classes"])
+            trainer.logger.experiment.add_figure("ConfusionMatrix/test", figure, trainer.current_epoch)
 
 
 class Speed(Callback):
@@ -140,19 +150,6 @@ def _now(trainer: Trainer) -> float:
     if trainer.strategy.root_device.type == "cuda":
         torch.cuda.synchronize()  # what was asked for is done
     return time.perf_counter()
-
-
-class ConfusionMatrix(Callback):
-    """Draws the confusion matrix of a test into TensorBoard."""
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw it, once all test images are counted."""
-        confusion = pl_module.test_confusion
-        assert isinstance(confusion, MulticlassConfusionMatrix)
-        counts = confusion.compute()  # on every rank: they add up their counts
-        if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
-            figure = draw_confusion(counts.cpu().numpy(), pl_module.hparams["classes"])
-            trainer.logger.experiment.add_figure("ConfusionMatrix/test", figure, trainer.current_epoch)
 
 
 def draw_confusion(counts: NDArray[np.int64], classes: list[str]) -> "Figure":

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from cifar_lit.callbacks import ConfusionMatrix, NetworkGraph, NetworkSummary, ProgressBar, Speed
+from cifar_lit.callbacks import NetworkSummary, Pictures, ProgressBar, Speed
 from cifar_lit.checkpoint import checkpoint_callbacks, find_checkpoint, read_hyper_parameters
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.machine import describe_machine, set_up
@@ -153,7 +153,7 @@ class CLI(LightningCLI):
         return trainer
 
     def _add_to_fit(self, config: Any, kwargs: dict[str, Any]) -> None:
-        kwargs["callbacks"] += [self.speed, NetworkGraph(), ConfusionMatrix()]
+        kwargs["callbacks"] += [self.speed, Pictures()]
         if config["enable_model_summary"] is not False and not _has(kwargs["callbacks"], ModelSummary):
             kwargs["callbacks"].append(NetworkSummary())
         if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
