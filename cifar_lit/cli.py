@@ -14,6 +14,7 @@ from traceback import walk_tb
 from typing import Any
 
 import torch
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, WeightAveraging
@@ -22,7 +23,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from cifar_lit.callbacks import NetworkSummary, Pictures, ProgressBar, Speed
-from cifar_lit.checkpoint import checkpoint_callbacks, find_checkpoint, read_hyper_parameters
+from cifar_lit.checkpoint import SafeCheckpointIO, checkpoint_callbacks, find_checkpoint, read_hyper_parameters
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.machine import describe_machine, set_up
 from cifar_lit.module import ImageClassifier
@@ -107,7 +108,7 @@ class CLI(LightningCLI):
             raise ValueError(f"--trainer.devices is {devices}, and this machine has {num_cores} cores: give fewer")
         checkpoint = config["ckpt_path"]
         if checkpoint is not None and not Path(checkpoint).is_file():
-            raise ValueError(f"--ckpt_path {checkpoint}: there is no such checkpoint")
+            raise ValueError(f"--ckpt_path {checkpoint}: there is no such file; download a URL first")
 
     def after_instantiate_classes(self) -> None:
         """Refuse what data and model do not agree on, and other settings than those of a checkpoint to go on from."""
@@ -145,6 +146,10 @@ class CLI(LightningCLI):
             kwargs |= {"enable_checkpointing": False, "logger": config["logger"] or False}
         if not self.datamodule.has_val:
             kwargs["limit_val_batches"] = 0
+        plugins = config["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not _has(plugins, CheckpointIO):
+            kwargs["plugins"] = [*plugins, SafeCheckpointIO()]
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:

@@ -39,6 +39,7 @@ Refused = Callable[[list[str]], tuple[int, str]]
         (["--trainer.devices", "99"], "--trainer.devices is 99, and this machine has"),
         (["--trainer.accelerator", "abacus"], "abacus"),
         (["--ckpt_path", "nothing.ckpt"], "nothing.ckpt"),
+        (["--ckpt_path", "http://127.0.0.1/last.ckpt"], "there is no such file; download a URL first"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

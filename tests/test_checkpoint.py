@@ -1,0 +1,142 @@
+"""Checkpoints: whole or not there, checked when they are read, and never run."""
+
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cifar_lit.checkpoint import SafeCheckpointIO, load_checkpoint, read_hyper_parameters, save_checkpoint
+from cifar_lit.cli import main
+from tests.conftest import FEW_EPOCHS, RUN
+
+CHECKPOINT: dict[str, Any] = {
+    "state_dict": {"net.weight": torch.linspace(-1, 1, 5000)},
+    "hyper_parameters": {"classes": ["a", "b"], "net": {}},
+    "datamodule_hyper_parameters": {"source": "images", "seed": 0},
+    "pytorch-lightning_version": "2.6.6",
+}
+
+
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, ("evil",)
+
+
+def save_with(path: Path, **parts: Any) -> None:
+    torch.save({**CHECKPOINT, **parts}, path)
+
+
+def cut(path: Path, size: int) -> None:
+    save_checkpoint(CHECKPOINT, path)
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "new/last.ckpt"
+    save_checkpoint(CHECKPOINT, path)
+    loaded = load_checkpoint(path)
+    assert torch.equal(loaded["state_dict"]["net.weight"], CHECKPOINT["state_dict"]["net.weight"])
+    assert read_hyper_parameters(path) == (
+        CHECKPOINT["hyper_parameters"],
+        CHECKPOINT["datamodule_hyper_parameters"],
+    )
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda path: path.unlink(missing_ok=True), "there is no such file"),
+    "folder": (lambda path: path.mkdir(), "there is no such file"),
+    "empty": (lambda path: path.touch(), "it is empty"),
+    "text": (lambda path: path.write_text("no checkpoint"), "it is another kind of file"),
+    "cut off": (lambda path: cut(path, 10_000), "is damaged or was cut off"),
+    "cut off early": (lambda path: cut(path, 5), "is damaged or was cut off"),
+    "code": (lambda path: save_with(path, hyper_parameters=Evil()), "would run code"),
+    "weights": (lambda path: torch.save(CHECKPOINT["state_dict"], path), "it holds weights alone"),
+    "foreign": (lambda path: torch.save({"state_dict": {}, "epoch": 3}, path), "its settings are missing"),
+    "a list": (lambda path: torch.save([1, 2], path), "its settings are missing"),
+    "NaN": (
+        lambda path: save_with(path, state_dict={"net.weight": torch.tensor([1.0, float("nan")])}),
+        "net.weight holds numbers that are not finite",
+    ),
+    "other settings": (lambda path: save_with(path, hyper_parameters={"width": 3}), "those of another one"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD))
+def test_a_bad_checkpoint_is_named_with_its_reason(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.ckpt"
+    make, reason = BAD[name]
+    make(path)
+    with pytest.raises(ValueError, match=r"bad\.ckpt") as refused:
+        read_hyper_parameters(path)
+    assert reason in str(refused.value)
+    assert not Path("evil").exists()
+
+
+def test_a_flipped_byte_of_the_weights_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    save_checkpoint(CHECKPOINT, path)
+    whole = path.read_bytes()
+    start = whole.index(CHECKPOINT["state_dict"]["net.weight"].numpy().tobytes())
+    for place in (start, start + 9_999, start + 19_999):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"the checksum of .* does not fit"):
+            load_checkpoint(path)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    save_checkpoint(CHECKPOINT, path)
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"last.ckpt cannot be saved \(.*File too large.*an earlier one is as it was"):
+            save_checkpoint(CHECKPOINT, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_nothing_is_renamed_before_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+    fsync, replace = os.fsync, Path.replace
+
+    def flush(file: int) -> None:
+        done.append("flush")
+        fsync(file)
+
+    def rename(part: Path, path: Path) -> Path:
+        done.append("rename")
+        return replace(part, path)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "replace", rename)
+    save_checkpoint(CHECKPOINT, tmp_path / "last.ckpt")
+    assert done == ["flush", "rename", "flush"]
+
+
+def test_a_fit_saves_and_loads_with_it(tiny_args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    save, load = SafeCheckpointIO.save_checkpoint, SafeCheckpointIO.load_checkpoint
+
+    def count_save(io: SafeCheckpointIO, *args: Any, **options: Any) -> None:
+        seen.add("save")
+        save(io, *args, **options)
+
+    def count_load(io: SafeCheckpointIO, *args: Any, **options: Any) -> dict[str, Any]:
+        seen.add("load")
+        return load(io, *args, **options)
+
+    monkeypatch.setattr(SafeCheckpointIO, "save_checkpoint", count_save)
+    monkeypatch.setattr(SafeCheckpointIO, "load_checkpoint", count_load)
+    main(["fit", *tiny_args, *FEW_EPOCHS])
+    assert seen == {"save", "load"}
+    assert sorted(file.name for file in (RUN / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
