@@ -206,7 +206,7 @@ class CLI(LightningCLI):
             options = {**self.model.hparams, **self.datamodule.hparams}
             trainer.logger.log_hyperparams(options, {"hp_metric": results["Accuracy/val"]})
             trainer.logger.save()
-        print("\n" + format_table(results))
+        print("\n" + format_table(results), flush=True)
 
     def validate(self, ckpt_path: str | None, **kwargs: Any) -> None:
         """Score a checkpoint on validation."""
@@ -221,7 +221,7 @@ class CLI(LightningCLI):
             raise ValueError("--ckpt_path is null: the weights would be random; leave it out")
         figures = evaluate(self.trainer, self.model, self.datamodule, checkpoint, splits=splits)
         if self.trainer.is_global_zero:
-            print("\n" + format_table({**figures, **self._description(checkpoint)}))
+            print("\n" + format_table({**figures, **self._description(checkpoint)}), flush=True)
 
     def _description(self, checkpoint: str | None) -> dict[str, Any]:
         return {
@@ -269,6 +269,9 @@ def main(args: list[str] | None = None) -> None:
                 raise ValueError(f"{args[0]} needs a run's folder or a checkpoint as its first argument")
             args = [args[0], *checkpoint_args(find_checkpoint(Path(args[1]))), *args[2:]]
         CLI(args, recipe if recipe in RECIPES else "tutorial")
+    except BrokenPipeError:  # whoever read the output has gone, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        sys.exit(1)
     except (ValueError, RuntimeError, OSError) as error:
         if not (isinstance(error, OSError) or _is_for_people(error)):
             raise

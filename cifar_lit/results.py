@@ -153,7 +153,8 @@ def _remarks(results: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if "train_seconds" in results:
         speed = f"{results['train_seconds']:.0f} s, {results['images_per_second']:,.0f} images/s"
-        remarks.append(("training", f"{results['epochs']} epochs in {speed}"))
+        epochs = "1 epoch" if results["epochs"] == 1 else f"{results['epochs']} epochs"
+        remarks.append(("training", f"{epochs} in {speed}"))
     remarks.append(("checkpoint", str(results["checkpoint"])))
     if "run" in results:
         run = results["run"]

@@ -1,5 +1,6 @@
 """The command line's errors: one line that names the argument, a non-zero exit, and nothing lost."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -177,3 +178,13 @@ def test_validate_without_validation_is_refused(tiny_root: Path, refused: Refuse
         2,
         "error: --data.val_size is 0: there are no validation images to score; use test",
     )
+
+
+def test_a_reader_that_went_away_is_no_error(run: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    code = f"from cifar_lit.cli import main; main(['test', {str(RUN)!r}])"
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(write)
+    assert done.returncode == 1
+    assert "error" not in done.stderr.lower()

@@ -35,6 +35,8 @@ def test_the_table_shows_the_figures_and_fits_a_terminal() -> None:
     assert "network     TutorialCNN, 145,578 parameters" in lines
     assert "training    3 epochs in 61 s, 1,234 images/s" in lines
     assert max(len(line) for line in lines) <= 80
+    one = format_table({**RESULTS, "epochs": 1, "train_seconds": 61.4, "images_per_second": 1234.5})
+    assert "training    1 epoch in 61 s, 1,234 images/s" in one.splitlines()
 
 
 def test_a_run_without_validation_has_no_validation_figures() -> None:
