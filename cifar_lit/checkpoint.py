@@ -1,5 +1,6 @@
 """Which checkpoints are kept and where they are found; saving that survives a crash, loading that runs no code."""
 
+import contextlib
 import os
 import pickle
 import zipfile
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 
 def checkpoint_callbacks(has_val: bool) -> list[ModelCheckpoint]:
@@ -69,10 +71,13 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except (OSError, RuntimeError) as error:  # torch hides the system's error in one of its own
+    except BaseException as error:
         part.unlink(missing_ok=True)
-        raise OSError(f"{path} cannot be saved ({_innermost(error)}); an earlier one is as it was") from error
-    if os.name == "posix":  # the new name is on the disk, too
+        cause = _system_error(error)
+        if cause is None:
+            raise
+        raise OSError(f"{path} cannot be saved ({cause}); an earlier one is as it was") from error
+    with contextlib.suppress(OSError):  # the new name is on the disk, too, where a system lets folders be flushed
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -95,26 +100,42 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: If it is no file, or empty, cut off, damaged, of another kind, or would run code, or if its weights
             are not finite numbers. The message names the file and the reason.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; download a URL first")
+    check_place(path)
     _check_file(path)
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is not a checkpoint of this project: to load it would run code in it") from error
+        raise ValueError(
+            f"{path} is not a checkpoint of this project: it holds more than plain values, which could run code"
+        ) from error
     except Exception as error:  # torch.load has no closed list of what it raises for a file of another kind
         raise ValueError(f"{path} is not a checkpoint of this project ({type(error).__name__})") from error
-    if not (isinstance(checkpoint, dict) and checkpoint.keys() >= _PARTS):
-        only = isinstance(checkpoint, dict) and all(isinstance(part, torch.Tensor) for part in checkpoint.values())
-        reason = "it holds weights alone" if only else "its settings are missing"
-        raise ValueError(f"{path} is not a checkpoint of this project: {reason}")
+    if isinstance(checkpoint, dict) and checkpoint and all(isinstance(part, Tensor) for part in checkpoint.values()):
+        raise ValueError(f"{path} is not a checkpoint of this project: it holds weights alone")
+    if not (isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(part), dict) for part in _PARTS)):
+        raise ValueError(f"{path} is not a checkpoint of this project: its settings are missing")
     for name, weights in checkpoint["state_dict"].items():
-        if weights.is_floating_point() and not bool(torch.isfinite(weights).all()):
-            raise ValueError(f"{path} is of no use: {name} holds numbers that are not finite; take an earlier one")
+        if isinstance(weights, Tensor) and weights.layout == torch.strided and bool(weights.isnan().any()):
+            raise ValueError(f"{path} is of no use: {name} is not a number (NaN), for its training diverged")
     return checkpoint
 
 
-_PARTS = {"state_dict", "hyper_parameters", "datamodule_hyper_parameters", "pytorch-lightning_version"}
+_PARTS = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters")
+
+
+def check_place(path: Path | str) -> None:
+    """Refuse what is not a file that is there.
+
+    Args:
+        path: Where a checkpoint should be.
+
+    Raises:
+        ValueError: If it is a URL, or if there is no such file.
+    """
+    if "://" in str(path) or str(path).startswith(("http:", "https:")):
+        raise ValueError(f"{path} is a URL: download the checkpoint and give the file")
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: there is no such checkpoint")
 
 
 def _check_file(path: Path) -> None:
@@ -128,14 +149,17 @@ def _check_file(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, OSError) as error:
-        raise ValueError(f"{path} is damaged or was cut off ({error}); take an earlier one") from error
+            # torch sets no attributes, and takes a part that has that of a folder for one, without a word.
+            damaged = damaged or next((part.filename for part in archive.infolist() if part.external_attr), None)
+    except Exception as error:  # zipfile raises half a dozen kinds for bytes that are not what they should be
+        raise ValueError(f"{path} is damaged or was cut off ({type(error).__name__}: {error})") from error
     if damaged is not None:
-        raise ValueError(f"{path} is damaged: the checksum of {damaged} does not fit; take an earlier one")
+        raise ValueError(f"{path} is damaged: the checksum of {damaged} does not fit")
 
 
-def _innermost(error: BaseException) -> BaseException:
-    while error.__context__ is not None:
+def _system_error(error: BaseException | None) -> OSError | None:
+    """Find what the system said; torch raises an error of its own after it."""
+    while error is not None and not isinstance(error, OSError):
         error = error.__context__
     return error
 
@@ -147,7 +171,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save a checkpoint; there are no storage options."""
+        """Save a checkpoint as a file; there are no storage options."""
         assert storage_options is None
         save_checkpoint(checkpoint, Path(path))
 

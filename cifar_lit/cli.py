@@ -23,7 +23,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from cifar_lit.callbacks import NetworkSummary, Pictures, ProgressBar, Speed
-from cifar_lit.checkpoint import SafeCheckpointIO, checkpoint_callbacks, find_checkpoint, read_hyper_parameters
+from cifar_lit.checkpoint import (
+    SafeCheckpointIO,
+    check_place,
+    checkpoint_callbacks,
+    find_checkpoint,
+    read_hyper_parameters,
+)
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.machine import describe_machine, set_up
 from cifar_lit.module import ImageClassifier
@@ -107,8 +113,10 @@ class CLI(LightningCLI):
         if on_cpu and str(devices).isdecimal() and int(devices) > num_cores:
             raise ValueError(f"--trainer.devices is {devices}, and this machine has {num_cores} cores: give fewer")
         checkpoint = config["ckpt_path"]
-        if checkpoint is not None and not Path(checkpoint).is_file():
-            raise ValueError(f"--ckpt_path {checkpoint}: there is no such file; download a URL first")
+        if checkpoint is not None:
+            check_place(checkpoint)
+        if "://" in str(config["trainer"]["default_root_dir"]):
+            raise ValueError(f"--trainer.default_root_dir is {config['trainer']['default_root_dir']}: give a folder")
 
     def after_instantiate_classes(self) -> None:
         """Refuse what data and model do not agree on, and other settings than those of a checkpoint to go on from."""
@@ -148,7 +156,7 @@ class CLI(LightningCLI):
             kwargs["limit_val_batches"] = 0
         plugins = config["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
-        if not _has(plugins, CheckpointIO):
+        if not _has(plugins, CheckpointIO) and isinstance(config["strategy"], str):  # an object may have its own
             kwargs["plugins"] = [*plugins, SafeCheckpointIO()]
         try:
             trainer = super().instantiate_trainer(**kwargs)
@@ -206,7 +214,7 @@ class CLI(LightningCLI):
             options = {**self.model.hparams, **self.datamodule.hparams}
             trainer.logger.log_hyperparams(options, {"hp_metric": results["Accuracy/val"]})
             trainer.logger.save()
-        print("\n" + format_table(results), flush=True)
+        _show(results)
 
     def validate(self, ckpt_path: str | None, **kwargs: Any) -> None:
         """Score a checkpoint on validation."""
@@ -221,7 +229,7 @@ class CLI(LightningCLI):
             raise ValueError("--ckpt_path is null: the weights would be random; leave it out")
         figures = evaluate(self.trainer, self.model, self.datamodule, checkpoint, splits=splits)
         if self.trainer.is_global_zero:
-            print("\n" + format_table({**figures, **self._description(checkpoint)}), flush=True)
+            _show({**figures, **self._description(checkpoint)})
 
     def _description(self, checkpoint: str | None) -> dict[str, Any]:
         return {
@@ -269,9 +277,6 @@ def main(args: list[str] | None = None) -> None:
                 raise ValueError(f"{args[0]} needs a run's folder or a checkpoint as its first argument")
             args = [args[0], *checkpoint_args(find_checkpoint(Path(args[1]))), *args[2:]]
         CLI(args, recipe if recipe in RECIPES else "tutorial")
-    except BrokenPipeError:  # whoever read the output has gone, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
-        sys.exit(1)
     except (ValueError, RuntimeError, OSError) as error:
         if not (isinstance(error, OSError) or _is_for_people(error)):
             raise
@@ -288,6 +293,13 @@ def _is_for_people(error: BaseException) -> bool:
     frame, line_number = last
     line = linecache.getline(frame.f_code.co_filename, line_number)
     return str(frame.f_globals["__name__"]).startswith("cifar_lit.") and line.lstrip().startswith("raise ")
+
+
+def _show(results: dict[str, Any]) -> None:
+    try:
+        print("\n" + format_table(results), flush=True)
+    except BrokenPipeError:  # whoever read the output has seen enough, as head has; all figures are written down
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it once more at its end
 
 
 def _has(callbacks: list[Any], kind: type) -> bool:

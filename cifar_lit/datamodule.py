@@ -150,17 +150,17 @@ class CIFAR10DataModule(LightningDataModule):
         assert self.train is not None
         overfits = getattr(self.trainer, "overfit_batches", 0) > 0  # then the same few batches come in each epoch
         return self._loader(
-            self.train, self.hparams["batch_size"], shuffle=not overfits, augmentation=self.augmentation
+            self.train, batch_size=self.hparams["batch_size"], shuffle=not overfits, augmentation=self.augmentation
         )
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         """Give the validation batches; an empty list where there is no validation."""
-        return self._loader(self.val, EVALUATION_BATCH_SIZE) if self.val else []
+        return self._loader(self.val) if self.val else []
 
     def test_dataloader(self) -> BatchLoader:
         """Give the test batches."""
         assert self.test is not None
-        return self._loader(self.test, EVALUATION_BATCH_SIZE)
+        return self._loader(self.test)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Turn the images of a batch, now on its device, into what the network takes.
@@ -182,13 +182,19 @@ class CIFAR10DataModule(LightningDataModule):
         return images, labels
 
     def _loader(
-        self, split: Split, batch_size: int, *, shuffle: bool = False, augmentation: Augmentation | None = None
+        self,
+        split: Split,
+        *,
+        batch_size: int | None = None,
+        shuffle: bool = False,
+        augmentation: Augmentation | None = None,
     ) -> BatchLoader:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        evaluation_batch_size = EVALUATION_BATCH_SIZES["cpu" if device.type == "cpu" else "other"]
         return BatchLoader(
             split.images,
             split.labels,
-            batch_size=batch_size,
+            batch_size=batch_size or evaluation_batch_size,
             shuffle=shuffle,
             augmentation=augmentation,
             device=device,
@@ -198,7 +204,7 @@ class CIFAR10DataModule(LightningDataModule):
         )
 
 
-EVALUATION_BATCH_SIZE = 100
+EVALUATION_BATCH_SIZES = {"cpu": 100, "other": 500}
 """Images in a validation or test batch: it changes no figure. On a CPU larger ones are no faster, and take memory."""
 
 

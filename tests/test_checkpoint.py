@@ -1,7 +1,6 @@
 """Checkpoints: whole or not there, checked when they are read, and never run."""
 
 import os
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,20 +49,23 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda path: path.unlink(missing_ok=True), "there is no such file"),
-    "folder": (lambda path: path.mkdir(), "there is no such file"),
+    "missing": (lambda path: path.unlink(missing_ok=True), "there is no such checkpoint"),
+    "folder": (lambda path: path.mkdir(), "there is no such checkpoint"),
     "empty": (lambda path: path.touch(), "it is empty"),
     "text": (lambda path: path.write_text("no checkpoint"), "it is another kind of file"),
     "cut off": (lambda path: cut(path, 10_000), "is damaged or was cut off"),
     "cut off early": (lambda path: cut(path, 5), "is damaged or was cut off"),
-    "code": (lambda path: save_with(path, hyper_parameters=Evil()), "would run code"),
+    "code": (lambda path: save_with(path, hyper_parameters=Evil()), "which could run code"),
     "weights": (lambda path: torch.save(CHECKPOINT["state_dict"], path), "it holds weights alone"),
     "foreign": (lambda path: torch.save({"state_dict": {}, "epoch": 3}, path), "its settings are missing"),
     "a list": (lambda path: torch.save([1, 2], path), "its settings are missing"),
     "NaN": (
         lambda path: save_with(path, state_dict={"net.weight": torch.tensor([1.0, float("nan")])}),
-        "net.weight holds numbers that are not finite",
+        "net.weight is not a number (NaN)",
     ),
+    "nothing": (lambda path: torch.save({}, path), "its settings are missing"),
+    "settings of another form": (lambda path: save_with(path, hyper_parameters=[1, 2]), "its settings are missing"),
+    "weights of another form": (lambda path: save_with(path, state_dict=[]), "its settings are missing"),
     "other settings": (lambda path: save_with(path, hyper_parameters={"width": 3}), "those of another one"),
 }
 
@@ -90,10 +92,38 @@ def test_a_flipped_byte_of_the_weights_is_noticed(tmp_path: Path) -> None:
             load_checkpoint(path)
 
 
+def test_no_flipped_bit_of_the_archive_ends_in_a_traceback_or_other_weights(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    save_checkpoint(CHECKPOINT, path)
+    whole = path.read_bytes()
+    directory = whole.index(b"PK\1\2")
+    for place in range(directory, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        try:
+            loaded = load_checkpoint(path)
+        except ValueError as refused:
+            assert "last.ckpt is" in str(refused)  # noqa: PT017
+        else:
+            assert torch.equal(loaded["state_dict"]["net.weight"], CHECKPOINT["state_dict"]["net.weight"])
+
+
+def test_an_interrupted_save_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(file: int) -> None:
+        raise KeyboardInterrupt
+
+    save_checkpoint(CHECKPOINT, tmp_path / "last.ckpt")
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint({**CHECKPOINT, "state_dict": {}}, tmp_path / "last.ckpt")
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    assert load_checkpoint(tmp_path / "last.ckpt")["state_dict"]
+
+
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     save_checkpoint(CHECKPOINT, path)
     before = path.read_bytes()
+    resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))
     try:

@@ -39,8 +39,9 @@ Refused = Callable[[list[str]], tuple[int, str]]
         (["--config", "nothing.yaml"], "nothing.yaml"),
         (["--trainer.devices", "99"], "--trainer.devices is 99, and this machine has"),
         (["--trainer.accelerator", "abacus"], "abacus"),
-        (["--ckpt_path", "nothing.ckpt"], "nothing.ckpt"),
-        (["--ckpt_path", "http://127.0.0.1/last.ckpt"], "there is no such file; download a URL first"),
+        (["--ckpt_path", "nothing.ckpt"], "nothing.ckpt: there is no such checkpoint"),
+        (["--trainer.default_root_dir", "s3://bucket/runs"], "--trainer.default_root_dir is s3://bucket/runs"),
+        (["--ckpt_path", "http://127.0.0.1/last.ckpt"], "is a URL: download the checkpoint"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -186,5 +187,5 @@ def test_a_reader_that_went_away_is_no_error(run: str) -> None:
     code = f"from cifar_lit.cli import main; main(['test', {str(RUN)!r}])"
     done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(write)
-    assert done.returncode == 1
+    assert done.returncode == 0
     assert "error" not in done.stderr.lower()
