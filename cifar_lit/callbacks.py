@@ -79,8 +79,8 @@ class Pictures(Callback):
         net, images = pl_module.net, pl_module.example_input_array
         assert isinstance(net, nn.Module)
         assert isinstance(images, Tensor)
-        if not (trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)):
-            return
+        if not (trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)) or trainer.ckpt_path:
+            return  # a run that goes on has its graph
         modes = [(module, module.training) for module in net.modules()]
         try:
             with torch.no_grad():
@@ -101,7 +101,7 @@ class Pictures(Callback):
 
 
 class Speed(Callback):
-    """Measures a training.
+    """Measures a training, over all the times that it was stopped and taken up.
 
     Attributes:
         train_seconds: From the start of the first epoch to the end of the last, with validation and saving.
@@ -120,11 +120,27 @@ class Speed(Callback):
     def images_per_second(self) -> float:  # noqa: D102 (described above)
         return self.num_images / max(1e-9, self.train_seconds - self._validation_seconds)
 
+    def state_dict(self) -> dict[str, float]:
+        """Give what was measured so far, for a run that goes on from here."""
+        train_seconds = time.perf_counter() - self._started
+        return {
+            "train_seconds": train_seconds,
+            "num_images": self.num_images,
+            "validation_seconds": self._validation_seconds,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what was measured.
+
+        Args:
+            state_dict: What ``state_dict`` gave.
+        """
+        self.train_seconds, self.num_images = state_dict["train_seconds"], state_dict["num_images"]
+        self._validation_seconds = state_dict["validation_seconds"]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self.num_images = 0
-        self._validation_seconds = 0.0
-        self._started = _now(trainer)
+        """Start the clock, or let it go on."""
+        self._started = _now(trainer) - self.train_seconds
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

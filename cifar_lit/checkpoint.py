@@ -1,4 +1,4 @@
-"""Which checkpoints are kept and where they are found; saving that survives a crash, loading that runs no code."""
+"""Checkpoint files: found, saved so that a crash cannot harm them, loaded without running code."""
 
 import contextlib
 import os
@@ -10,24 +10,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
-
-
-def checkpoint_callbacks(has_val: bool) -> list[ModelCheckpoint]:
-    """Keep ``best.ckpt``, where there is validation, and ``last.ckpt``.
-
-    They are two callbacks, because one with ``save_last`` would write the last one only when it finds a new best.
-
-    Args:
-        has_val: Whether there is validation.
-
-    Returns:
-        The callbacks; the first ``best_model_path`` that is not empty is what a run is judged by.
-    """
-    last = ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
-    best = ModelCheckpoint(filename="best", monitor="Accuracy/val", mode="max", enable_version_counter=False)
-    return [best, last] if has_val else [last]
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -180,19 +163,19 @@ class SafeCheckpointIO(TorchCheckpointIO):
         return load_checkpoint(Path(path))
 
 
-def read_hyper_parameters(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read what a checkpoint says of its model and its data.
+def hyper_parameters(checkpoint: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tell what a checkpoint says of its model and its data.
 
     Args:
-        path: The checkpoint file.
+        checkpoint: What ``load_checkpoint`` gave.
+        path: Its file, for the message.
 
     Returns:
         The hyper-parameters of the module and of the data module, as plain values.
 
     Raises:
-        ValueError: If it is not one of our checkpoints.
+        ValueError: If they are not those of our module.
     """
-    checkpoint = load_checkpoint(path)
     model, data = dict(checkpoint["hyper_parameters"]), dict(checkpoint["datamodule_hyper_parameters"])
     if not {"classes", "net"} <= model.keys() or not {"source", "seed"} <= data.keys():
         raise ValueError(f"{path} is not a checkpoint of this project: its settings are those of another one")

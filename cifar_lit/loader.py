@@ -72,6 +72,8 @@ class BatchLoader:
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self._num_batches = 0  # given out in this epoch
+        self._first = 0  # batch of the next iteration
 
     batch_sampler = None
     """None, as in a torch loader without one: the Trainer looks whether there is one."""
@@ -88,6 +90,18 @@ class BatchLoader:
             epoch: The epoch, from 0.
         """
         self.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """Give the place in the epoch; the epoch itself is the Trainer's to keep."""
+        return {"num_batches": self._num_batches}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let the next iteration begin at a place within the epoch.
+
+        Args:
+            state_dict: ``num_batches`` that it leaves out.
+        """
+        self._first = state_dict["num_batches"]
 
     def indices(self) -> list[Tensor]:
         """Give the image indices of each batch of the current epoch.
@@ -113,7 +127,11 @@ class BatchLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         how = self.augmentation
         draws = how.draw(len(self.labels), self.size, seed=self.seed, epoch=self.epoch).to(self.labels.device)
-        for index in self.indices():
+        first, self._first = self._first, 0
+        for number, index in enumerate(self.indices()):
+            if number < first:
+                continue
+            self._num_batches = number + 1
             corners, flips, holes = draws.at(index)
             images = (
                 self.pixels.index_select(0, index) if corners is None else crop(self.pixels, index, corners, self.size)

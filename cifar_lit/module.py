@@ -88,6 +88,7 @@ class ImageClassifier(LightningModule):
         # What the summary and the graph in TensorBoard are made with: the tutorial's batch.
         self.example_input_array = torch.zeros(64, 3, 32, 32)
         self.last_lr = float(lr)
+        self._batch_results: tuple[Tensor, Tensor, Tensor] = (torch.zeros(()), torch.zeros(0), torch.zeros(0))
         self._make_metrics(len(classes))
 
     def _make_metrics(self, num_classes: int) -> None:
@@ -160,9 +161,14 @@ class ImageClassifier(LightningModule):
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
-        self.train_loss.update(loss.detach(), len(labels))
-        self.train_accuracy.update(logits.detach(), labels)
+        self._batch_results = loss.detach(), logits.detach(), labels
         return loss
+
+    def on_after_backward(self) -> None:
+        """Count the batch, not before all that may fail is behind it: a training that goes on there counts it once."""
+        loss, logits, labels = self._batch_results
+        self.train_loss.update(loss, len(labels))
+        self.train_accuracy.update(logits, labels)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Remember the learning rate of the step, because the schedule moves on before the epoch is logged.
@@ -224,11 +230,20 @@ class ImageClassifier(LightningModule):
         self.test_confusion.reset()
 
     def _log_epoch(self, values: Mapping[str, Metric | Tensor | float]) -> None:
+        figures = {
+            name: float(value.compute() if isinstance(value, Metric) else value) for name, value in values.items()
+        }
+        for value in values.values():
+            if isinstance(value, Metric):
+                value.reset()
+        # For the checkpoints, the bar and the results; the metrics have already added up what all processes counted.
+        self.log_dict(figures, on_step=False, on_epoch=True, logger=False)
+        # The loggers get them here and not from the Trainer, which would do it after the checkpoint of the epoch is
+        # saved: a run that was killed between the two would lack a point. The x-axis is the epoch, as in the tutorial.
         # The curves belong to fit and to the test at its end: validating a checkpoint later adds no point to them.
-        curves = bool(self.trainer.loggers) and self.trainer.state.fn != "validate"
-        # The logger takes "step" for the place on the x-axis: the epoch, as in the tutorial.
-        values = {**values, "step": float(self.current_epoch)}
-        self.log_dict(values, on_step=False, on_epoch=True, logger=curves, sync_dist=True)
+        if self.trainer.state.fn != "validate" and not self.trainer.sanity_checking:
+            for logger in self.loggers:
+                logger.log_metrics(figures, step=self.current_epoch)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of a model whose labels mean something else.

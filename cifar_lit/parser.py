@@ -1,5 +1,10 @@
 """What the command line is called and how it refuses: the subcommands, their descriptions, errors of one line."""
 
+import linecache
+import logging
+import re
+import warnings
+from traceback import walk_tb
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -37,3 +42,35 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong with the arguments, in one line, and exit with 2."""
         self.exit(2, f"error: {' '.join(message.split())} (--help lists all options)\n")
+
+
+def is_for_people(error: BaseException) -> bool:
+    """Tell an error that a ``raise`` of this package made, whose message says all, from a bug: that has a traceback."""
+    *_, last = walk_tb(error.__traceback__)
+    frame, line_number = last
+    line = linecache.getline(frame.f_code.co_filename, line_number)
+    return str(frame.f_globals["__name__"]).startswith("cifar_lit.") and line.lstrip().startswith("raise ")
+
+
+def quieten() -> None:
+    """Leave out what says nothing about the run."""
+    noise = re.compile("Tip:|TPU available|model summary callbacks|Restoring states|Loaded model|`Trainer.fit` stopped")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
+        logging.getLogger(name).addFilter(lambda record: not noise.search(record.getMessage()))
+    for message in (
+        # What Lightning 2.6 still calls of newer torch, and TensorBoard for the graph.
+        ".*LeafSpec.*",
+        ".*torch.jit.trace.*",
+        # We log per epoch, so an interval of steps means nothing.
+        ".*smaller than the logging interval.*",
+        # The summary's line on the size of the weights.
+        ".*not supported by the model summary.*",
+        # The metrics add up over the processes by themselves.
+        ".*sync_dist=True.*",
+        # A run that goes on writes into its own folder.
+        ".*exists and is not empty.*",
+        # Scoring a checkpoint needs no ModelCheckpoint.
+        ".*callbacks used to create the checkpoint.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture is said by read_picture

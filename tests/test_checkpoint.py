@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from cifar_lit.checkpoint import SafeCheckpointIO, load_checkpoint, read_hyper_parameters, save_checkpoint
+from cifar_lit.checkpoint import SafeCheckpointIO, hyper_parameters, load_checkpoint, save_checkpoint
 from cifar_lit.cli import main
 from tests.conftest import FEW_EPOCHS, RUN
 
@@ -41,7 +41,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     save_checkpoint(CHECKPOINT, path)
     loaded = load_checkpoint(path)
     assert torch.equal(loaded["state_dict"]["net.weight"], CHECKPOINT["state_dict"]["net.weight"])
-    assert read_hyper_parameters(path) == (
+    assert hyper_parameters(load_checkpoint(path), path) == (
         CHECKPOINT["hyper_parameters"],
         CHECKPOINT["datamodule_hyper_parameters"],
     )
@@ -76,7 +76,7 @@ def test_a_bad_checkpoint_is_named_with_its_reason(name: str, tmp_path: Path) ->
     make, reason = BAD[name]
     make(path)
     with pytest.raises(ValueError, match=r"bad\.ckpt") as refused:
-        read_hyper_parameters(path)
+        hyper_parameters(load_checkpoint(path), path)
     assert reason in str(refused.value)
     assert not Path("evil").exists()
 

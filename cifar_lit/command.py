@@ -1,0 +1,295 @@
+"""One LightningCLI for fit, validate and test: what each of them does."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelSummary, WeightAveraging
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from cifar_lit.callbacks import NetworkSummary, Pictures, ProgressBar, Speed
+from cifar_lit.checkpoint import SafeCheckpointIO, check_place, hyper_parameters, load_checkpoint
+from cifar_lit.datamodule import CIFAR10DataModule
+from cifar_lit.machine import describe_machine, set_up
+from cifar_lit.module import ImageClassifier
+from cifar_lit.parser import DESCRIPTIONS, SUBCOMMANDS, Parser
+from cifar_lit.recipes import RECIPES, recipe_help
+from cifar_lit.results import (
+    describe_data,
+    describe_model,
+    evaluate,
+    format_table,
+    save_results,
+    shorten,
+)
+from cifar_lit.runs import LOGS, RunFolder, run_of
+from cifar_lit.saver import Best, Saver
+
+
+class CLI(LightningCLI):
+    """``cifar-lit fit``, ``validate`` and ``test``."""
+
+    def __init__(self, args: list[str], recipe: str) -> None:
+        # Only the parser of the subcommand that is asked for is built: each takes half a second.
+        self.asked_for = [name for name in SUBCOMMANDS if args[:1] == [name]] or list(SUBCOMMANDS)
+        self.args = args
+        self.recipe = recipe
+        self.speed = Speed()
+        self.best: Best | None = None
+        self.saver: Saver | None = None
+        self.run_folder = RunFolder()
+        self.checkpoint: dict[str, Any] = {}  # that a fit goes on from
+        try:
+            super().__init__(
+                ImageClassifier,
+                CIFAR10DataModule,
+                seed_everything_default=0,
+                parser_class=Parser,
+                parser_kwargs={
+                    name: {
+                        **DESCRIPTIONS[name],
+                        "default_config_files": [str(RECIPES[recipe])] if name == "fit" else [],
+                    }
+                    for name in self.asked_for
+                },
+                save_config_kwargs={"overwrite": True},  # in a run that goes on
+                args=args,
+                auto_configure_optimizers=False,
+                # The module keeps its hyper-parameters itself, so that those of plain Python are the same.
+                load_from_checkpoint_support=False,
+            )
+        finally:
+            self.run_folder.close(keep=self.speed.num_images > 0)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Name the subcommands and which of the Trainer's arguments each one does without."""
+        return {name: SUBCOMMANDS[name] for name in self.asked_for}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the seed: a whole number, and nothing else."""
+        parser.add_argument(
+            "--seed_everything",
+            type=int,
+            default=0,
+            help="What the weights and the order of the images are drawn from.",
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the recipe, and tie what data and model must agree on."""
+        parser.add_argument("--recipe", choices=list(RECIPES), default="tutorial", help=recipe_help())
+        parser.add_argument(
+            "--checkpoint.every_n_steps", type=int, default=0, help="Save within an epoch, too, every so many steps."
+        )
+        parser.add_argument(
+            "--checkpoint.every_n_minutes", type=float, default=0.0, help="Or every so many minutes; 0 for neither."
+        )
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments that ``main`` was given."""
+        self.config = parser.parse_args(args)
+        if self.config.get("fit", {}).get("recipe", self.recipe) != self.recipe:  # a --config file named another one
+            self._subcommand_parsers["fit"].default_config_files = [str(RECIPES[self.config["fit"]["recipe"]])]
+            self.config = parser.parse_args(args)
+        seed = self.config[self.config["subcommand"]]["seed_everything"]
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"--seed_everything is {seed}: give a number from 0 to {2**32 - 1}")
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would let the checkpoint's hyper-parameters win over the command line. For validate and test, main
+        # has put them in front of it; a fit that goes on must be given the same ones (after_instantiate_classes).
+        pass
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what would take the machine down or score nothing."""
+        config = self.config[self.config["subcommand"]]
+        devices, accelerator = config["trainer"]["devices"], config["trainer"]["accelerator"]
+        on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+        num_cores = os.cpu_count() or 1
+        if on_cpu and str(devices).isdecimal() and int(devices) > num_cores:
+            raise ValueError(f"--trainer.devices is {devices}, and this machine has {num_cores} cores: give fewer")
+        if config["ckpt_path"] is not None:
+            check_place(config["ckpt_path"])
+        if "://" in str(config["trainer"]["default_root_dir"]):
+            raise ValueError(f"--trainer.default_root_dir is {config['trainer']['default_root_dir']}: give a folder")
+
+    def _epochs_done(self) -> int:
+        return int(self.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse what data and model do not agree on, and other settings than those of a checkpoint to go on from."""
+        if self.subcommand != "fit":
+            return
+        for size in set(self.datamodule.hparams["image_sizes"]):
+            try:
+                with torch.no_grad():
+                    self.model.net.eval()(torch.zeros(1, 3, size, size))
+            except RuntimeError as error:
+                name = type(self.model.net).__name__
+                raise ValueError(f"--data.image_sizes has {size}, which {name} does not take: leave it out") from error
+        self.model.net.train()
+        # A checkpoint holds the weights, at most two more numbers for each in the optimizer, and perhaps their average.
+        self.run_folder.check_space(sum(4 * 4 * weights.numel() for weights in self.model.parameters()) + 100_000)
+
+    def _check_checkpoint(self, path: Path, max_epochs: int | None) -> None:
+        """Refuse to go on with other settings, for the checkpoint's would win, unsaid, or with what is over."""
+        self.checkpoint = load_checkpoint(path)
+        then = {name: value for part in hyper_parameters(self.checkpoint, path) for name, value in part.items()}
+        now = {**self.model.hparams, **self.datamodule.hparams}
+        changed = [name for name in then if name not in ("root", "cache_dir", "mirror") and then[name] != now.get(name)]
+        if changed:
+            differences = ", ".join(f"{name} {then[name]} (asked for: {now.get(name)})" for name in changed)
+            raise ValueError(
+                f"--ckpt_path {path} goes on with the settings of its optimizer, network and data: {differences}; "
+                "give the same, or leave them out"
+            )
+        num_epochs, run = self._epochs_done(), run_of(path)
+        num_left = 1 if max_epochs in (None, -1) else int(max_epochs) - num_epochs
+        is_tested = run is None or (run / "results.json").exists()
+        if num_left < 0 or (num_left == 0 and is_tested):
+            raise ValueError(
+                f"--trainer.max_epochs is {max_epochs}, and {path} has {num_epochs} epochs behind it: give more"
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the Trainer with our logger and observers, where the user has not chosen others."""
+        config = self.config_init[self.subcommand]["trainer"]
+        kwargs["callbacks"] = list(config["callbacks"] or [])
+        if config["enable_progress_bar"] is not False and not _has(kwargs["callbacks"], LightningProgressBar):
+            kwargs["callbacks"].append(ProgressBar())
+        if self.subcommand == "fit":
+            self._add_to_fit(config, kwargs)
+        else:  # scoring makes no new run folder
+            self.save_config_callback = None
+            kwargs |= {"enable_checkpointing": False, "logger": config["logger"] or False}
+        if not self.datamodule.has_val:
+            kwargs["limit_val_batches"] = 0
+        plugins = config["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not _has(plugins, CheckpointIO) and isinstance(config["strategy"], str):  # an object may have its own
+            kwargs["plugins"] = [*plugins, SafeCheckpointIO()]
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise ValueError(f"--trainer: {error}") from error
+        set_up(trainer.strategy.root_device, str(trainer.precision))
+        return trainer
+
+    def _add_to_fit(self, config: Any, kwargs: dict[str, Any]) -> None:
+        callbacks = kwargs["callbacks"]
+        callbacks += [self.speed, Pictures()]
+        if config["enable_model_summary"] is not False and not _has(callbacks, ModelSummary):
+            callbacks.append(NetworkSummary())
+        keep = config["enable_checkpointing"] is not False and not config["fast_dev_run"]
+        if keep and self.datamodule.has_val and config["limit_val_batches"] != 0:
+            self.best = Best()
+            callbacks.append(self.best)
+        options = self.config_init["fit"]["checkpoint"]
+        self.saver = Saver(every_n_steps=options.every_n_steps, every_n_minutes=options.every_n_minutes, keep=keep)
+        callbacks.append(self.saver)  # behind the best: the last checkpoint knows of it
+        kwargs["enable_checkpointing"] = True  # by these two
+        path = self.config_init["fit"]["ckpt_path"]
+        if path is not None:
+            self._check_checkpoint(Path(path), config["max_epochs"])
+            self.config["fit"]["ckpt_path"] = None  # what is written into the run's folder begins anew
+        if config["logger"] is False:
+            self.save_config_callback = None  # there is no run folder to keep it in
+        elif config["logger"] in (None, True):
+            kwargs["logger"] = self._make_logger(config, path)
+
+    def _make_logger(self, config: Any, checkpoint: str | None) -> TensorBoardLogger | bool:
+        if config["fast_dev_run"]:
+            return False
+        options: dict[str, Any] = {"default_hp_metric": False}
+        is_first = getattr(rank_zero_only, "rank", 0) == 0  # of all processes
+        run = run_of(Path(checkpoint)) if checkpoint else None
+        if run is not None:  # what the curves have of later epochs is hidden
+            options |= {"purge_step": self._epochs_done()}
+            if is_first:
+                self.run_folder.reopen(run)
+        elif is_first:
+            run = self.run_folder.create(Path(config["default_root_dir"] or "."))
+        else:  # the others ask the first one
+            return TensorBoardLogger(config["default_root_dir"] or ".", name=LOGS, **options)
+        return TensorBoardLogger(run.parent.parent, name=run.parent.name, version=run.name, **options)
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint once, write the figures down and show them."""
+        trainer = self.trainer
+        if self.config["fit"]["trainer"]["fast_dev_run"]:
+            return
+        if self.speed.num_images == 0:
+            raise ValueError("nothing was trained, so there is nothing to test: give a higher --trainer.max_epochs")
+        # The checkpoints hold the averaged weights; in validation this callback would put its own in their place.
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, WeightAveraging)]
+        # The best, where validation has found one, else the last.
+        best, last = self.best and self.best.best_model_path, self.saver and self.saver.path
+        checkpoint = best or (str(last) if last else None)
+        results = {
+            **evaluate(trainer, self.model, self.datamodule, checkpoint),
+            **self._description(checkpoint),
+            "seed": self.config["fit"]["seed_everything"],
+            "recipe": self.config["fit"]["recipe"],
+            "epochs": trainer.current_epoch,
+            "train_seconds": self.speed.train_seconds,
+            "images_per_second": self.speed.images_per_second,
+            **describe_machine(trainer.strategy.root_device),
+            "command": "cifar-lit " + shlex.join(self.args),
+        }
+        results.setdefault("Accuracy/val", None)
+        results.setdefault("Loss/val", None)
+        log_dir = trainer.log_dir if trainer.loggers else None  # on every rank: they agree on it
+        if not trainer.is_global_zero:
+            return
+        if log_dir:
+            save_results(results, Path(log_dir))
+            results["run"] = shorten(log_dir)
+        # Never test: hyper-parameters are compared by this figure.
+        if isinstance(trainer.logger, TensorBoardLogger) and results["Accuracy/val"] is not None:
+            options = {**self.model.hparams, **self.datamodule.hparams}
+            trainer.logger.log_hyperparams(options, {"hp_metric": results["Accuracy/val"]})
+            trainer.logger.save()
+        _show(results)
+
+    def validate(self, ckpt_path: str | None, **kwargs: Any) -> None:
+        """Score a checkpoint on validation."""
+        self._score(ckpt_path, splits=("val",))
+
+    def test(self, ckpt_path: str | None, **kwargs: Any) -> None:
+        """Score a checkpoint and show the figures that its training ended with."""
+        self._score(ckpt_path, splits=("val", "test"))
+
+    def _score(self, checkpoint: str | None, *, splits: tuple[str, ...]) -> None:
+        if checkpoint is None:  # an option or a configuration file took back the one that was given
+            raise ValueError("--ckpt_path is null: the weights would be random; leave it out")
+        figures = evaluate(self.trainer, self.model, self.datamodule, checkpoint, splits=splits)
+        if self.trainer.is_global_zero:
+            _show({**figures, **self._description(checkpoint)})
+
+    def _description(self, checkpoint: str | None) -> dict[str, Any]:
+        return {
+            "checkpoint": shorten(checkpoint) if checkpoint else "none: the last weights",
+            **describe_data(self.datamodule),
+            **describe_model(self.model),
+        }
+
+
+def _show(results: dict[str, Any]) -> None:
+    try:
+        print("\n" + format_table(results), flush=True)
+    except BrokenPipeError:  # whoever read the output has seen enough, as head has; all figures are written down
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it once more at its end
+
+
+def _has(callbacks: list[Any], kind: type) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)

@@ -1,0 +1,317 @@
+"""When a training is saved, how it is stopped, and how it goes on at the very step."""
+
+import contextlib
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torchmetrics import Metric
+
+LOSS_CHECK_STEPS = 50
+"""Steps between two looks at the losses: each one waits for the device."""
+AGREE_STEPS = 10
+"""Steps between two agreements of several processes on whether to save or stop: each one is a message to all."""
+SAVE = -1  # a request beside the numbers of signals
+
+
+class Best(ModelCheckpoint):
+    """Keeps ``best.ckpt``, the checkpoint of the epoch with the best accuracy on validation.
+
+    It is saved at the end of the epoch, as ``last.ckpt`` is, so that a run can go on from either. What is remembered of
+    the best so far is good in a folder that was moved, too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            filename="best",
+            monitor="Accuracy/val",
+            mode="max",
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
+        )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, if there has been validation."""
+        if self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what was remembered, under the folder of this run.
+
+        Args:
+            state_dict: What ``state_dict`` gave.
+        """
+        state, then, now = dict(state_dict), str(state_dict["dirpath"]), str(self.dirpath)
+        if self.dirpath and Path(now, "best.ckpt").is_file():
+            for name in ("best_model_path", "kth_best_model_path"):
+                state[name] = str(state[name]).replace(then, now)
+            state["best_k_models"] = {str(k).replace(then, now): v for k, v in state["best_k_models"].items()}
+            state["dirpath"] = now
+        super().load_state_dict(state)
+
+
+class Saver(Checkpoint):
+    """Saves ``last.ckpt``, stops on signals and on losses that are no numbers, and resumes exactly.
+
+    It saves at the end of each epoch, on request between steps, and once when a signal or an exception ends the
+    training. A checkpoint holds, beside what Lightning puts there, the place in the epoch, what the metrics of the
+    broken epoch have counted, and the state of the random numbers.
+
+    Between two steps a training can be taken up where the gradients of the last one were used and no validation is due;
+    elsewhere a save or a stop waits for the next such place or for the end of the epoch.
+
+    Args:
+        every_n_steps: Steps of the optimizer between two saves within an epoch; 0 for none.
+        every_n_minutes: Minutes between two saves within an epoch; 0 for none.
+        keep: Whether to save at all.
+
+    Attributes:
+        path: Where ``last.ckpt`` is; None before a fit, and where nothing is saved.
+    """
+
+    def __init__(self, *, every_n_steps: int = 0, every_n_minutes: float = 0.0, keep: bool = True) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("every_n_minutes", every_n_minutes)):
+            if not value >= 0:
+                raise ValueError(f"--checkpoint.{name} is {value}: give 0 or more")
+        self.every_n_steps = every_n_steps
+        self.every_n_minutes = every_n_minutes
+        self.keep = keep
+        self.path: Path | None = None
+        self._num_batches = 0  # of this epoch that are done
+        self._losses: list[Tensor] = []
+        self._signum = 0
+        self._requeue: Any = None
+        self._can_resume = False
+        self._is_in_step = False
+        self._saved_step = 0
+        self._saved_at = time.monotonic()
+        self._resumed: dict[str, Any] = {}
+
+    # What is saved, and how it is taken up.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the place in the epoch and the state of the random numbers."""
+        random = {"random": torch.get_rng_state()}
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            random["random_cuda"] = torch.cuda.get_rng_state()
+        return {"num_batches": self._num_batches, **random}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember where the training was; ``on_train_start`` goes there.
+
+        Args:
+            state_dict: What ``state_dict`` gave.
+        """
+        self._resumed = dict(state_dict)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add what the metrics have counted of an epoch that is not over, all processes together."""
+        metrics = checkpoint["metrics"] = {}
+        for name, metric in pl_module.named_modules():
+            if isinstance(metric, Metric) and metric.update_called:
+                with metric.sync_context():
+                    metrics[name] = {key: torch.as_tensor(value).clone() for key, value in metric.metric_state.items()}
+        checkpoint["world_size"] = trainer.world_size
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take up what the metrics had counted, in one process, for they add up."""
+        metrics = checkpoint.get("metrics", {})
+        if metrics and checkpoint["world_size"] != trainer.world_size:
+            raise ValueError(
+                f"--trainer.devices: the checkpoint was saved in the middle of an epoch by {checkpoint['world_size']} "
+                f"processes, and there are {trainer.world_size}: start as many"
+            )
+        for name, states in metrics.items() if trainer.is_global_zero else ():
+            metric = pl_module.get_submodule(name)
+            for key, value in states.items():
+                setattr(metric, key, value.to(metric.device))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out where the checkpoints of a fit go."""
+        if stage == "fit" and self.keep:
+            self.path = Path(trainer.log_dir or ".") / "checkpoints" / "last.ckpt"  # on every rank: they agree on it
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go where the training was, and listen to signals."""
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        # Not only in Lightning's hands: it forgets the loader's place where a schedule asked for the number of steps.
+        self._num_batches = self._resumed.get("num_batches", 0) % int(trainer.num_training_batches)
+        loader: Any = trainer.train_dataloader
+        if self._num_batches:
+            loader.load_state_dict({"num_batches": self._num_batches})
+        if self._resumed:
+            torch.set_rng_state(self._resumed["random"])
+            if "random_cuda" in self._resumed and trainer.strategy.root_device.type == "cuda":
+                torch.cuda.set_rng_state(self._resumed["random_cuda"])
+        self._resumed = {}
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(signum, self._stop_later)
+            if hasattr(signal, "SIGUSR1") and callable(requeue := signal.getsignal(signal.SIGUSR1)):
+                self._requeue = requeue  # Lightning's, on a SLURM cluster; it would save in the middle of a step
+                signal.signal(signal.SIGUSR1, self._stop_later)
+
+    # What happens at each step.
+
+    def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
+        """Note that from here on the weights may be between two steps."""
+        self._is_in_step = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look after the loss, save where that is due, and stop where a signal has come."""
+        self._is_in_step = False
+        self._num_batches = num_batches = batch_idx + 1
+        self._losses.append(outputs["loss"])
+        is_last = num_batches >= trainer.num_training_batches
+        if is_last or len(self._losses) >= LOSS_CHECK_STEPS:
+            self._check_losses(trainer)
+        validation_is_due = num_batches % (trainer.val_check_batch or math.inf) == 0
+        self._can_resume = not (is_last or validation_is_due or num_batches % trainer.accumulate_grad_batches)
+        if not self._can_resume:
+            return
+        request = self._agree(trainer, self._request())
+        every = self.every_n_steps
+        if request or (every and trainer.global_step // every > self._saved_step // every):
+            self._save(trainer, pl_module)
+        self._obey(trainer, request)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate no weights that are not numbers: they might be the best."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            _end_at_once_on_signals()
+        elif not trainer.sanity_checking:
+            _check_weights(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let signals end a test at once: there is nothing to save."""
+        _end_at_once_on_signals()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of the epoch, and stop where a signal has come."""
+        self._num_batches = 0
+        self._can_resume = False
+        self._save(trainer, pl_module)
+        self._obey(trainer, self._agree(trainer, self._signum, now=True))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save where the training was, if it was between two steps and if it is one process, which need not agree."""
+        is_ours = isinstance(exception, SystemExit | DivergedError | OSError)  # OSError: perhaps from saving
+        if is_ours or self._is_in_step or not self._can_resume or trainer.world_size > 1 or not trainer.training:
+            return
+        if trainer.global_step > self._saved_step:
+            try:
+                self._save(trainer, pl_module)
+            except (OSError, DivergedError) as error:
+                print(f"not saved: {error}", file=sys.stderr)
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _check_weights(trainer, pl_module)
+        if self.path is None:
+            return
+        for logger in trainer.loggers:
+            logger.save()  # what the curves have up to here is on the disk, too
+        trainer.save_checkpoint(self.path, weights_only=False)
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+
+    def _request(self) -> int:
+        """Tell what this process asks for: a signal's number, SAVE, or 0."""
+        if self._signum:
+            return self._signum
+        minutes = self.every_n_minutes
+        return SAVE if minutes and time.monotonic() - self._saved_at >= 60 * minutes else 0
+
+    def _agree(self, trainer: Trainer, request: int, *, now: bool = False) -> int:
+        """Give the request of all processes, which they must see at the same step."""
+        if trainer.world_size == 1:
+            return request
+        if not now and self._num_batches % AGREE_STEPS:
+            return 0
+        requests: Any = trainer.strategy.all_gather(torch.tensor(request, device=trainer.strategy.root_device))
+        return int(requests.max()) or int(requests.min())
+
+    def _obey(self, trainer: Trainer, request: int) -> None:
+        """Stop on a signal, once all is saved; on SLURM's, do what Lightning does."""
+        if request <= 0:
+            return
+        if self._requeue is not None and request == signal.SIGUSR1:
+            self._signum = 0
+            self._requeue(request, None)
+            return
+        if trainer.is_global_zero:
+            name, saved = signal.Signals(request).name, f"; --ckpt_path {self.path} goes on" if self.path else ""
+            print(f"\nstopped by {name} in epoch {trainer.current_epoch + 1}{saved}", flush=True)
+        raise SystemExit(128 + request)
+
+    def _stop_later(self, signum: int, frame: Any) -> None:
+        if signum == signal.SIGINT:
+            if self._signum == signum:
+                os._exit(128 + signum)  # what is being saved has not got its name yet
+            with contextlib.suppress(OSError):  # os.write, for print may be what was interrupted
+                os.write(2, b"\nsaving, then stopping; Ctrl-C again ends it at once\n")
+        self._signum = signum
+
+    def _check_losses(self, trainer: Trainer) -> None:
+        losses = torch.stack(self._losses)
+        self._losses = []
+        is_bad = ~torch.isfinite(losses)
+        if trainer.strategy.reduce_boolean_decision(bool(is_bad.any()), all=False):
+            number = int(is_bad.int().argmax())
+            step = self._num_batches - len(losses) + number + 1
+            place = f"step {step} of epoch {trainer.current_epoch + 1}"
+            raise DivergedError(_advice(f"the loss is {float(losses[number])} in {place}", trainer))
+
+
+class DivergedError(RuntimeError):
+    """Says that the loss or the weights are no longer finite numbers."""
+
+
+def _check_weights(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Refuse weights that are not finite numbers."""
+    for name, weights in pl_module.named_parameters():
+        if not math.isfinite(float(weights.detach().abs().amax())):
+            place = f"in epoch {trainer.current_epoch + 1}, after step {trainer.global_step} of the training"
+            raise DivergedError(_advice(f"{name} has values that are not finite {place}", trainer))
+
+
+def _advice(what: str, trainer: Trainer) -> str:
+    kept = [saved.best_model_path for saved in trainer.checkpoint_callbacks if isinstance(saved, ModelCheckpoint)]
+    kept = [path for path in kept if path]
+    return f"{what}: give a lower --model.lr" + (f"; the best checkpoint so far is {kept[0]}" if kept else "")
+
+
+@contextlib.contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGINT end the process with 143 and 130, also where Lightning would see to them itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    _end_at_once_on_signals()
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _end_at_once_on_signals() -> None:
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, _end_at_once)
+
+
+def _end_at_once(signum: int, _frame: Any) -> None:
+    raise SystemExit(128 + signum)

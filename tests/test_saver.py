@@ -1,0 +1,202 @@
+"""A training that was stopped and taken up ends with the bits of one that was not."""
+
+import functools
+import json
+import shutil
+import signal
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cifar_lit.loader import BatchLoader
+from cifar_lit.networks import TutorialCNN
+from cifar_lit.saver import Saver
+from tests.processes import LAST, Done, curves, record_images, run, state_of
+
+RUN = Path("lightning_logs/version_0")
+STEPS_PER_EPOCH = 6  # 48 images in batches of 8
+EPOCHS = ["--trainer.max_epochs", "3", "--data.batch_size", "8"]
+RECIPES = {
+    "tutorial": ["--model.lr", "0.02"],
+    # Its average of the weights, schedule, momentum, Muon, crops and mirror images.
+    "tuned": ["--recipe", "tuned", "--model.schedule", "linear"],
+    # Its growing images, whitening and alternating mirror images; batches are put together from two.
+    "fast": ["--recipe", "fast", "--trainer.accumulate_grad_batches", "2", "--data.image_sizes", "[16,24]"],
+}
+MOMENTS = [
+    (1, signal.SIGTERM),  # in the first step of all
+    (4, signal.SIGINT),
+    (6, signal.SIGTERM),  # in the last step of an epoch
+    (8, signal.SIGKILL),  # nothing can be saved: the last save was at step 6 or 8
+    (15, signal.SIGTERM),
+    (18, signal.SIGTERM),  # in the last step of the last epoch
+]
+
+
+def figures(folder: Path = RUN) -> dict[str, float]:
+    results = json.loads((folder / "results.json").read_text())
+    return {name: value for name, value in results.items() if "/" in name or name == "epochs"}
+
+
+def seen() -> dict[int, list[int]]:
+    """Collect the images that each epoch saw, in their order."""
+    epochs: dict[int, list[int]] = defaultdict(list)
+    for line in Path("images.jsonl").read_text().splitlines():
+        epoch, images = json.loads(line)
+        epochs[epoch] += images
+    return epochs
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_a_run_that_was_stopped_and_taken_up_ends_with_the_same_bits(recipe: str, tiny_args: list[str]) -> None:
+    options = [*tiny_args, "--data.val_size", "0.2", *RECIPES[recipe], *EPOCHS]
+    saves = ["--checkpoint.every_n_steps", "1" if recipe == "fast" else "2"]
+    assert run(["fit", *options, *saves], inside=record_images).code == 0
+    whole, whole_curves, whole_figures, whole_seen = state_of(), curves(), figures(), seen()
+    assert [sorted(whole_seen[epoch]) for epoch in range(3)] == [list(range(48))] * 3
+    for step, signum in MOMENTS:
+        shutil.rmtree("lightning_logs")
+        Path("images.jsonl").unlink()
+        stopped = run(["fit", *options, *saves], inside=functools.partial(record_images, step, signum))
+        assert stopped.code == (-9 if signum == signal.SIGKILL else 128 + signum), stopped
+        assert not (RUN / "results.json").exists()
+        done = run(["fit", "--ckpt_path", "last"], inside=record_images)
+        assert done.code == 0, done.err
+        assert state_of() == whole, step
+        assert figures() == whole_figures
+        assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+        assert curves() == whole_curves
+        if signum != signal.SIGKILL:
+            assert seen() == whole_seen
+
+
+def stopped_at(step: int, tiny_args: list[str], *options: str) -> Done:
+    """Train for three epochs, but for a SIGTERM in one step."""
+    done = run(
+        ["fit", *tiny_args, *EPOCHS, *options], inside=functools.partial(record_images, step, int(signal.SIGTERM))
+    )
+    assert done.code == 143, done.err
+    return done
+
+
+def test_a_stopped_run_says_how_it_goes_on(tiny_args: list[str]) -> None:
+    done = stopped_at(8, tiny_args)
+    assert f"stopped by SIGTERM in epoch 2; --ckpt_path {LAST} goes on" in done.out
+    assert "Traceback" not in done.err
+    assert sorted(path.name for path in RUN.iterdir() if "tfevents" not in path.name) == [
+        "checkpoints",
+        "config.yaml",
+        "hparams.yaml",
+    ]
+
+
+def test_the_numbers_that_chance_gives_go_on(tiny_args: list[str]) -> None:
+    # A network that draws in each step: its masks must not come again, and none may be left out.
+    options = ["--model.net", "tests.test_saver.DropoutNet", "--seed_everything", "5"]
+    assert run(["fit", *tiny_args, *EPOCHS, *options]).code == 0
+    whole = state_of()
+    shutil.rmtree("lightning_logs")
+    stopped_at(9, tiny_args, *options)
+    assert run(["fit", "--ckpt_path", str(LAST)]).code == 0
+    assert state_of() == whole
+
+
+def test_a_run_that_was_moved_knows_its_best(tiny_args: list[str], tmp_path: Path) -> None:
+    assert run(["fit", *tiny_args, *EPOCHS]).code == 0
+    whole, whole_figures = state_of(), figures()
+    shutil.rmtree("lightning_logs")
+    stopped_at(14, tiny_args)
+    moved = tmp_path / "elsewhere" / "mine"
+    moved.parent.mkdir()
+    RUN.rename(moved)
+    done = run(["fit", "--ckpt_path", str(moved / "checkpoints/last.ckpt")])
+    assert done.code == 0, done.err
+    assert state_of(moved / "checkpoints/last.ckpt") == whole
+    assert figures(moved) == whole_figures
+
+
+def test_a_checkpoint_away_from_its_run_begins_a_new_folder(tiny_args: list[str]) -> None:
+    assert run(["fit", *tiny_args, *EPOCHS]).code == 0
+    whole = state_of()
+    Path("kept.ckpt").write_bytes((RUN / "checkpoints/best.ckpt").read_bytes())
+    done = run(["fit", *tiny_args, *EPOCHS, "--ckpt_path", "kept.ckpt"])
+    assert done.code in (0, 2), done.err  # 2 where the best was the last
+    if done.code == 0:
+        again = state_of(Path("lightning_logs/version_1/checkpoints/last.ckpt"))
+        assert (again["state_dict"], again["step"]) == (whole["state_dict"], whole["step"])
+
+
+def test_more_epochs_than_it_began_with(tiny_args: list[str]) -> None:
+    assert run(["fit", *tiny_args, *EPOCHS, "--trainer.max_epochs", "4"]).code == 0
+    whole, whole_curves = state_of(), curves()
+    shutil.rmtree("lightning_logs")
+    assert run(["fit", *tiny_args, *EPOCHS]).code == 0
+    done = run(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "4"])
+    assert done.code == 0, done.err
+    assert "4 epochs in" in done.out
+    assert state_of()["state_dict"] == whole["state_dict"]
+    assert curves()["Loss/train"] == whole_curves["Loss/train"]
+    again = run(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "4"])
+    assert again.code == 2
+    assert "--trainer.max_epochs is 4, and lightning_logs/version_0/checkpoints/last.ckpt has 4 epochs" in again.err
+
+
+def test_a_run_that_was_killed_before_its_test_is_tested(tiny_args: list[str]) -> None:
+    assert run(["fit", *tiny_args, *EPOCHS]).code == 0
+    whole = figures()
+    (RUN / "results.json").unlink()
+    done = run(["fit", "--ckpt_path", "last"])
+    assert done.code == 0, done.err
+    assert figures() == whole
+
+
+def test_a_signal_waits_until_gradients_are_used_and_validation_is_over(tiny_args: list[str]) -> None:
+    options = ["--trainer.accumulate_grad_batches", "4", "--trainer.val_check_interval", "0.5"]
+    stopped_at(3, tiny_args, *options)
+    checkpoint = torch.load(LAST, weights_only=True)
+    # Neither after batch 3, where validation is due, nor in the middle of four.
+    assert checkpoint["global_step"] == 1
+    assert checkpoint["callbacks"]["Saver"]["num_batches"] == 4
+
+
+def test_the_same_seed_gives_the_same_bits(tiny_args: list[str]) -> None:
+    states = []
+    for _ in range(2):
+        assert run(["fit", *tiny_args, *RECIPES["tuned"], *EPOCHS]).code == 0
+        states.append((state_of(), curves(), figures()))
+        shutil.rmtree("lightning_logs")
+    assert states[0] == states[1]
+
+
+def test_a_loader_begins_where_it_is_told_once() -> None:
+    loader = BatchLoader(torch.zeros(10, 3, 4, 4, dtype=torch.uint8), torch.arange(10), batch_size=4, shuffle=True)
+    whole = [labels.tolist() for _, labels in loader]
+    assert loader.state_dict() == {"num_batches": 3}
+    loader.load_state_dict({"num_batches": 1})
+    assert [labels.tolist() for _, labels in loader] == whole[1:]
+    assert [labels.tolist() for _, labels in loader] == whole
+    assert len(loader) == 3
+
+
+@pytest.mark.parametrize("option", [{"every_n_steps": -1}, {"every_n_minutes": -0.5}])
+def test_an_option_outside_its_range_is_named(option: dict[str, Any]) -> None:
+    (name,) = option
+    with pytest.raises(ValueError, match=f"--checkpoint.{name} is -"):
+        Saver(**option)
+
+
+def test_it_saves_every_few_minutes(tiny_args: list[str]) -> None:
+    options = ["--checkpoint.every_n_minutes", "0.0000001", "--trainer.max_epochs", "1"]
+    done = run(["fit", *tiny_args, *EPOCHS, *options], inside=functools.partial(record_images, 4, int(signal.SIGKILL)))
+    assert done.code == -9
+    assert torch.load(LAST, weights_only=True)["global_step"] == 3
+
+
+class DropoutNet(TutorialCNN):
+    """Drops inputs at random."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.nn.functional.dropout(images, 0.3, self.training))
