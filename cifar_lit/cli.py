@@ -1,8 +1,12 @@
 """The command line: arguments, errors of one line, exit codes."""
 
 import argparse
+import contextlib
+import errno
 import json
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,13 +51,14 @@ def main(args: list[str] | None = None) -> None:
     args = list(sys.argv[1:] if args is None else args)
     quieten()
     try:
-        with ending_on_signals():
+        with ending_on_signals(), _quiet_threads():
             CLI(*_complete(args))
     except MisconfigurationException as error:
         _fail(error, 2)
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
-        if _is_out_of_memory(error):
-            _fail("out of memory: give a lower --data.batch_size", 1)
+        trouble = _trouble(error)
+        if trouble:
+            _fail(trouble, 1)
         if not (isinstance(error, OSError) or is_for_people(error)):
             raise
         _fail(error, 2 if isinstance(error, ValueError) else 1)
@@ -85,7 +90,24 @@ def _fail(error: object, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether the memory was too small: PyTorch says it with an error of its own on a GPU alone."""
-    is_torchs = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return is_torchs or isinstance(error, MemoryError | torch.OutOfMemoryError)
+def _trouble(error: BaseException) -> str:
+    """Say what a person can do about what the machine could not; nothing for any other error."""
+    # Only on a GPU has PyTorch an error of its own for this, and gloo has none for a message that did not get through.
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        return "out of memory: give a lower --data.batch_size"
+    if isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error):
+        return "another process of this training has ended, and so does this one; --ckpt_path last goes on"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return f"the disk is full ({error.strerror}): make room; --ckpt_path last goes on"
+    return ""
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Leave out what TensorBoard's thread prints of an error that the main thread is told of, too."""
+    before = threading.excepthook
+    threading.excepthook = lambda args: None if args.exc_type and issubclass(args.exc_type, OSError) else before(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = before

@@ -22,7 +22,8 @@ LOSS_CHECK_STEPS = 50
 """Steps between two looks at the losses: each one waits for the device."""
 AGREE_STEPS = 10
 """Steps between two agreements of several processes on whether to save or stop: each one is a message to all."""
-SAVE = -1  # a request beside the numbers of signals
+SAVE = 1
+"""A request beside the numbers of the signals that are listened to, and below them."""
 
 
 class Best(ModelCheckpoint):
@@ -239,12 +240,11 @@ class Saver(Checkpoint):
             return request
         if not now and self._num_batches % AGREE_STEPS:
             return 0
-        requests: Any = trainer.strategy.all_gather(torch.tensor(request, device=trainer.strategy.root_device))
-        return int(requests.max()) or int(requests.min())
+        return int(trainer.strategy.reduce(torch.tensor(request, device=trainer.strategy.root_device), reduce_op="max"))
 
     def _obey(self, trainer: Trainer, request: int) -> None:
         """Stop on a signal, once all is saved; on SLURM's, do what Lightning does."""
-        if request <= 0:
+        if request <= SAVE:
             return
         if self._requeue is not None and request == signal.SIGUSR1:
             self._signum = 0

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.processes", "cifar_lit.cli", "cifar_lit.networks.fast", "tensorboard"])
@@ -53,9 +54,11 @@ class Run:
         environment: Variables that it gets.
     """
 
-    def __init__(self, args: Sequence[str], *, inside: Inside | None = None, **environment: str) -> None:
+    def __init__(
+        self, args: Sequence[str], *, inside: Inside | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = Path.cwd()
-        environment = {"HOME": os.environ["HOME"], **environment}
+        environment = {"HOME": os.environ["HOME"], **(environment or {})}
         self.process: BaseProcess = CONTEXT.Process(target=_main, args=(self.folder, list(args), inside, environment))
         self.process.start()
 
@@ -86,19 +89,19 @@ class Run:
         return Done(self.process.exitcode, self.out, self.err)
 
 
-def run(args: Sequence[str], *, inside: Inside | None = None, **environment: str) -> Done:
+def run(args: Sequence[str], *, inside: Inside | None = None, environment: Mapping[str, str] | None = None) -> Done:
     """Run the command line in a process of its own, in the current folder."""
-    return Run(args, inside=inside, **environment).wait()
+    return Run(args, inside=inside, environment=environment).wait()
 
 
-def script(args: Sequence[str], *, seconds: float = 300, **environment: str) -> Done:
+def script(args: Sequence[str], *, seconds: float = 300) -> Done:
     """Run ``scripts/fit.py`` as a person does; several processes start each other in this way."""
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *args],
         capture_output=True,
         text=True,
         timeout=seconds,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
     )
     return Done(done.returncode, done.stdout, done.stderr)
 
@@ -143,6 +146,23 @@ def before_step(number: int, act: Inside) -> None:
         return loss
 
     ImageClassifier.training_step = patched  # type: ignore[method-assign,assignment]
+
+
+class SignalAt(Callback):
+    """Sends a signal to one process of several, in the middle of a step.
+
+    Args:
+        step: The step of the training, counted from 1.
+        signum: The signal.
+        rank: The process.
+    """
+
+    def __init__(self, step: int, signum: int, rank: int) -> None:
+        self.step, self.signum, self.rank = step, signum, rank
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        if trainer.global_step == self.step - 1 and trainer.global_rank == self.rank:
+            os.kill(os.getpid(), self.signum)
 
 
 def signal_at(number: int, signum: int) -> Inside:

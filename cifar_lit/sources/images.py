@@ -96,6 +96,8 @@ class Images:
             return cached if cached is not None else self._decode(split)
 
     def _decode(self, split: SplitName) -> Split:
+        for left_over in self._cache.glob(f".{split}.pt.*"):  # of a process that was killed: this one has the lock
+            left_over.unlink(missing_ok=True)
         listing = self._listing[split]
         names = [name for class_name in self.classes for name in listing[class_name]]
         labels = [label for label, class_name in enumerate(self.classes) for _ in listing[class_name]]
