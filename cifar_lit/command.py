@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, WeightAveraging
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -32,6 +32,17 @@ from cifar_lit.results import (
 )
 from cifar_lit.runs import LOGS, RunFolder, run_of
 from cifar_lit.saver import Best, Saver
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` when a training starts and no sooner: a bad start does not change that of a run."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Do nothing yet."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it."""
+        super().setup(trainer, pl_module, "fit")
 
 
 class CLI(LightningCLI):
@@ -60,6 +71,7 @@ class CLI(LightningCLI):
                     }
                     for name in self.asked_for
                 },
+                save_config_callback=SaveConfig,
                 save_config_kwargs={"overwrite": True},  # in a run that goes on
                 args=args,
                 auto_configure_optimizers=False,

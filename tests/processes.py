@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from tqdm import tqdm
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.processes", "cifar_lit.cli", "cifar_lit.networks.fast", "tensorboard"])
@@ -112,6 +114,7 @@ def _main(folder: Path, args: list[str], inside: Inside | None, environment: dic
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.update(environment)
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own is one for several processes, which one that is killed leaves behind
     from cifar_lit.cli import main
 
     if inside is not None:

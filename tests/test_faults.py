@@ -36,6 +36,7 @@ from tests.processes import (
     Inside,
     Run,
     before_step,
+    curves,
     limit_files,
     limit_memory,
     obey_permissions,
@@ -694,6 +695,49 @@ def slow_steps(seconds: float) -> None:
         fsync(file)
 
     os.fsync = patched  # type: ignore[assignment]
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_soak(real_images: Path, tmp_path: Path) -> None:
+    """Kill and take up a training on real images again and again; another one goes on undisturbed beside it.
+
+    ``CIFAR_LIT_SOAK_MINUTES`` says for how long; without it, it is one minute.
+    """
+    minutes = float(os.environ.get("CIFAR_LIT_SOAK_MINUTES", "1"))
+    options = ["--data.source", "images", "--data.root", str(real_images), "--recipe", "tuned"]
+    options += ["--trainer.max_epochs", str(1 + round(minutes)), "--checkpoint.every_n_steps", "50"]
+    places = [tmp_path / name for name in ("disturbed", "undisturbed")]
+    for place in places:
+        place.mkdir()
+    with contextlib.chdir(places[1]):
+        undisturbed = Run(["fit", *options])
+    chance = random.Random(1)
+    kinds = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+    kills = dict.fromkeys(kinds, 0)
+    with contextlib.chdir(places[0]):
+        started = Run(["fit", *options])
+        wait_for(LAST.exists, 600)
+        end = time.monotonic() + 60 * minutes
+        while time.monotonic() < end:
+            time.sleep(chance.uniform(1, 20))
+            if not started.process.is_alive():
+                break
+            signum = chance.choice(kinds)
+            started.kill(signum)
+            done = started.wait()
+            assert done.code == (-9 if signum == signal.SIGKILL else 128 + signum), done.err
+            kills[signum] += 1
+            started = Run(["fit", "--ckpt_path", "last"])
+        done = started.wait(3600)
+        check(done, 0, "")
+        disturbed_state, disturbed_curves = state_of(), curves()
+    with contextlib.chdir(places[1]):
+        check(undisturbed.wait(3600), 0, "")
+        assert disturbed_state == state_of()
+        assert disturbed_curves == curves()
+    print({signum.name: number for signum, number in kills.items()}, disturbed_state["state_dict"])
+    assert sum(kills.values()) >= 3
 
 
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
