@@ -52,6 +52,10 @@ def main(args: list[str] | None = None) -> None:
     quieten()
     try:
         with ending_on_signals(), _quiet_threads():
+            if args[:1] == ["predict"]:
+                from cifar_lit import predict  # none of the others needs it
+
+                sys.exit(predict.main(args[1:]))
             CLI(*_complete(args))
     except MisconfigurationException as error:
         _fail(error, 2)

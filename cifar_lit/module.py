@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from cifar_lit.checkpoint import find_checkpoint, hyper_parameters, load_checkpoint
 from cifar_lit.metrics import MeanLoss
 from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network
 from cifar_lit.optim import Schedule, lr_factor, make_optimizer
@@ -125,6 +127,50 @@ class ImageClassifier(LightningModule):
             images = (images - self.mean) / self.std
         logits: Tensor = self.net(images)
         return logits
+
+    @classmethod
+    def from_run(cls, path: str | Path) -> "ImageClassifier":
+        """Load the model of a run, ready to predict.
+
+        Args:
+            path: The run's folder, of which the best checkpoint is taken, or a checkpoint.
+
+        Returns:
+            The model, on the CPU and in evaluation mode.
+
+        Raises:
+            ValueError: If there is no good checkpoint.
+        """
+        file = find_checkpoint(Path(path))
+        checkpoint = load_checkpoint(file)
+        options, _ = hyper_parameters(checkpoint, file)
+        model = cls(**options)
+        try:
+            model.load_state_dict(checkpoint["state_dict"])
+        except RuntimeError as error:
+            raise ValueError(f"{file} does not fit its network: {error}") from error
+        return model.eval()
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor, *, views: Literal["none"] | Views = "none", batch_size: int = 100) -> Tensor:
+        """Compute the probabilities of the classes.
+
+        Args:
+            images: ``(N, 3, 32, 32)``, uint8, or float in [0, 1]; anywhere, they are moved to the model.
+            views: Take the mean over views of each image, as for ``test_views``.
+            batch_size: Images that are looked at together: it changes no figure beyond rounding.
+
+        Returns:
+            ``(N, num_classes)``, float32, on the CPU; their names are in ``classes``.
+        """
+        probabilities = [torch.zeros(0, len(self.classes))]
+        for batch in torch.split(images, batch_size):
+            batch = batch.to(self.mean.device)
+            floats = batch.to(self.mean.dtype, memory_format=torch.channels_last)
+            floats = floats.div_(255) if batch.dtype == torch.uint8 else floats
+            logits = self(floats) if views == "none" else mean_over_views(self, floats, views)
+            probabilities.append(logits.float().softmax(1).cpu())
+        return torch.cat(probabilities)
 
     def setup(self, stage: str) -> None:
         """Let a network that starts from statistics of the training images see some of them.

@@ -21,7 +21,8 @@ ALLOWED: dict[str, set[str]] = {
     "datamodule": {"augment", "sources", "loader"},
     "metrics": set(),
     "views": set(),
-    "module": {"metrics", "networks", "optim", "views"},
+    "predict": {"module", "sources"},
+    "module": {"checkpoint", "metrics", "networks", "optim", "views"},
     "machine": set(),
     "parser": set(),
     "recipes": set(),
@@ -42,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
             "saver",
         ),
     },
-    "cli": {"checkpoint", "command", "parser", "recipes", "runs", "saver"},
+    "cli": {"checkpoint", "command", "parser", "predict", "recipes", "runs", "saver"},
     "bench": {"bench", "augment", "cli", "datamodule", "loader", "machine", "networks"},
     "__init__": set(),
 }

@@ -11,7 +11,7 @@ import uuid
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -67,7 +67,7 @@ class Images:
 
     @functools.cached_property
     def _listing(self) -> Listing:
-        return check_listing(_names(self.root), self.root)
+        return check_listing(list_files(self.root), self.root)
 
     def prepare(self) -> None:
         """Do nothing: ``load`` decodes what the cache does not hold, and no split that nobody asked for."""
@@ -116,7 +116,7 @@ class Images:
         num_cores = os.cpu_count() or 1
         with ThreadPoolExecutor(num_cores) as pool, tqdm(total=len(names), desc=f"Decoding {split}") as bar:
             # A group for each core, because handing over one picture costs as much as decoding it.
-            for piece in _pieces(_contents(self.root, place)):
+            for piece in _pieces(read_files(self.root, place)):
                 list(pool.map(decode, (piece[i::num_cores] for i in range(num_cores))))
                 bar.update(len(piece))
         if not done.all():
@@ -233,8 +233,18 @@ def _walk(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(folders + files))
 
 
-def _names(root: Path) -> list[str]:
-    """List a folder or archive: files, and folders with a slash at their end."""
+def list_files(root: Path) -> list[str]:
+    """List a folder or archive.
+
+    Args:
+        root: A folder, or a ``.tar``, ``.tar.gz``, ``.tgz`` or ``.zip`` file.
+
+    Returns:
+        The names of its files, and those of its folders with a slash at their end.
+
+    Raises:
+        ValueError: If it is no whole archive.
+    """
     if root.is_dir():
         return [path.relative_to(root).as_posix() + "/" * path.is_dir() for path in _walk(root)]
     with _damage_named(root):
@@ -245,8 +255,19 @@ def _names(root: Path) -> list[str]:
             return [member.name + "/" * member.isdir() for member in archive if member.isfile() or member.isdir()]
 
 
-def _contents(root: Path, names: dict[str, int]) -> Iterator[tuple[str, bytes]]:
-    """Read the named files of a folder or archive."""
+def read_files(root: Path, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """Read files of a folder or archive.
+
+    Args:
+        root: As for ``list_files``.
+        names: What is read.
+
+    Yields:
+        Name and content, in the order in which they lie there.
+
+    Raises:
+        ValueError: If it is no whole archive, or a file in it is larger than a picture can be.
+    """
     if root.is_dir():
         yield from ((name, (root / name).read_bytes()) for name in names)
         return
