@@ -75,7 +75,7 @@ def _complete(args: list[str]) -> tuple[list[str], str]:
             raise ValueError(f"{args[0]} needs a run's folder or a checkpoint as its first argument")
         args = [args[0], *checkpoint_args(find_checkpoint(Path(args[1]))), *args[2:]]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for option in ("--recipe", "--config", "--ckpt_path", "--trainer.default_root_dir"):
+    for option in ("--recipe", "--ckpt_path", "--trainer.default_root_dir"):
         parser.add_argument(option, nargs="?", dest=option)
     given = vars(parser.parse_known_args(args)[0])
     path = given["--ckpt_path"]
@@ -84,7 +84,7 @@ def _complete(args: list[str]) -> tuple[list[str], str]:
             path = str(last_checkpoint(Path(given["--trainer.default_root_dir"] or ".")))
             args = [*args, "--ckpt_path", path]
         run = run_of(Path(path))
-        if run is not None and given["--recipe"] is None and given["--config"] is None:
+        if run is not None:
             args = ["fit", "--config", str(run / "config.yaml"), *args[1:]]  # a run goes on as it began
     return args, given["--recipe"] if given["--recipe"] in RECIPES else "tutorial"
 

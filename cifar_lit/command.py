@@ -129,8 +129,12 @@ class CLI(LightningCLI):
         num_cores = os.cpu_count() or 1
         if on_cpu and str(devices).isdecimal() and int(devices) > num_cores:
             raise ValueError(f"--trainer.devices is {devices}, and this machine has {num_cores} cores: give fewer")
+        if config["ckpt_path"] == "last":
+            raise ValueError("--ckpt_path last: give that on the command line, or the name of the file here")
         if config["ckpt_path"] is not None:
             check_place(config["ckpt_path"])
+        if self.subcommand == "fit":
+            _check_validation(config["trainer"])
         if "://" in str(config["trainer"]["default_root_dir"]):
             raise ValueError(f"--trainer.default_root_dir is {config['trainer']['default_root_dir']}: give a folder")
 
@@ -213,6 +217,8 @@ class CLI(LightningCLI):
         if path is not None:
             self._check_checkpoint(Path(path), config["max_epochs"])
             self.config["fit"]["ckpt_path"] = None  # what is written into the run's folder begins anew
+        if config["logger"] not in (None, True) and keep:
+            self.run_folder.share(Path(config["default_root_dir"] or "."))
         if config["logger"] is False:
             self.save_config_callback = None  # there is no run folder to keep it in
         elif config["logger"] in (None, True):
@@ -269,7 +275,7 @@ class CLI(LightningCLI):
         # Never test: hyper-parameters are compared by this figure.
         if isinstance(trainer.logger, TensorBoardLogger) and results["Accuracy/val"] is not None:
             options = {**self.model.hparams, **self.datamodule.hparams}
-            trainer.logger.log_hyperparams(options, {"hp_metric": results["Accuracy/val"]})
+            trainer.logger.log_hyperparams(options, {"hp_metric": results["Accuracy/val"]}, step=trainer.current_epoch)
             trainer.logger.save()
         _show(results)
 
@@ -294,6 +300,15 @@ class CLI(LightningCLI):
             **describe_data(self.datamodule),
             **describe_model(self.model),
         }
+
+
+def _check_validation(trainer: Any) -> None:
+    """Let validation be at the end of an epoch, where the checkpoints are saved that it chooses from."""
+    if trainer["val_check_interval"] not in (None, 1, 1.0):
+        raise ValueError(f"--trainer.val_check_interval is {trainer['val_check_interval']}: give 1.0, or leave it out")
+    every = trainer["check_val_every_n_epoch"]
+    if every is None or every < 1:
+        raise ValueError(f"--trainer.check_val_every_n_epoch is {every}: give 1 or more")
 
 
 def _show(results: dict[str, Any]) -> None:

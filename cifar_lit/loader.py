@@ -92,8 +92,8 @@ class BatchLoader:
         self.epoch = epoch
 
     def state_dict(self) -> dict[str, int]:
-        """Give the place in the epoch; the epoch itself is the Trainer's to keep."""
-        return {"num_batches": self._num_batches}
+        """Give the place in the epoch, 0 at its end; the epoch itself is the Trainer's to keep."""
+        return {"num_batches": self._num_batches % max(1, len(self))}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Let the next iteration begin at a place within the epoch.

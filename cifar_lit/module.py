@@ -322,6 +322,7 @@ class ImageClassifier(LightningModule):
         num_steps = self.trainer.estimated_stepping_batches
         if math.isinf(num_steps):
             raise ValueError("--model.schedule and --model.warmup_epochs need --trainer.max_epochs or max_steps")
+        self.trainer.fit_loop.setup_data()  # with max_steps, the number of batches is not known before
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         factor = functools.partial(
             lr_factor,

@@ -67,6 +67,21 @@ class RunFolder:
         self._take(path)
         self.path = path
 
+    def share(self, root: Path) -> None:
+        """Take a folder that a logger of the user's keeps in order.
+
+        Args:
+            root: The folder.
+
+        Raises:
+            ValueError: If it cannot be made.
+        """
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--trainer.default_root_dir is {root}: it cannot be made ({error.strerror})") from error
+        self.path = root
+
     def check_space(self, num_bytes: int) -> None:
         """Try whether a checkpoint could be written, before there is one to lose.
 
@@ -101,8 +116,9 @@ class RunFolder:
             keep: Whether it is of use; a new one is removed otherwise.
         """
         if self._lock is not None:
+            with contextlib.suppress(OSError):  # Windows keeps an open file
+                Path(self._lock.lock_file).unlink(missing_ok=True)  # while no other process can have it
             self._lock.release()
-            Path(self._lock.lock_file).unlink(missing_ok=True)
         if self.path is not None and self._is_new and not keep:
             shutil.rmtree(self.path, ignore_errors=True)
             with contextlib.suppress(OSError):

@@ -54,7 +54,9 @@ class Best(ModelCheckpoint):
             state_dict: What ``state_dict`` gave.
         """
         state, then, now = dict(state_dict), str(state_dict["dirpath"]), str(self.dirpath)
-        if self.dirpath and Path(now, "best.ckpt").is_file():
+        if Path(then, "best.ckpt").is_file():  # it stays the best, also for a run that goes on in another folder
+            state["dirpath"] = now
+        elif Path(now, "best.ckpt").is_file():
             for name in ("best_model_path", "kth_best_model_path"):
                 state[name] = str(state[name]).replace(then, now)
             state["best_k_models"] = {str(k).replace(then, now): v for k, v in state["best_k_models"].items()}
@@ -69,8 +71,8 @@ class Saver(Checkpoint):
     training. A checkpoint holds, beside what Lightning puts there, the place in the epoch, what the metrics of the
     broken epoch have counted, and the state of the random numbers.
 
-    Between two steps a training can be taken up where the gradients of the last one were used and no validation is due;
-    elsewhere a save or a stop waits for the next such place or for the end of the epoch.
+    Within an epoch a training can be taken up where all gradients were used. Elsewhere a save or a stop waits for the
+    next such place; after the last step it waits for validation and the end of the epoch.
 
     Args:
         every_n_steps: Steps of the optimizer between two saves within an epoch; 0 for none.
@@ -90,6 +92,8 @@ class Saver(Checkpoint):
         self.keep = keep
         self.path: Path | None = None
         self._num_batches = 0  # of this epoch that are done
+        self._epoch_size = 0  # in batches
+        self._before_step: tuple[Tensor, list[Tensor]] = (torch.empty(0), [])
         self._losses: list[Tensor] = []
         self._signum = 0
         self._requeue: Any = None
@@ -98,18 +102,19 @@ class Saver(Checkpoint):
         self._saved_step = 0
         self._saved_at = time.monotonic()
         self._resumed: dict[str, Any] = {}
+        self._should_stop = False
 
     # What is saved, and how it is taken up.
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the place in the epoch and the state of the random numbers."""
+        """Give the state of the random numbers, and how long an epoch is; the place in it is in Lightning's hands."""
         random = {"random": torch.get_rng_state()}
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             random["random_cuda"] = torch.cuda.get_rng_state()
-        return {"num_batches": self._num_batches, **random}
+        return {"epoch_size": self._epoch_size, **random}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember where the training was; ``on_train_start`` goes there.
+        """Remember what ``on_train_start`` sets.
 
         Args:
             state_dict: What ``state_dict`` gave.
@@ -124,9 +129,18 @@ class Saver(Checkpoint):
                 with metric.sync_context():
                     metrics[name] = {key: torch.as_tensor(value).clone() for key, value in metric.metric_state.items()}
         checkpoint["world_size"] = trainer.world_size
+        checkpoint["should_stop"] = trainer.should_stop  # EarlyStopping's word
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up what the metrics had counted, in one process, for they add up."""
+        loop = checkpoint["loops"]["fit_loop"]
+        if loop["epoch_progress"]["current"]["ready"] == loop["epoch_progress"]["current"]["processed"]:
+            # The epoch is over. With max_steps Lightning would take its batches for those of the next one.
+            for progress in loop["epoch_progress"].values():
+                progress["completed"] = progress["processed"]
+            batches = loop["epoch_loop.batch_progress"]
+            batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
+        self._should_stop = bool(checkpoint.get("should_stop"))
         metrics = checkpoint.get("metrics", {})
         if metrics and checkpoint["world_size"] != trainer.world_size:
             raise ValueError(
@@ -146,11 +160,19 @@ class Saver(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go where the training was, and listen to signals."""
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
-        # Not only in Lightning's hands: it forgets the loader's place where a schedule asked for the number of steps.
-        self._num_batches = self._resumed.get("num_batches", 0) % int(trainer.num_training_batches)
+        self._epoch_size = int(trainer.num_training_batches)
+        epoch: Any = trainer.fit_loop.epoch_progress.current
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        self._num_batches = 0 if epoch.ready == epoch.processed else batches.processed
+        if self._num_batches and self._resumed.get("epoch_size", self._epoch_size) != self._epoch_size:
+            raise ValueError(
+                f"--trainer.limit_train_batches: the checkpoint was saved in the middle of an epoch of "
+                f"{self._resumed['epoch_size']} batches, and there are {self._epoch_size}: give the same"
+            )
+        # Not left to Lightning: it forgets the loader's place where a schedule asked for the number of steps.
         loader: Any = trainer.train_dataloader
-        if self._num_batches:
-            loader.load_state_dict({"num_batches": self._num_batches})
+        loader.load_state_dict({"num_batches": self._num_batches})
+        trainer.should_stop |= self._should_stop
         if self._resumed:
             torch.set_rng_state(self._resumed["random"])
             if "random_cuda" in self._resumed and trainer.strategy.root_device.type == "cuda":
@@ -165,6 +187,13 @@ class Saver(Checkpoint):
 
     # What happens at each step.
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Keep what a forward pass changes, for a step that fails: random numbers and the statistics of BatchNorm."""
+        buffers = list(pl_module.buffers())
+        kept = self._before_step[1] or [buffer.clone() for buffer in buffers]
+        torch._foreach_copy_(kept, buffers)
+        self._before_step = torch.get_rng_state(), kept
+
     def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
         """Note that from here on the weights may be between two steps."""
         self._is_in_step = True
@@ -176,11 +205,10 @@ class Saver(Checkpoint):
         self._is_in_step = False
         self._num_batches = num_batches = batch_idx + 1
         self._losses.append(outputs["loss"])
-        is_last = num_batches >= trainer.num_training_batches
+        is_last = num_batches >= self._epoch_size or trainer.global_step == trainer.max_steps
         if is_last or len(self._losses) >= LOSS_CHECK_STEPS:
             self._check_losses(trainer)
-        validation_is_due = num_batches % (trainer.val_check_batch or math.inf) == 0
-        self._can_resume = not (is_last or validation_is_due or num_batches % trainer.accumulate_grad_batches)
+        self._can_resume = not (is_last or num_batches % trainer.accumulate_grad_batches)
         if not self._can_resume:
             return
         request = self._agree(trainer, self._request())
@@ -191,9 +219,9 @@ class Saver(Checkpoint):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate no weights that are not numbers: they might be the best."""
-        if trainer.state.fn != TrainerFn.FITTING:
-            _end_at_once_on_signals()
-        elif not trainer.sanity_checking:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            _end_at_once_on_signals()  # not in Lightning's way, which sends a message to the other processes from there
+        else:
             _check_weights(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -207,12 +235,20 @@ class Saver(Checkpoint):
         self._save(trainer, pl_module)
         self._obey(trainer, self._agree(trainer, self._signum, now=True))
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop where a signal has come since, and let later ones end it at once."""
+        self._obey(trainer, self._agree(trainer, self._signum, now=True))
+        _end_at_once_on_signals()
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save where the training was, if it was between two steps and if it is one process, which need not agree."""
         is_ours = isinstance(exception, SystemExit | DivergedError | OSError)  # OSError: perhaps from saving
         if is_ours or self._is_in_step or not self._can_resume or trainer.world_size > 1 or not trainer.training:
             return
         if trainer.global_step > self._saved_step:
+            random, buffers = self._before_step
+            torch.set_rng_state(random)
+            torch._foreach_copy_(list(pl_module.buffers()), buffers)
             try:
                 self._save(trainer, pl_module)
             except (OSError, DivergedError) as error:
@@ -252,6 +288,8 @@ class Saver(Checkpoint):
             return
         if trainer.is_global_zero:
             name, saved = signal.Signals(request).name, f"; --ckpt_path {self.path} goes on" if self.path else ""
+            if self.path and not (self.path.parents[1] / "config.yaml").is_file():
+                saved += ", with the same options beside it"
             print(f"\nstopped by {name} in epoch {trainer.current_epoch + 1}{saved}", flush=True)
         raise SystemExit(128 + request)
 
@@ -264,10 +302,12 @@ class Saver(Checkpoint):
         self._signum = signum
 
     def _check_losses(self, trainer: Trainer) -> None:
-        losses = torch.stack(self._losses)
+        losses = torch.stack(self._losses).float()
         self._losses = []
+        if trainer.world_size > 1:  # a loss that is no number in one process is none in the sum
+            losses = trainer.strategy.reduce(losses, reduce_op="sum")
         is_bad = ~torch.isfinite(losses)
-        if trainer.strategy.reduce_boolean_decision(bool(is_bad.any()), all=False):
+        if is_bad.any():
             number = int(is_bad.int().argmax())
             step = self._num_batches - len(losses) + number + 1
             place = f"step {step} of epoch {trainer.current_epoch + 1}"

@@ -368,6 +368,7 @@ FAULTS = [
     Fault("option: unknown", ["--model.learning_rate", "1"], "--model.learning_rate"),
     Fault("option: abbreviated", ["--trainer.max_epoch", "1"], "--trainer.max_epoch"),
     Fault("option: 99 devices", ["--trainer.accelerator", "cpu", "--trainer.devices", "99"], "--trainer.devices is 99"),
+    Fault("option: validation within an epoch", ["--trainer.val_check_interval", "0.5"], "val_check_interval is 0.5"),
     Fault("option: a save every -1 steps", ["--checkpoint.every_n_steps", "-1"], "--checkpoint.every_n_steps is -1"),
 ]
 
@@ -420,9 +421,13 @@ def raise_bug() -> None:
     raise BugError
 
 
-def test_an_exception_in_a_step_saves_once_and_keeps_its_traceback(whole: dict[str, str]) -> None:
+@pytest.mark.parametrize("net", ["TutorialCNN", "FastCNN", "tests.test_saver.DropoutNet"])
+def test_an_exception_in_a_step_saves_once_and_keeps_its_traceback(net: str, folder: Path) -> None:
+    options = ["fit", *BASE, *EPOCHS, "--model.net", net]
+    assert run(options).code == 0
+    whole = state_of()
     shutil.rmtree("lightning_logs")
-    done = run(["fit", *BASE, *EPOCHS], inside=functools.partial(before_step, 9, raise_bug))
+    done = run(options, inside=functools.partial(before_step, 9, raise_bug))
     assert done.code == 1
     assert "BugError" in done.err
     assert torch.load(LAST, weights_only=True)["global_step"] == 8
@@ -706,7 +711,7 @@ def test_soak(real_images: Path, tmp_path: Path) -> None:
     """
     minutes = float(os.environ.get("CIFAR_LIT_SOAK_MINUTES", "1"))
     options = ["--data.source", "images", "--data.root", str(real_images), "--recipe", "tuned"]
-    options += ["--trainer.max_epochs", str(1 + round(minutes)), "--checkpoint.every_n_steps", "50"]
+    options += ["--trainer.max_epochs", str(1 + round(1.5 * minutes)), "--checkpoint.every_n_steps", "50"]
     places = [tmp_path / name for name in ("disturbed", "undisturbed")]
     for place in places:
         place.mkdir()
@@ -776,7 +781,8 @@ def test_two_processes_stop_together_and_go_on_exactly(rank: int, folder: Path) 
     # One of them gets the signal in the third of the twelve steps of the second epoch.
     done = script([*both, *signal_at_rank(15, signal.SIGTERM, rank)])
     assert done.code == 143, done
-    assert torch.load(LAST, weights_only=True)["callbacks"]["Saver"]["num_batches"] == 10  # where they next agree
+    loop = torch.load(LAST, weights_only=True)["loops"]["fit_loop"]
+    assert loop["epoch_loop.batch_progress"]["current"]["processed"] == 10  # where they next agree
     alone = run(["fit", "--ckpt_path", "last", "--trainer.devices", "1"])
     check(alone, 2, "--trainer.devices: the checkpoint was saved in the middle of an epoch by 2 processes")
     check(script(["--ckpt_path", "last"]), 0, "")

@@ -118,15 +118,84 @@ def test_a_run_that_was_moved_knows_its_best(tiny_args: list[str], tmp_path: Pat
     assert figures(moved) == whole_figures
 
 
-def test_a_checkpoint_away_from_its_run_begins_a_new_folder(tiny_args: list[str]) -> None:
+@pytest.mark.parametrize("step", [8, 12])
+def test_a_checkpoint_away_from_its_run_goes_on_in_a_new_folder(step: int, tiny_args: list[str]) -> None:
     assert run(["fit", *tiny_args, *EPOCHS]).code == 0
-    whole = state_of()
-    Path("kept.ckpt").write_bytes((RUN / "checkpoints/best.ckpt").read_bytes())
+    whole, whole_figures = state_of(), figures()
+    shutil.rmtree("lightning_logs")
+    stopped_at(step, tiny_args)
+    LAST.rename("kept.ckpt")
     done = run(["fit", *tiny_args, *EPOCHS, "--ckpt_path", "kept.ckpt"])
-    assert done.code in (0, 2), done.err  # 2 where the best was the last
-    if done.code == 0:
-        again = state_of(Path("lightning_logs/version_1/checkpoints/last.ckpt"))
-        assert (again["state_dict"], again["step"]) == (whole["state_dict"], whole["step"])
+    assert done.code == 0, done.err
+    again = Path("lightning_logs/version_1")
+    assert state_of(again / "checkpoints/last.ckpt") == whole
+    assert figures(again) == whole_figures
+
+
+WAYS = {
+    "max_steps": ["--trainer.max_steps", "16", "--trainer.max_epochs", "-1"],
+    "max_steps and a schedule": [
+        "--trainer.max_steps",
+        "16",
+        "--trainer.max_epochs",
+        "-1",
+        "--model.schedule",
+        "linear",
+    ],
+    "validation in every second epoch": [*EPOCHS, "--trainer.check_val_every_n_epoch", "2"],
+    "four of six batches": [*EPOCHS, "--trainer.limit_train_batches", "4"],
+    "no validation": [*EPOCHS, "--data.val_size", "0"],
+    "BatchNorm": [*EPOCHS, "--model.net", "FastCNN", "--data.image_sizes", "[16]"],
+    "another logger": [*EPOCHS, "--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv"],
+    "early stopping": [
+        *["--trainer.max_epochs", "20", "--trainer.callbacks+", "EarlyStopping"],
+        *["--trainer.callbacks.monitor", "Accuracy/train", "--trainer.callbacks.patience", "1"],
+        *["--trainer.callbacks.mode", "min"],
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [4, 6, 12, 16])
+@pytest.mark.parametrize("way", list(WAYS))
+def test_other_ways_to_train_go_on_exactly(way: str, step: int, tiny_args: list[str]) -> None:
+    options = ["fit", *tiny_args, "--data.batch_size", "8", *WAYS[way]]
+    root = Path("csv/lightning_logs" if way == "another logger" else "lightning_logs")
+    assert run(options).code == 0
+    whole, whole_figures = state_of(root / "version_0/checkpoints/last.ckpt"), figures(root / "version_0")
+    shutil.rmtree(root)
+    stopped = run(options, inside=functools.partial(record_images, step, int(signal.SIGTERM)))
+    if stopped.code == 0:
+        assert int(whole["step"]) < step, stopped  # it ended before
+        return
+    assert stopped.code == 143, stopped.err
+    last = root / "version_0/checkpoints/last.ckpt"
+    done = run([*options, "--ckpt_path", str(last)] if way == "another logger" else ["fit", "--ckpt_path", "last"])
+    assert done.code == 0, done.err
+    end = sorted(root.iterdir())[-1]
+    assert state_of(end / "checkpoints/last.ckpt") == whole
+    assert figures(end) == whole_figures
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_the_users_own(tiny_args: list[str]) -> None:
+    own = ["--trainer.callbacks+", "ModelCheckpoint", "--trainer.callbacks.every_n_train_steps", "4"]
+    own += ["--trainer.callbacks.save_top_k", "-1", "--trainer.callbacks.filename", "{step}"]
+    options = ["fit", *tiny_args, *EPOCHS, *own]
+    assert run(options, inside=record_images).code == 0
+    whole, whole_seen = state_of(), seen()
+    for step in (4, 12):  # within an epoch, and in its last step, whose validation was not made then
+        Path("images.jsonl").unlink()
+        done = run(["fit", "--ckpt_path", str(RUN / f"checkpoints/step={step}.ckpt")], inside=record_images)
+        assert done.code == 0, done.err
+        assert state_of()["state_dict"] == whole["state_dict"]
+        assert seen()[2] == whole_seen[2]
+
+
+def test_an_epoch_of_another_length_is_not_taken_up_in_its_middle(tiny_args: list[str]) -> None:
+    stopped_at(3, tiny_args)
+    done = run(["fit", "--ckpt_path", "last", "--trainer.limit_train_batches", "5"])
+    assert done.code == 2
+    assert "saved in the middle of an epoch of 6 batches, and there are 5: give the same" in done.err
 
 
 def test_more_epochs_than_it_began_with(tiny_args: list[str]) -> None:
@@ -138,7 +207,7 @@ def test_more_epochs_than_it_began_with(tiny_args: list[str]) -> None:
     assert done.code == 0, done.err
     assert "4 epochs in" in done.out
     assert state_of()["state_dict"] == whole["state_dict"]
-    assert curves()["Loss/train"] == whole_curves["Loss/train"]
+    assert curves() == whole_curves
     again = run(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "4"])
     assert again.code == 2
     assert "--trainer.max_epochs is 4, and lightning_logs/version_0/checkpoints/last.ckpt has 4 epochs" in again.err
@@ -154,12 +223,13 @@ def test_a_run_that_was_killed_before_its_test_is_tested(tiny_args: list[str]) -
 
 
 def test_a_signal_waits_until_gradients_are_used_and_validation_is_over(tiny_args: list[str]) -> None:
-    options = ["--trainer.accumulate_grad_batches", "4", "--trainer.val_check_interval", "0.5"]
-    stopped_at(3, tiny_args, *options)
-    checkpoint = torch.load(LAST, weights_only=True)
-    # Neither after batch 3, where validation is due, nor in the middle of four.
-    assert checkpoint["global_step"] == 1
-    assert checkpoint["callbacks"]["Saver"]["num_batches"] == 4
+    for step, expected in ((3, 4), (5, 6)):
+        stopped_at(step, tiny_args, "--trainer.accumulate_grad_batches", "4")
+        loop = torch.load(LAST, weights_only=True)["loops"]["fit_loop"]
+        # Not in the middle of four; and after the last batch, when the epoch is over.
+        assert loop["epoch_loop.batch_progress"]["current"]["processed"] == expected
+        assert loop["epoch_progress"]["current"]["processed"] == expected // 6
+        shutil.rmtree("lightning_logs")
 
 
 def test_the_same_seed_gives_the_same_bits(tiny_args: list[str]) -> None:
@@ -174,7 +244,9 @@ def test_the_same_seed_gives_the_same_bits(tiny_args: list[str]) -> None:
 def test_a_loader_begins_where_it_is_told_once() -> None:
     loader = BatchLoader(torch.zeros(10, 3, 4, 4, dtype=torch.uint8), torch.arange(10), batch_size=4, shuffle=True)
     whole = [labels.tolist() for _, labels in loader]
-    assert loader.state_dict() == {"num_batches": 3}
+    assert loader.state_dict() == {"num_batches": 0}  # the epoch is over
+    next(iter(loader))
+    assert loader.state_dict() == {"num_batches": 1}
     loader.load_state_dict({"num_batches": 1})
     assert [labels.tolist() for _, labels in loader] == whole[1:]
     assert [labels.tolist() for _, labels in loader] == whole
