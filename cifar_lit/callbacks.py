@@ -37,7 +37,8 @@ class ProgressBar(TQDMProgressBar):
         """Give what stands behind the bar."""
         metrics = {}
         if trainer.training and self._outputs is not None:
-            metrics["loss"] = f"{float(self._outputs['loss']):.3f}"
+            # The Trainer has divided it, for the gradients of several batches are added.
+            metrics["loss"] = f"{float(self._outputs['loss']) * trainer.accumulate_grad_batches:.3f}"
         if "Accuracy/val" in trainer.callback_metrics:
             metrics["Accuracy/val"] = f"{float(trainer.callback_metrics['Accuracy/val']):.4f}"
         return metrics

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import json
+import shlex
 import sys
 import threading
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ def main(args: list[str] | None = None) -> None:
                 from cifar_lit import predict  # none of the others needs it
 
                 sys.exit(predict.main(args[1:]))
-            CLI(*_complete(args))
+            CLI(*_complete(args), command=shlex.join(["cifar-lit", *args]))
     except MisconfigurationException as error:
         _fail(error, 2)
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
@@ -83,6 +84,9 @@ def _complete(args: list[str]) -> tuple[list[str], str]:
         if path == "last":
             path = str(last_checkpoint(Path(given["--trainer.default_root_dir"] or ".")))
             args = [*args, "--ckpt_path", path]
+        elif Path(path).is_dir():
+            path = str(Path(path, "checkpoints", "last.ckpt"))
+            args = [*args, "--ckpt_path", path]
         run = run_of(Path(path))
         if run is not None:
             args = ["fit", "--config", str(run / "config.yaml"), *args[1:]]  # a run goes on as it began
@@ -100,9 +104,9 @@ def _trouble(error: BaseException) -> str:
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         return "out of memory: give a lower --data.batch_size"
     if isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error):
-        return "another process of this training has ended, and so does this one; --ckpt_path last goes on"
+        return "another process of this training has ended, and so does this one; --ckpt_path with last.ckpt goes on"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        return f"the disk is full ({error.strerror}): make room; --ckpt_path last goes on"
+        return f"the disk is full ({error.strerror}): make room; --ckpt_path with last.ckpt goes on"
     return ""
 
 

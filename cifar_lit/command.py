@@ -1,7 +1,6 @@
 """One LightningCLI for fit, validate and test: what each of them does."""
 
 import os
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +47,10 @@ class SaveConfig(SaveConfigCallback):
 class CLI(LightningCLI):
     """``cifar-lit fit``, ``validate`` and ``test``."""
 
-    def __init__(self, args: list[str], recipe: str) -> None:
+    def __init__(self, args: list[str], recipe: str, command: str) -> None:
         # Only the parser of the subcommand that is asked for is built: each takes half a second.
         self.asked_for = [name for name in SUBCOMMANDS if args[:1] == [name]] or list(SUBCOMMANDS)
-        self.args = args
+        self.command = command
         self.recipe = recipe
         self.speed = Speed()
         self.best: Best | None = None
@@ -164,9 +163,12 @@ class CLI(LightningCLI):
         changed = [name for name in then if name not in ("root", "cache_dir", "mirror") and then[name] != now.get(name)]
         if changed:
             differences = ", ".join(f"{name} {then[name]} (asked for: {now.get(name)})" for name in changed)
+            way_out = "give the same, or leave them out"
+            if run_of(path) is None:
+                way_out = "give the same, for its run's config.yaml is not beside it"
             raise ValueError(
                 f"--ckpt_path {path} goes on with the settings of its optimizer, network and data: {differences}; "
-                "give the same, or leave them out"
+                f"{way_out}"
             )
         num_epochs, run = self._epochs_done(), run_of(path)
         num_left = 1 if max_epochs in (None, -1) else int(max_epochs) - num_epochs
@@ -174,6 +176,10 @@ class CLI(LightningCLI):
         if num_left < 0 or (num_left == 0 and is_tested):
             raise ValueError(
                 f"--trainer.max_epochs is {max_epochs}, and {path} has {num_epochs} epochs behind it: give more"
+            )
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            print(
+                f"going on with {path}: {num_epochs} epochs and {self.checkpoint['global_step']:,} steps are behind it"
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -217,26 +223,34 @@ class CLI(LightningCLI):
         if path is not None:
             self._check_checkpoint(Path(path), config["max_epochs"])
             self.config["fit"]["ckpt_path"] = None  # what is written into the run's folder begins anew
-        if config["logger"] not in (None, True) and keep:
-            self.run_folder.share(Path(config["default_root_dir"] or "."))
-        if config["logger"] is False:
-            self.save_config_callback = None  # there is no run folder to keep it in
-        elif config["logger"] in (None, True):
+        if config["logger"] in (None, True):
             kwargs["logger"] = self._make_logger(config, path)
+        elif not keep:
+            self.save_config_callback = None  # there is no run folder to keep it in
+        elif config["logger"] is False:
+            run = self._take_folder(config, path)
+            if run is not None:
+                kwargs["default_root_dir"] = str(run)
+        else:
+            self.run_folder.share(Path(config["default_root_dir"] or "."))
+
+    def _take_folder(self, config: Any, checkpoint: str | None) -> Path | None:
+        """Give the folder of the run: that of the checkpoint, or a new one; all but the first process ask that one."""
+        run = run_of(Path(checkpoint)) if checkpoint else None
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            if run is None:
+                return self.run_folder.create(Path(config["default_root_dir"] or "."))
+            self.run_folder.reopen(run)
+        return run
 
     def _make_logger(self, config: Any, checkpoint: str | None) -> TensorBoardLogger | bool:
         if config["fast_dev_run"]:
             return False
         options: dict[str, Any] = {"default_hp_metric": False}
-        is_first = getattr(rank_zero_only, "rank", 0) == 0  # of all processes
-        run = run_of(Path(checkpoint)) if checkpoint else None
-        if run is not None:  # what the curves have of later epochs is hidden
+        if checkpoint and run_of(Path(checkpoint)):  # what the curves have of later epochs is hidden
             options |= {"purge_step": self._epochs_done()}
-            if is_first:
-                self.run_folder.reopen(run)
-        elif is_first:
-            run = self.run_folder.create(Path(config["default_root_dir"] or "."))
-        else:  # the others ask the first one
+        run = self._take_folder(config, checkpoint)
+        if run is None:
             return TensorBoardLogger(config["default_root_dir"] or ".", name=LOGS, **options)
         return TensorBoardLogger(run.parent.parent, name=run.parent.name, version=run.name, **options)
 
@@ -262,11 +276,11 @@ class CLI(LightningCLI):
             "train_seconds": self.speed.train_seconds,
             "images_per_second": self.speed.images_per_second,
             **describe_machine(trainer.strategy.root_device),
-            "command": "cifar-lit " + shlex.join(self.args),
+            "command": self.command,
         }
         results.setdefault("Accuracy/val", None)
         results.setdefault("Loss/val", None)
-        log_dir = trainer.log_dir if trainer.loggers else None  # on every rank: they agree on it
+        log_dir = trainer.log_dir if trainer.loggers or self.run_folder.path else None  # every rank: they agree on it
         if not trainer.is_global_zero:
             return
         if log_dir:

@@ -69,6 +69,7 @@ def quieten() -> None:
         ".*sync_dist=True.*",
         # A run that goes on writes into its own folder.
         ".*exists and is not empty.*",
+        ".*dirpath has changed.*",  # and the best is known all the same
         # Scoring a checkpoint needs no ModelCheckpoint.
         ".*callbacks used to create the checkpoint.*",
     ):

@@ -158,9 +158,7 @@ def _remarks(results: dict[str, Any]) -> list[tuple[str, str]]:
     remarks.append(("checkpoint", str(results["checkpoint"])))
     if "run" in results:
         run = results["run"]
-        remarks += [
-            ("run", run),
-            ("curves", f"tensorboard --logdir {Path(run).parent}"),
-            ("test again", f"python scripts/test.py {run}"),
-        ]
+        remarks += [("run", run), ("curves", f"tensorboard --logdir {Path(run).parent}")]
+        if not results["checkpoint"].startswith("none"):
+            remarks.append(("test again", f"python scripts/test.py {run}"))
     return remarks

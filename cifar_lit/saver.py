@@ -129,7 +129,8 @@ class Saver(Checkpoint):
                 with metric.sync_context():
                     metrics[name] = {key: torch.as_tensor(value).clone() for key, value in metric.metric_state.items()}
         checkpoint["world_size"] = trainer.world_size
-        checkpoint["should_stop"] = trainer.should_stop  # EarlyStopping's word
+        # EarlyStopping's word; within an epoch it is that of a limit on the time, which may be another one then.
+        checkpoint["should_stop"] = trainer.should_stop and self._num_batches == 0
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up what the metrics had counted, in one process, for they add up."""
@@ -205,7 +206,7 @@ class Saver(Checkpoint):
         self._is_in_step = False
         self._num_batches = num_batches = batch_idx + 1
         self._losses.append(outputs["loss"])
-        is_last = num_batches >= self._epoch_size or trainer.global_step == trainer.max_steps
+        is_last = num_batches >= self._epoch_size
         if is_last or len(self._losses) >= LOSS_CHECK_STEPS:
             self._check_losses(trainer)
         self._can_resume = not (is_last or num_batches % trainer.accumulate_grad_batches)
@@ -213,7 +214,11 @@ class Saver(Checkpoint):
             return
         request = self._agree(trainer, self._request())
         every = self.every_n_steps
-        if request or (every and trainer.global_step // every > self._saved_step // every):
+        is_due = every and trainer.global_step // every > self._saved_step // every
+        # max_steps and max_time end the epoch here; what is left of it is trained by a run that goes on.
+        ends = trainer.global_step == trainer.max_steps or (trainer.should_stop and not self._should_stop)
+        self._should_stop = trainer.should_stop
+        if request or is_due or ends:
             self._save(trainer, pl_module)
         self._obey(trainer, request)
 
@@ -230,9 +235,10 @@ class Saver(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of the epoch, and stop where a signal has come."""
-        self._num_batches = 0
+        if self._num_batches == self._epoch_size or self._saved_step < trainer.global_step:
+            self._num_batches = 0
+            self._save(trainer, pl_module)
         self._can_resume = False
-        self._save(trainer, pl_module)
         self._obey(trainer, self._agree(trainer, self._signum, now=True))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -329,7 +335,8 @@ def _check_weights(trainer: Trainer, pl_module: LightningModule) -> None:
 def _advice(what: str, trainer: Trainer) -> str:
     kept = [saved.best_model_path for saved in trainer.checkpoint_callbacks if isinstance(saved, ModelCheckpoint)]
     kept = [path for path in kept if path]
-    return f"{what}: give a lower --model.lr" + (f"; the best checkpoint so far is {kept[0]}" if kept else "")
+    what += ": start again with a lower --model.lr, or go on with --trainer.gradient_clip_val 1"
+    return what + (f"; the best checkpoint so far is {kept[0]}" if kept else "")
 
 
 @contextlib.contextmanager
@@ -338,7 +345,7 @@ def ending_on_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    before = {signum: signal.getsignal(signum) or signal.SIG_DFL for signum in (signal.SIGTERM, signal.SIGINT)}
     _end_at_once_on_signals()
     try:
         yield

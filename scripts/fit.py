@@ -1,8 +1,11 @@
 """Train a classifier: ``python scripts/fit.py --help``."""
 
+import signal
 import sys
 
-from cifar_lit.cli import main
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback while PyTorch is imported
+
+from cifar_lit.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     main(["fit", *sys.argv[1:]])

@@ -1,8 +1,11 @@
 """Predict: ``python scripts/predict.py RUN_OR_CHECKPOINT PATH...``."""
 
+import signal
 import sys
 
-from cifar_lit.cli import main
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback while PyTorch is imported
+
+from cifar_lit.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     main(["predict", *sys.argv[1:]])

@@ -1,8 +1,11 @@
 """Score a run or a checkpoint: ``python scripts/test.py RUN_OR_CHECKPOINT``."""
 
+import signal
 import sys
 
-from cifar_lit.cli import main
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback while PyTorch is imported
+
+from cifar_lit.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     main(["test", *sys.argv[1:]])

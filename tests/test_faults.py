@@ -273,7 +273,7 @@ FAULTS = [
     Fault(
         "checkpoint: an override beside it",
         [*FROM, "--trainer.max_epochs", "4", "--model.lr", "0.3"],
-        "lr 0.01 (asked for: 0.3); give the same, or leave them out",
+        "lr 0.01 (asked for: 0.3); give the same, for its run's config.yaml is not beside it",
         prepare=damage(bytes),
     ),
     Fault("checkpoint: last, where there is none", ["--ckpt_path", "last"], "--ckpt_path last: no run in"),
@@ -281,7 +281,7 @@ FAULTS = [
     Fault("loss: not a number", ["--model.lr", "1e20"], "the loss is nan in step 2 of epoch 1", 1, keeps=True),
     Fault(
         "loss: infinite, in the second epoch",
-        says="the loss is inf in step 3 of epoch 2: give a lower --model.lr; the best checkpoint so far is",
+        says="the loss is inf in step 3 of epoch 2: start again with a lower --model.lr, or go on with",
         code=1,
         inside=functools.partial(before_step, 9, functools.partial(float, "inf")),
         after=best_is_kept,

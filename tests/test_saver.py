@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 import signal
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from cifar_lit.loader import BatchLoader
 from cifar_lit.networks import TutorialCNN
 from cifar_lit.saver import Saver
-from tests.processes import LAST, Done, curves, record_images, run, state_of
+from tests.processes import LAST, Done, before_step, curves, record_images, run, state_of
 
 RUN = Path("lightning_logs/version_0")
 STEPS_PER_EPOCH = 6  # 48 images in batches of 8
@@ -26,7 +27,7 @@ RECIPES = {
     # Its growing images, whitening and alternating mirror images; batches are put together from two.
     "fast": ["--recipe", "fast", "--trainer.accumulate_grad_batches", "2", "--data.image_sizes", "[16,24]"],
 }
-MOMENTS = [
+MOMENTS: list[tuple[int, int]] = [
     (1, signal.SIGTERM),  # in the first step of all
     (4, signal.SIGINT),
     (6, signal.SIGTERM),  # in the last step of an epoch
@@ -50,14 +51,14 @@ def seen() -> dict[int, list[int]]:
     return epochs
 
 
-@pytest.mark.parametrize("recipe", list(RECIPES))
-def test_a_run_that_was_stopped_and_taken_up_ends_with_the_same_bits(recipe: str, tiny_args: list[str]) -> None:
+def ends_with_the_same_bits(recipe: str, moments: list[tuple[int, int]], tiny_args: list[str]) -> None:
+    """Stop a run at each of the moments, take it up, and compare all that it ends with."""
     options = [*tiny_args, "--data.val_size", "0.2", *RECIPES[recipe], *EPOCHS]
     saves = ["--checkpoint.every_n_steps", "1" if recipe == "fast" else "2"]
     assert run(["fit", *options, *saves], inside=record_images).code == 0
     whole, whole_curves, whole_figures, whole_seen = state_of(), curves(), figures(), seen()
     assert [sorted(whole_seen[epoch]) for epoch in range(3)] == [list(range(48))] * 3
-    for step, signum in MOMENTS:
+    for step, signum in moments:
         shutil.rmtree("lightning_logs")
         Path("images.jsonl").unlink()
         stopped = run(["fit", *options, *saves], inside=functools.partial(record_images, step, signum))
@@ -71,6 +72,17 @@ def test_a_run_that_was_stopped_and_taken_up_ends_with_the_same_bits(recipe: str
         assert curves() == whole_curves
         if signum != signal.SIGKILL:
             assert seen() == whole_seen
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_a_run_that_was_stopped_and_taken_up_ends_with_the_same_bits(recipe: str, tiny_args: list[str]) -> None:
+    ends_with_the_same_bits(recipe, [(8, signal.SIGKILL), (15, signal.SIGTERM)], tiny_args)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_it_does_so_at_any_moment(recipe: str, tiny_args: list[str]) -> None:
+    ends_with_the_same_bits(recipe, MOMENTS, tiny_args)
 
 
 def stopped_at(step: int, tiny_args: list[str], *options: str) -> Done:
@@ -134,7 +146,7 @@ def test_a_checkpoint_away_from_its_run_goes_on_in_a_new_folder(step: int, tiny_
 
 WAYS = {
     "max_steps": ["--trainer.max_steps", "16", "--trainer.max_epochs", "-1"],
-    "max_steps and a schedule": [
+    "a schedule": [
         "--trainer.max_steps",
         "16",
         "--trainer.max_epochs",
@@ -174,7 +186,10 @@ def test_other_ways_to_train_go_on_exactly(way: str, step: int, tiny_args: list[
     assert done.code == 0, done.err
     end = sorted(root.iterdir())[-1]
     assert state_of(end / "checkpoints/last.ckpt") == whole
-    assert figures(end) == whole_figures
+    ended = figures(end)
+    if (way, step) in (("max_steps", 16), ("a schedule", 16)):  # the epoch that was not over is not counted
+        ended["epochs"] += 1
+    assert ended == whole_figures
 
 
 def test_a_run_goes_on_from_a_checkpoint_of_the_users_own(tiny_args: list[str]) -> None:
@@ -211,6 +226,25 @@ def test_more_epochs_than_it_began_with(tiny_args: list[str]) -> None:
     again = run(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "4"])
     assert again.code == 2
     assert "--trainer.max_epochs is 4, and lightning_logs/version_0/checkpoints/last.ckpt has 4 epochs" in again.err
+
+
+@pytest.mark.parametrize("logger", [[], ["--trainer.logger", "false"]], ids=["TensorBoard", "no logger"])
+def test_an_epoch_that_a_limit_has_cut_is_trained_to_its_end(logger: list[str], tiny_args: list[str]) -> None:
+    options = ["fit", *tiny_args, *EPOCHS, *logger]
+    assert run(options).code == 0
+    whole, whole_figures = state_of(), figures()
+    shutil.rmtree("lightning_logs")
+    sleeps = functools.partial(before_step, 4, functools.partial(time.sleep, 1.5))
+    for name, limit, expected in (("max_steps", "9", 9), ("max_time", "00:00:00:01", 4)):
+        assert run([*options, f"--trainer.{name}", limit], inside=sleeps).code == 0
+        assert torch.load(LAST, weights_only=True)["global_step"] == expected
+        no_limit = "-1" if name == "max_steps" else "null"
+        done = run(["fit", "--ckpt_path", "lightning_logs/version_0", f"--trainer.{name}={no_limit}"])
+        assert done.code == 0, done.err
+        assert f"going on with {LAST}: {expected // 6} epochs and {expected} steps are behind it" in done.out
+        assert state_of() == whole
+        assert figures() == whole_figures
+        shutil.rmtree("lightning_logs")
 
 
 def test_a_run_that_was_killed_before_its_test_is_tested(tiny_args: list[str]) -> None:
