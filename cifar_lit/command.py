@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ActionYesNo
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -22,10 +23,12 @@ from cifar_lit.module import ImageClassifier
 from cifar_lit.parser import DESCRIPTIONS, SUBCOMMANDS, Parser
 from cifar_lit.recipes import RECIPES, recipe_help
 from cifar_lit.results import (
+    add_report,
     describe_data,
     describe_model,
     evaluate,
     format_table,
+    load_results,
     save_results,
     shorten,
 )
@@ -101,6 +104,12 @@ class CLI(LightningCLI):
         )
         parser.add_argument(
             "--checkpoint.every_n_minutes", type=float, default=0.0, help="Or every so many minutes; 0 for neither."
+        )
+        parser.add_argument(
+            "--report",
+            action=ActionYesNo(no_prefix="no_"),
+            default=self.asked_for == ["fit"],
+            help="Write report.html into the run's folder: figures per class, confusion matrix, mistakes, filters.",
         )
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
@@ -284,6 +293,11 @@ class CLI(LightningCLI):
         if not trainer.is_global_zero:
             return
         if log_dir:
+            logger = trainer.logger if isinstance(trainer.logger, TensorBoardLogger) else None
+            if self.config["fit"]["report"]:
+                for one in trainer.loggers:
+                    one.save()  # the curves are read from the disk
+                add_report(results, self.model, self.datamodule, Path(log_dir), logger)
             save_results(results, Path(log_dir))
             results["run"] = shorten(log_dir)
         # Never test: hyper-parameters are compared by this figure.
@@ -304,9 +318,19 @@ class CLI(LightningCLI):
     def _score(self, checkpoint: str | None, *, splits: tuple[str, ...]) -> None:
         if checkpoint is None:  # an option or a configuration file took back the one that was given
             raise ValueError("--ckpt_path is null: the weights would be random; leave it out")
+        asks_report = self.config[self.subcommand]["report"]
+        run = run_of(Path(checkpoint))
+        if asks_report and (run is None or "test" not in splits):
+            raise ValueError("--report needs a run's folder, to be written into, and test")
         figures = evaluate(self.trainer, self.model, self.datamodule, checkpoint, splits=splits)
         if self.trainer.is_global_zero:
-            _show({**figures, **self._description(checkpoint)})
+            results = {**figures, **self._description(checkpoint)}
+            if asks_report and run is not None:
+                results = {**load_results(run), **results}
+                add_report(results, self.model, self.datamodule, run)
+                save_results(results, run)
+                results["run"] = shorten(str(run))
+            _show(results)
 
     def _description(self, checkpoint: str | None) -> dict[str, Any]:
         return {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.module import ImageClassifier
@@ -83,6 +84,34 @@ def describe_model(model: ImageClassifier) -> dict[str, Any]:
     }
 
 
+def add_report(
+    results: dict[str, Any],
+    model: ImageClassifier,
+    datamodule: CIFAR10DataModule,
+    folder: Path,
+    logger: TensorBoardLogger | None = None,
+) -> None:
+    """Score the test images once more, image by image, and write ``report.html`` into a run's folder.
+
+    Args:
+        results: What is known of the run; the figures of the report are added.
+        model: The model that was tested, which is in evaluation mode after that.
+        datamodule: The data, with its test images loaded.
+        folder: The run's folder.
+        logger: Gets the same pictures, where there is one.
+    """
+    from cifar_lit import report  # matplotlib, which only this needs
+
+    assert datamodule.test is not None
+    images, labels = datamodule.test.images, datamodule.test.labels
+    answers = report.Answers(model.net, images, labels, model.eval().predict(images), model.classes)
+    results |= report.score(answers)
+    report.write_report(folder / "report.html", answers, results, report.read_curves(folder))
+    if logger is not None:
+        for name, figure in report.report_pictures(answers).items():
+            logger.experiment.add_figure(name, figure, results["epochs"])
+
+
 def save_results(results: dict[str, Any], folder: Path) -> None:
     """Write ``results.json`` into a run's folder.
 
@@ -95,6 +124,19 @@ def save_results(results: dict[str, Any], folder: Path) -> None:
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in results.items()}
     temporary.write_text(json.dumps(finite, indent=2) + "\n")
     temporary.replace(folder / "results.json")
+
+
+def load_results(folder: Path) -> dict[str, Any]:
+    """Read ``results.json`` of a run.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        What ``save_results`` was given; nothing where there is no such file.
+    """
+    path = folder / "results.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def shorten(path: str) -> str:
@@ -130,6 +172,9 @@ def format_table(results: dict[str, Any]) -> str:
         ("loss", "Loss"),
     ):
         values = [results.get(f"{key}/{split}") for split in ("val", "test")]
+        if key == "MacroAccuracy" and "AccuracyInterval/test" in results:
+            low, high = results["AccuracyInterval/test"]
+            lines.append(f"{'95 % interval':<20}{'':>12}{f'{low:.3f}-{high:.3f}':>12}")
         if any(value is not None for value in values):
             lines.append(f"{title:<20}" + "".join(f"{'' if v is None else f'{v:.4f}':>12}" for v in values))
     per_class = {
@@ -161,4 +206,6 @@ def _remarks(results: dict[str, Any]) -> list[tuple[str, str]]:
         remarks += [("run", run), ("curves", f"tensorboard --logdir {Path(run).parent}")]
         if not results["checkpoint"].startswith("none"):
             remarks.append(("test again", f"python scripts/test.py {run}"))
+        if "Confusion/test" in results:
+            remarks.append(("report", f"{run}/report.html"))
     return remarks

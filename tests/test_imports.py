@@ -26,7 +26,8 @@ ALLOWED: dict[str, set[str]] = {
     "machine": set(),
     "parser": set(),
     "recipes": set(),
-    "results": {"datamodule", "module"},
+    "report": {"callbacks"},
+    "results": {"datamodule", "module", "report"},
     "runs": set(),
     "saver": set(),
     "command": {
