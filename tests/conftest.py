@@ -12,7 +12,7 @@ from PIL import Image
 from cifar_lit.cli import main
 
 TINY_CLASSES = ("bright", "dark", "green")
-FEW_EPOCHS = ["--trainer.max_epochs", "2", "--data.batch_size", "8"]
+FEW_EPOCHS = ["--trainer.max_epochs", "2", "--data.batch_size", "8", "--no_report"]  # which takes half a second
 RUN = Path("lightning_logs/version_0")
 
 
@@ -75,7 +75,7 @@ def tiny_args(tiny_root: Path) -> list[str]:
 @pytest.fixture
 def run(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Train on the tiny pictures; gives what was printed."""
-    main(["fit", *tiny_args, *FEW_EPOCHS, "--seed_everything", "3"])
+    main(["fit", *tiny_args, *FEW_EPOCHS, "--report", "--seed_everything", "3"])
     return capsys.readouterr().out
 
 

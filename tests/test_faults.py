@@ -18,7 +18,7 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ from tests.test_checkpoint import Evil
 EARLIER = Path("earlier/lightning_logs/version_0")
 BAD = Path("bad.ckpt")
 BASE = ["--data.source", "images", "--data.root", "tiny", "--data.val_size", "0.2", "--data.batch_size", "8"]
-EPOCHS = ["--trainer.max_epochs", "3"]
+EPOCHS = ["--trainer.max_epochs", "3", "--no_report"]
 Prepare = Callable[[], object]
 
 
@@ -709,40 +709,48 @@ def test_soak(real_images: Path, tmp_path: Path) -> None:
 
     ``CIFAR_LIT_SOAK_MINUTES`` says for how long; without it, it is one minute.
     """
-    minutes = float(os.environ.get("CIFAR_LIT_SOAK_MINUTES", "1"))
-    options = ["--data.source", "images", "--data.root", str(real_images), "--recipe", "tuned"]
-    options += ["--trainer.max_epochs", str(1 + round(1.5 * minutes)), "--checkpoint.every_n_steps", "50"]
-    places = [tmp_path / name for name in ("disturbed", "undisturbed")]
-    for place in places:
-        place.mkdir()
-    with contextlib.chdir(places[1]):
-        undisturbed = Run(["fit", *options])
-    chance = random.Random(1)
-    kinds = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
-    kills = dict.fromkeys(kinds, 0)
-    with contextlib.chdir(places[0]):
-        started = Run(["fit", *options])
-        wait_for(LAST.exists, 600)
-        end = time.monotonic() + 60 * minutes
-        while time.monotonic() < end:
-            time.sleep(chance.uniform(1, 20))
-            if not started.process.is_alive():
-                break
-            signum = chance.choice(kinds)
-            started.kill(signum)
-            done = started.wait()
-            assert done.code == (-9 if signum == signal.SIGKILL else 128 + signum), done.err
-            kills[signum] += 1
-            started = Run(["fit", "--ckpt_path", "last"])
-        done = started.wait(3600)
-        check(done, 0, "")
-        disturbed_state, disturbed_curves = state_of(), curves()
-    with contextlib.chdir(places[1]):
-        check(undisturbed.wait(3600), 0, "")
-        assert disturbed_state == state_of()
-        assert disturbed_curves == curves()
-    print({signum.name: number for signum, number in kills.items()}, disturbed_state["state_dict"])
+    end = time.monotonic() + 60 * float(os.environ.get("CIFAR_LIT_SOAK_MINUTES", "1"))
+    options = ["fit", "--data.source", "images", "--data.root", str(real_images), "--recipe", "tuned"]
+    options += ["--trainer.max_epochs", "12", "--checkpoint.every_n_steps", "50", "--no_report"]
+    kills: dict[str, int] = {}
+    trainings = 0
+    while time.monotonic() < end:
+        trainings += 1
+        places = [tmp_path / f"{name}{trainings}" for name in ("disturbed", "undisturbed")]
+        for place in places:
+            place.mkdir()
+        seed = ["--seed_everything", str(trainings)]
+        with contextlib.chdir(places[1]):
+            undisturbed = Run([*options, *seed])
+        with contextlib.chdir(places[0]):
+            disturbed = Run([*options, *seed])
+            wait_for(LAST.exists, 600)
+            for name in disturb(disturbed, end, random.Random(trainings)):
+                kills[name] = kills.get(name, 0) + 1
+            disturbed_state, disturbed_curves = state_of(), curves()
+        with contextlib.chdir(places[1]):
+            check(undisturbed.wait(3600), 0, "")
+            assert disturbed_state == state_of()
+            assert disturbed_curves == curves()
+    print(f"{trainings} trainings, {kills}")
     assert sum(kills.values()) >= 3
+
+
+def disturb(started: Run, end: float, chance: random.Random) -> Iterator[str]:
+    """Kill a run and take it up until the time is over, then let it come to its end; gives the signals' names."""
+    while time.monotonic() < end:
+        time.sleep(chance.uniform(1, 20))
+        if not started.process.is_alive():
+            break
+        signum = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+        started.kill(signum)
+        code = started.wait().code
+        if code == 0:
+            break  # it had just come to its end
+        assert code == (-9 if signum == signal.SIGKILL else 128 + signum)
+        yield signum.name
+        started = Run(["fit", "--ckpt_path", "last"])
+    check(started.wait(3600), 0, "")
 
 
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]

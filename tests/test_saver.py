@@ -19,7 +19,7 @@ from tests.processes import LAST, Done, before_step, curves, record_images, run,
 
 RUN = Path("lightning_logs/version_0")
 STEPS_PER_EPOCH = 6  # 48 images in batches of 8
-EPOCHS = ["--trainer.max_epochs", "3", "--data.batch_size", "8"]
+EPOCHS = ["--trainer.max_epochs", "3", "--data.batch_size", "8", "--no_report"]
 RECIPES = {
     "tutorial": ["--model.lr", "0.02"],
     # Its average of the weights, schedule, momentum, Muon, crops and mirror images.
@@ -171,7 +171,7 @@ WAYS = {
 @pytest.mark.parametrize("step", [4, 6, 12, 16])
 @pytest.mark.parametrize("way", list(WAYS))
 def test_other_ways_to_train_go_on_exactly(way: str, step: int, tiny_args: list[str]) -> None:
-    options = ["fit", *tiny_args, "--data.batch_size", "8", *WAYS[way]]
+    options = ["fit", *tiny_args, "--no_report", "--data.batch_size", "8", *WAYS[way]]
     root = Path("csv/lightning_logs" if way == "another logger" else "lightning_logs")
     assert run(options).code == 0
     whole, whole_figures = state_of(root / "version_0/checkpoints/last.ckpt"), figures(root / "version_0")
