@@ -93,7 +93,9 @@ class Saver(Checkpoint):
         self.path: Path | None = None
         self._num_batches = 0  # of this epoch that are done
         self._epoch_size = 0  # in batches
-        self._before_step: tuple[Tensor, list[Tensor]] = (torch.empty(0), [])
+        self._buffers: list[Tensor] = []  # what a forward pass changes: the statistics of BatchNorm
+        self._buffers_before: list[Tensor] = []
+        self._random_before = torch.empty(0)
         self._losses: list[Tensor] = []
         self._signum = 0
         self._requeue: Any = None
@@ -174,6 +176,8 @@ class Saver(Checkpoint):
         loader: Any = trainer.train_dataloader
         loader.load_state_dict({"num_batches": self._num_batches})
         trainer.should_stop |= self._should_stop
+        self._buffers = list(pl_module.buffers())
+        self._buffers_before = [buffer.clone() for buffer in self._buffers]
         if self._resumed:
             torch.set_rng_state(self._resumed["random"])
             if "random_cuda" in self._resumed and trainer.strategy.root_device.type == "cuda":
@@ -189,11 +193,9 @@ class Saver(Checkpoint):
     # What happens at each step.
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Keep what a forward pass changes, for a step that fails: random numbers and the statistics of BatchNorm."""
-        buffers = list(pl_module.buffers())
-        kept = self._before_step[1] or [buffer.clone() for buffer in buffers]
-        torch._foreach_copy_(kept, buffers)
-        self._before_step = torch.get_rng_state(), kept
+        """Keep what a forward pass changes, for a step that fails."""
+        self._random_before = torch.get_rng_state()
+        torch._foreach_copy_(self._buffers_before, self._buffers)
 
     def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
         """Note that from here on the weights may be between two steps."""
@@ -252,9 +254,8 @@ class Saver(Checkpoint):
         if is_ours or self._is_in_step or not self._can_resume or trainer.world_size > 1 or not trainer.training:
             return
         if trainer.global_step > self._saved_step:
-            random, buffers = self._before_step
-            torch.set_rng_state(random)
-            torch._foreach_copy_(list(pl_module.buffers()), buffers)
+            torch.set_rng_state(self._random_before)
+            torch._foreach_copy_(self._buffers, self._buffers_before)
             try:
                 self._save(trainer, pl_module)
             except (OSError, DivergedError) as error:
