@@ -75,6 +75,13 @@ def tiny_args(tiny_root: Path) -> list[str]:
 @pytest.fixture
 def run(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Train on the tiny pictures; gives what was printed."""
+    main(["fit", *tiny_args, *FEW_EPOCHS, "--seed_everything", "3"])
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def reported_run(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Train the same, with a report; gives what was printed."""
     main(["fit", *tiny_args, *FEW_EPOCHS, "--report", "--seed_everything", "3"])
     return capsys.readouterr().out
 

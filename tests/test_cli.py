@@ -52,7 +52,7 @@ def test_every_recipe_fits_and_tests(recipe: str, tiny_args: list[str], capsys: 
     assert table_of(capsys.readouterr().out) == table_of(fitted)
 
 
-def test_a_run_leaves_its_configuration_checkpoints_events_and_results(run: str) -> None:
+def test_a_run_leaves_its_configuration_checkpoints_events_and_results(reported_run: str) -> None:
     names = {path.relative_to(RUN).as_posix().split(".out.tfevents")[0] for path in RUN.rglob("*") if path.is_file()}
     expected = {"config.yaml", "hparams.yaml", "results.json", "report.html", "events"}
     assert names == expected | {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
@@ -64,16 +64,16 @@ def test_a_run_leaves_its_configuration_checkpoints_events_and_results(run: str)
     assert figures["source"] == "images"
     assert figures["command"].startswith("cifar-lit fit --data.source images")
     assert figures["device"].startswith("cpu")
-    assert f"{figures['Accuracy/test']:.4f}" in table_of(run)
-    assert "CIFAR-10" not in run
-    assert f"python scripts/test.py {RUN}" in run
-    assert "Tip" not in run
+    assert f"{figures['Accuracy/test']:.4f}" in table_of(reported_run)
+    assert "CIFAR-10" not in reported_run
+    assert f"python scripts/test.py {RUN}" in reported_run
+    assert "Tip" not in reported_run
     config = yaml.safe_load((RUN / "config.yaml").read_text())
     assert config["seed_everything"] == 3
     assert config["data"]["batch_size"] == 8
 
 
-def test_tensorboard_has_graph_curves_hyperparameters_and_confusion_matrix(run: str) -> None:
+def test_tensorboard_has_graph_curves_hyperparameters_and_confusion_matrix(reported_run: str) -> None:
     events = EventAccumulator(str(RUN)).Reload()
     tags = events.Tags()
     nodes = {node.name: node for node in events.Graph().node}

@@ -421,7 +421,9 @@ def raise_bug() -> None:
     raise BugError
 
 
-@pytest.mark.parametrize("net", ["TutorialCNN", "FastCNN", "tests.test_saver.DropoutNet"])
+@pytest.mark.parametrize(
+    "net", ["TutorialCNN", pytest.param("FastCNN", marks=pytest.mark.slow), "tests.test_saver.DropoutNet"]
+)
 def test_an_exception_in_a_step_saves_once_and_keeps_its_traceback(net: str, folder: Path) -> None:
     options = ["fit", *BASE, *EPOCHS, "--model.net", net]
     assert run(options).code == 0

@@ -107,10 +107,10 @@ def test_the_page_is_one_file_and_shows_all(tmp_path: Path) -> None:
     assert open_tags == []
 
 
-def test_a_fit_writes_it_and_test_writes_it_again(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fit_writes_it_and_test_writes_it_again(reported_run: str, capsys: pytest.CaptureFixture[str]) -> None:
     page = (RUN / "report.html").read_text()
     assert "<h2>Training</h2>" in page
-    assert f"report      {RUN}/report.html" in run
+    assert f"report      {RUN}/report.html" in reported_run
     results = json.loads((RUN / "results.json").read_text())
     assert sum(map(sum, results["Confusion/test"])) == 24
     right = sum(row[label] for label, row in enumerate(results["Confusion/test"]))

@@ -1,22 +1,29 @@
 """A training that was stopped and taken up ends with the bits of one that was not."""
 
+import errno
 import functools
 import json
+import os
 import shutil
 import signal
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from cifar_lit.cli import main
 from cifar_lit.loader import BatchLoader
+from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import TutorialCNN
+from cifar_lit.runs import RunFolder
 from cifar_lit.saver import Saver
 from tests.processes import LAST, Done, before_step, curves, record_images, run, state_of
 
+Refused = Callable[[list[str]], tuple[int, str]]
 RUN = Path("lightning_logs/version_0")
 STEPS_PER_EPOCH = 6  # 48 images in batches of 8
 EPOCHS = ["--trainer.max_epochs", "3", "--data.batch_size", "8", "--no_report"]
@@ -76,13 +83,142 @@ def ends_with_the_same_bits(recipe: str, moments: list[tuple[int, int]], tiny_ar
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_a_run_that_was_stopped_and_taken_up_ends_with_the_same_bits(recipe: str, tiny_args: list[str]) -> None:
-    ends_with_the_same_bits(recipe, [(8, signal.SIGKILL), (15, signal.SIGTERM)], tiny_args)
+    moments: list[tuple[int, int]] = [(8, signal.SIGKILL), (15, signal.SIGTERM)]
+    ends_with_the_same_bits(recipe, moments[recipe == "fast" :], tiny_args)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_it_does_so_at_any_moment(recipe: str, tiny_args: list[str]) -> None:
     ends_with_the_same_bits(recipe, MOMENTS, tiny_args)
+
+
+def at_step(number: int, act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do something in the middle of a step of this very process."""
+    training_step = ImageClassifier.training_step
+    count = 0
+
+    def patched(module: ImageClassifier, *args: Any) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        if count == number:
+            act()
+        return training_step(module, *args)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", patched)
+
+
+class BugError(Exception):
+    """Something that nobody thought of."""
+
+
+def raise_bug() -> None:
+    raise BugError
+
+
+@pytest.mark.parametrize(
+    ("act", "code"),
+    [
+        (functools.partial(signal.raise_signal, signal.SIGTERM), 143),
+        (functools.partial(signal.raise_signal, signal.SIGINT), 130),
+        (raise_bug, 1),
+    ],
+    ids=["SIGTERM", "SIGINT", "exception"],
+)
+def test_a_stop_within_this_process(
+    act: Callable[[], object], code: int, tiny_args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["fit", *tiny_args, *EPOCHS, "--recipe", "tuned", "--checkpoint.every_n_steps", "4"]
+    main(options)
+    whole, whole_figures = state_of(), figures()
+    shutil.rmtree("lightning_logs")
+    at_step(9, act, monkeypatch)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(BugError if code == 1 else SystemExit) as stopped:
+        main(options)
+    if isinstance(stopped.value, SystemExit):
+        assert stopped.value.code == code
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert torch.load(LAST, weights_only=True)["global_step"] == (8 if code == 1 else 9)
+    main(["fit", "--ckpt_path", "last"])
+    assert state_of() == whole
+    assert figures() == whole_figures
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory: give a lower --data.batch_size"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough"), "out of memory"),
+        (RuntimeError("[/third_party/gloo/pair.cc:561] Connection closed"), "another process of this training has"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full (No space left on device): make room"),
+    ],
+    ids=["CUDA memory", "CPU memory", "lost process", "disk"],
+)
+def test_what_the_machine_could_not_do_is_said_in_one_line(
+    error: Exception, expected: str, tiny_args: list[str], refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise error
+
+    at_step(3, fail, monkeypatch)
+    code, line = refused(["fit", *tiny_args, *EPOCHS])
+    assert code == 1
+    assert expected in line
+
+
+def test_a_loss_that_is_no_number_stops_it_before_the_weights_are_kept(tiny_args: list[str], refused: Refused) -> None:
+    code, line = refused(["fit", *tiny_args, *EPOCHS, "--model.lr", "1e20"])
+    assert (code, "the loss is nan in step 2 of epoch 1" in line) == (1, True)
+    assert not LAST.exists()
+
+
+def test_weights_that_are_no_numbers_are_not_kept(
+    tiny_args: list[str], refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(saver: Saver, trainer: Any, module: ImageClassifier) -> None:
+        next(module.parameters()).data.fill_(float("inf"))
+        save(saver, trainer, module)
+
+    save = Saver._save
+    monkeypatch.setattr(Saver, "_save", spoil)
+    code, line = refused(["fit", *tiny_args, *EPOCHS])
+    assert code == 1
+    assert "net.layers.conv1.weight has values that are not finite in epoch 1" in line
+    assert not LAST.exists()
+
+
+def test_a_folder_that_cannot_be_had_is_named(tiny_args: list[str], refused: Refused) -> None:
+    Path("lightning_logs").write_text("not a folder")
+    for options in ([], ["--trainer.logger", "false"]):
+        code, line = refused(["fit", *tiny_args, *EPOCHS, *options])
+        assert (code, "no run can be kept there (File exists)" in line) == (2, True)
+    csv = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "."]
+    code, line = refused(["fit", *tiny_args, *EPOCHS, *csv, "--trainer.default_root_dir", "lightning_logs"])
+    assert (code, "it cannot be made (File exists)" in line) == (2, True)
+    code, line = refused(["fit", *tiny_args, *EPOCHS, "--ckpt_path", "last"])
+    assert (code, "--ckpt_path last: no run in lightning_logs" in line) == (2, True)
+    Path("last.yaml").write_text("ckpt_path: last\n")
+    code, line = refused(["fit", *tiny_args, *EPOCHS, "--config", "last.yaml"])
+    assert (code, "--ckpt_path last: give that on the command line" in line) == (2, True)
+
+
+def test_a_folder_in_use_and_a_full_disk(tiny_root: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder()
+    first, second = folder.create(Path()), RunFolder().create(Path())
+    assert (first.name, second.name) == ("version_0", "version_1")
+    with pytest.raises(ValueError, match="is being trained in by another process: wait for it, or stop it"):
+        RunFolder().reopen(first)
+    folder.check_space(3_000_000)
+
+    def fail(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(ValueError, match=r"5 bytes cannot be written into .* \(No space left on device\); make room"):
+        folder.check_space(5)
+    folder.close(keep=False)
+    assert not first.exists()
 
 
 def stopped_at(step: int, tiny_args: list[str], *options: str) -> Done:
@@ -228,7 +364,11 @@ def test_more_epochs_than_it_began_with(tiny_args: list[str]) -> None:
     assert "--trainer.max_epochs is 4, and lightning_logs/version_0/checkpoints/last.ckpt has 4 epochs" in again.err
 
 
-@pytest.mark.parametrize("logger", [[], ["--trainer.logger", "false"]], ids=["TensorBoard", "no logger"])
+@pytest.mark.parametrize(
+    "logger",
+    [pytest.param([], marks=pytest.mark.slow), ["--trainer.logger", "false"]],
+    ids=["TensorBoard", "no logger"],
+)
 def test_an_epoch_that_a_limit_has_cut_is_trained_to_its_end(logger: list[str], tiny_args: list[str]) -> None:
     options = ["fit", *tiny_args, *EPOCHS, *logger]
     assert run(options).code == 0
