@@ -1,4 +1,4 @@
-"""Checkpoint files: found, saved so that a crash cannot harm them, loaded without running code."""
+"""Checkpoint files: the best one chosen, found, saved so that a crash cannot harm them, loaded without running code."""
 
 import contextlib
 import os
@@ -10,7 +10,47 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
+
+
+class Best(ModelCheckpoint):
+    """Keeps ``best.ckpt``, the checkpoint of the epoch with the best accuracy on validation.
+
+    It is saved at the end of the epoch, as ``last.ckpt`` is, so that a run can go on from either. What is remembered of
+    the best so far is good in a folder that was moved, too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            filename="best",
+            monitor="Accuracy/val",
+            mode="max",
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
+        )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, if there has been validation."""
+        if self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what was remembered, under the folder of this run.
+
+        Args:
+            state_dict: What ``state_dict`` gave.
+        """
+        state, then, now = dict(state_dict), str(state_dict["dirpath"]), str(self.dirpath)
+        if Path(then, "best.ckpt").is_file():  # it stays the best, also for a run that goes on in another folder
+            state["dirpath"] = now
+        elif Path(now, "best.ckpt").is_file():
+            for name in ("best_model_path", "kth_best_model_path"):
+                state[name] = str(state[name]).replace(then, now)
+            state["best_k_models"] = {str(k).replace(then, now): v for k, v in state["best_k_models"].items()}
+            state["dirpath"] = now
+        super().load_state_dict(state)
 
 
 def find_checkpoint(path: Path) -> Path:

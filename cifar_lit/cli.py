@@ -19,7 +19,7 @@ from cifar_lit.command import CLI
 from cifar_lit.parser import is_for_people, quieten
 from cifar_lit.recipes import RECIPES
 from cifar_lit.runs import last_checkpoint, run_of
-from cifar_lit.saver import ending_on_signals
+from cifar_lit.signals import ending_on_signals
 
 
 def checkpoint_args(path: Path) -> list[str]:

@@ -16,11 +16,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from cifar_lit.callbacks import NetworkSummary, Pictures, ProgressBar, Speed
-from cifar_lit.checkpoint import SafeCheckpointIO, check_place, hyper_parameters, load_checkpoint
+from cifar_lit.checkpoint import Best, SafeCheckpointIO, check_place, hyper_parameters, load_checkpoint
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.machine import describe_machine, set_up
 from cifar_lit.module import ImageClassifier
-from cifar_lit.parser import DESCRIPTIONS, SUBCOMMANDS, Parser
+from cifar_lit.parser import DESCRIPTIONS, SUBCOMMANDS, Parser, reader_may_leave
 from cifar_lit.recipes import RECIPES, recipe_help
 from cifar_lit.results import (
     add_report,
@@ -33,7 +33,7 @@ from cifar_lit.results import (
     shorten,
 )
 from cifar_lit.runs import LOGS, RunFolder, run_of
-from cifar_lit.saver import Best, Saver
+from cifar_lit.saver import Saver
 
 
 class SaveConfig(SaveConfigCallback):
@@ -97,7 +97,7 @@ class CLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the recipe, and tie what data and model must agree on."""
+        """Add the recipe, saving and the report, and tie what data and model must agree on."""
         parser.add_argument("--recipe", choices=list(RECIPES), default="tutorial", help=recipe_help())
         parser.add_argument(
             "--checkpoint.every_n_steps", type=int, default=0, help="Save within an epoch, too, every so many steps."
@@ -126,7 +126,7 @@ class CLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let the checkpoint's hyper-parameters win over the command line. For validate and test, main
-        # has put them in front of it; a fit that goes on must be given the same ones (after_instantiate_classes).
+        # has put them in front of it; a fit that goes on must be given the same ones (_check_checkpoint).
         pass
 
     def before_instantiate_classes(self) -> None:
@@ -150,7 +150,7 @@ class CLI(LightningCLI):
         return int(self.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
 
     def after_instantiate_classes(self) -> None:
-        """Refuse what data and model do not agree on, and other settings than those of a checkpoint to go on from."""
+        """Refuse what data and model do not agree on, and a disk without room for their checkpoint."""
         if self.subcommand != "fit":
             return
         for size in set(self.datamodule.hparams["image_sizes"]):
@@ -186,7 +186,7 @@ class CLI(LightningCLI):
             raise ValueError(
                 f"--trainer.max_epochs is {max_epochs}, and {path} has {num_epochs} epochs behind it: give more"
             )
-        if getattr(rank_zero_only, "rank", 0) == 0:
+        if _is_first_process():
             print(
                 f"going on with {path}: {num_epochs} epochs and {self.checkpoint['global_step']:,} steps are behind it"
             )
@@ -246,7 +246,7 @@ class CLI(LightningCLI):
     def _take_folder(self, config: Any, checkpoint: str | None) -> Path | None:
         """Give the folder of the run: that of the checkpoint, or a new one; all but the first process ask that one."""
         run = run_of(Path(checkpoint)) if checkpoint else None
-        if getattr(rank_zero_only, "rank", 0) == 0:
+        if _is_first_process():
             if run is None:
                 return self.run_folder.create(Path(config["default_root_dir"] or "."))
             self.run_folder.reopen(run)
@@ -305,7 +305,8 @@ class CLI(LightningCLI):
             options = {**self.model.hparams, **self.datamodule.hparams}
             trainer.logger.log_hyperparams(options, {"hp_metric": results["Accuracy/val"]}, step=trainer.current_epoch)
             trainer.logger.save()
-        _show(results)
+        with reader_may_leave():  # all figures are written down
+            print("\n" + format_table(results))
 
     def validate(self, ckpt_path: str | None, **kwargs: Any) -> None:
         """Score a checkpoint on validation."""
@@ -330,7 +331,8 @@ class CLI(LightningCLI):
                 add_report(results, self.model, self.datamodule, run)
                 save_results(results, run)
                 results["run"] = shorten(str(run))
-            _show(results)
+            with reader_may_leave():
+                print("\n" + format_table(results))
 
     def _description(self, checkpoint: str | None) -> dict[str, Any]:
         return {
@@ -349,11 +351,8 @@ def _check_validation(trainer: Any) -> None:
         raise ValueError(f"--trainer.check_val_every_n_epoch is {every}: give 1 or more")
 
 
-def _show(results: dict[str, Any]) -> None:
-    try:
-        print("\n" + format_table(results), flush=True)
-    except BrokenPipeError:  # whoever read the output has seen enough, as head has; all figures are written down
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it once more at its end
+def _is_first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0  # known before there is a Trainer
 
 
 def _has(callbacks: list[Any], kind: type) -> bool:

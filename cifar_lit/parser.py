@@ -1,9 +1,13 @@
 """What the command line is called and how it refuses: the subcommands, their descriptions, errors of one line."""
 
+import contextlib
 import linecache
 import logging
+import os
 import re
+import sys
 import warnings
+from collections.abc import Iterator
 from traceback import walk_tb
 from typing import Any, NoReturn
 
@@ -50,6 +54,16 @@ def is_for_people(error: BaseException) -> bool:
     frame, line_number = last
     line = linecache.getline(frame.f_code.co_filename, line_number)
     return str(frame.f_globals["__name__"]).startswith("cifar_lit.") and line.lstrip().startswith("raise ")
+
+
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Take it for no error where whoever reads the output has seen enough, as head has."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it once more at its end
 
 
 def quieten() -> None:

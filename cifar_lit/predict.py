@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from cifar_lit.module import ImageClassifier
+from cifar_lit.parser import reader_may_leave
 from cifar_lit.sources.images import MAX_BYTES, list_files, read_files
 from cifar_lit.sources.picture import read_picture
 
@@ -220,11 +221,8 @@ def main(args: Sequence[str]) -> int:
                 bar.update()
                 yield prediction
 
-        try:
+        with reader_may_leave():
             write(counted(), options.format, sys.stdout)
-            sys.stdout.flush()
-        except BrokenPipeError:  # whoever read it has seen enough, as head has
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 1 if broken else 0
 
 

@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,50 +17,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics import Metric
 
+from cifar_lit.signals import end_at_once_on_signals
+
 LOSS_CHECK_STEPS = 50
 """Steps between two looks at the losses: each one waits for the device."""
 AGREE_STEPS = 10
 """Steps between two agreements of several processes on whether to save or stop: each one is a message to all."""
 SAVE = 1
 """A request beside the numbers of the signals that are listened to, and below them."""
-
-
-class Best(ModelCheckpoint):
-    """Keeps ``best.ckpt``, the checkpoint of the epoch with the best accuracy on validation.
-
-    It is saved at the end of the epoch, as ``last.ckpt`` is, so that a run can go on from either. What is remembered of
-    the best so far is good in a folder that was moved, too.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(
-            filename="best",
-            monitor="Accuracy/val",
-            mode="max",
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,
-        )
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, if there has been validation."""
-        if self.monitor in trainer.callback_metrics:
-            super().on_train_epoch_end(trainer, pl_module)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what was remembered, under the folder of this run.
-
-        Args:
-            state_dict: What ``state_dict`` gave.
-        """
-        state, then, now = dict(state_dict), str(state_dict["dirpath"]), str(self.dirpath)
-        if Path(then, "best.ckpt").is_file():  # it stays the best, also for a run that goes on in another folder
-            state["dirpath"] = now
-        elif Path(now, "best.ckpt").is_file():
-            for name in ("best_model_path", "kth_best_model_path"):
-                state[name] = str(state[name]).replace(then, now)
-            state["best_k_models"] = {str(k).replace(then, now): v for k, v in state["best_k_models"].items()}
-            state["dirpath"] = now
-        super().load_state_dict(state)
 
 
 class Saver(Checkpoint):
@@ -94,8 +57,8 @@ class Saver(Checkpoint):
         self._num_batches = 0  # of this epoch that are done
         self._epoch_size = 0  # in batches
         self._buffers: list[Tensor] = []  # what a forward pass changes: the statistics of BatchNorm
-        self._buffers_before: list[Tensor] = []
-        self._random_before = torch.empty(0)
+        self._kept_buffers: list[Tensor] = []  # as the last finished step left them
+        self._kept_random = torch.empty(0)
         self._losses: list[Tensor] = []
         self._signum = 0
         self._requeue: Any = None
@@ -177,7 +140,7 @@ class Saver(Checkpoint):
         loader.load_state_dict({"num_batches": self._num_batches})
         trainer.should_stop |= self._should_stop
         self._buffers = list(pl_module.buffers())
-        self._buffers_before = [buffer.clone() for buffer in self._buffers]
+        self._kept_buffers = [buffer.clone() for buffer in self._buffers]
         if self._resumed:
             torch.set_rng_state(self._resumed["random"])
             if "random_cuda" in self._resumed and trainer.strategy.root_device.type == "cuda":
@@ -191,11 +154,6 @@ class Saver(Checkpoint):
                 signal.signal(signal.SIGUSR1, self._stop_later)
 
     # What happens at each step.
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Keep what a forward pass changes, for a step that fails."""
-        self._random_before = torch.get_rng_state()
-        torch._foreach_copy_(self._buffers_before, self._buffers)
 
     def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
         """Note that from here on the weights may be between two steps."""
@@ -214,6 +172,8 @@ class Saver(Checkpoint):
         self._can_resume = not (is_last or num_batches % trainer.accumulate_grad_batches)
         if not self._can_resume:
             return
+        self._kept_random = torch.get_rng_state()
+        torch._foreach_copy_(self._kept_buffers, self._buffers)
         request = self._agree(trainer, self._request())
         every = self.every_n_steps
         is_due = every and trainer.global_step // every > self._saved_step // every
@@ -227,13 +187,13 @@ class Saver(Checkpoint):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate no weights that are not numbers: they might be the best."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
-            _end_at_once_on_signals()  # not in Lightning's way, which sends a message to the other processes from there
+            end_at_once_on_signals()  # not in Lightning's way, which sends a message to the other processes from there
         else:
             _check_weights(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let signals end a test at once: there is nothing to save."""
-        _end_at_once_on_signals()
+        end_at_once_on_signals()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of the epoch, and stop where a signal has come."""
@@ -246,7 +206,7 @@ class Saver(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop where a signal has come since, and let later ones end it at once."""
         self._obey(trainer, self._agree(trainer, self._signum, now=True))
-        _end_at_once_on_signals()
+        end_at_once_on_signals()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save where the training was, if it was between two steps and if it is one process, which need not agree."""
@@ -254,8 +214,9 @@ class Saver(Checkpoint):
         if is_ours or self._is_in_step or not self._can_resume or trainer.world_size > 1 or not trainer.training:
             return
         if trainer.global_step > self._saved_step:
-            torch.set_rng_state(self._random_before)
-            torch._foreach_copy_(self._buffers, self._buffers_before)
+            # What the forward pass of a step that failed has changed.
+            torch.set_rng_state(self._kept_random)
+            torch._foreach_copy_(self._buffers, self._kept_buffers)
             try:
                 self._save(trainer, pl_module)
             except (OSError, DivergedError) as error:
@@ -338,28 +299,3 @@ def _advice(what: str, trainer: Trainer) -> str:
     kept = [path for path in kept if path]
     what += ": start again with a lower --model.lr, or go on with --trainer.gradient_clip_val 1"
     return what + (f"; the best checkpoint so far is {kept[0]}" if kept else "")
-
-
-@contextlib.contextmanager
-def ending_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGINT end the process with 143 and 130, also where Lightning would see to them itself."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {signum: signal.getsignal(signum) or signal.SIG_DFL for signum in (signal.SIGTERM, signal.SIGINT)}
-    _end_at_once_on_signals()
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def _end_at_once_on_signals() -> None:
-    if threading.current_thread() is threading.main_thread():
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, _end_at_once)
-
-
-def _end_at_once(signum: int, _frame: Any) -> None:
-    raise SystemExit(128 + signum)

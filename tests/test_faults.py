@@ -334,19 +334,15 @@ FAULTS = [
     Fault("picture: animated", code=0, prepare=animation),
     Fault("picture: code behind it", code=0, prepare=picture_of(evil_picture()), after=nothing_ran),
     # Archives.
-    Fault(
-        "archive: ../",
-        ["--data.root", "pictures.tar"],
-        code=0,
-        prepare=archive(("../escaped.png", encode(tiny_picture("dark", 1), ".png"))),
-        after=nothing_outside,
-    ),
-    Fault(
-        "archive: an absolute name",
-        ["--data.root", "pictures.tar"],
-        code=0,
-        prepare=archive(("/tmp/escaped.png", encode(tiny_picture("dark", 1), ".png"))),
-        after=nothing_outside,
+    *(
+        Fault(
+            f"archive: {kind}",
+            ["--data.root", "pictures.tar"],
+            code=0,
+            prepare=archive((name, encode(tiny_picture("dark", 1), ".png"))),
+            after=nothing_outside,
+        )
+        for kind, name in (("../", "../escaped.png"), ("an absolute name", "/tmp/escaped.png"))
     ),
     Fault(
         "archive: a link out of it",
@@ -432,6 +428,33 @@ def test_an_exception_in_a_step_saves_once_and_keeps_its_traceback(net: str, fol
     done = run(options, inside=functools.partial(before_step, 9, raise_bug))
     assert done.code == 1
     assert "BugError" in done.err
+    assert torch.load(LAST, weights_only=True)["global_step"] == 8
+    goes_on(whole)
+
+
+def fail_between_steps(number: int) -> None:
+    """Fail after a step, before the next one."""
+    from cifar_lit.datamodule import CIFAR10DataModule
+
+    transfer = CIFAR10DataModule.on_after_batch_transfer
+    count = 0
+
+    def patched(data: CIFAR10DataModule, batch: Any, dataloader_idx: int) -> Any:
+        nonlocal count
+        count += isinstance(batch, tuple) and bool(data.trainer and data.trainer.training)
+        if count == number:
+            raise BugError
+        return transfer(data, batch, dataloader_idx)
+
+    CIFAR10DataModule.on_after_batch_transfer = patched  # type: ignore[method-assign,assignment]
+
+
+def test_an_exception_between_two_steps_keeps_the_statistics_of_the_first(folder: Path) -> None:
+    options = ["fit", *BASE, *EPOCHS, "--model.net", "FastCNN", "--data.image_sizes", "[16]"]
+    assert run(options).code == 0
+    whole = state_of()
+    shutil.rmtree("lightning_logs")
+    assert run(options, inside=functools.partial(fail_between_steps, 9)).code == 1
     assert torch.load(LAST, weights_only=True)["global_step"] == 8
     goes_on(whole)
 

@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "datamodule": {"augment", "sources", "loader"},
     "metrics": set(),
     "views": set(),
-    "predict": {"module", "sources"},
+    "predict": {"module", "parser", "sources"},
     "module": {"checkpoint", "metrics", "networks", "optim", "views"},
     "machine": set(),
     "parser": set(),
@@ -29,7 +29,8 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"callbacks"},
     "results": {"datamodule", "module", "report"},
     "runs": set(),
-    "saver": set(),
+    "saver": {"signals"},
+    "signals": set(),
     "command": {
         *(
             "recipes",
@@ -44,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
             "saver",
         ),
     },
-    "cli": {"checkpoint", "command", "parser", "predict", "recipes", "runs", "saver"},
+    "cli": {"checkpoint", "command", "parser", "predict", "recipes", "runs", "signals"},
     "bench": {"bench", "augment", "cli", "datamodule", "loader", "machine", "networks"},
     "__init__": set(),
 }
