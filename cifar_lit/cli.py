@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import json
+import re
 import shlex
 import sys
 import threading
@@ -20,6 +21,11 @@ from cifar_lit.parser import is_for_people, quieten
 from cifar_lit.recipes import RECIPES
 from cifar_lit.runs import last_checkpoint, run_of
 from cifar_lit.signals import ending_on_signals
+
+# What PyTorch, the kernels of oneDNN and C++ say of a CPU's memory that is full, in no error of its own.
+_NO_MEMORY = re.compile(
+    r"DefaultCPUAllocator|^could not (create a (primitive|memory)( object)?|execute a primitive)$|^std::bad_alloc$"
+)
 
 
 def checkpoint_args(path: Path) -> list[str]:
@@ -101,7 +107,9 @@ def _fail(error: object, code: int) -> NoReturn:
 def _trouble(error: BaseException) -> str:
     """Say what a person can do about what the machine could not; nothing for any other error."""
     # Only on a GPU has PyTorch an error of its own for this, and gloo has none for a message that did not get through.
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))
+    ):
         return "out of memory: give a lower --data.batch_size"
     if isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error):
         return "another process of this training has ended, and so does this one; --ckpt_path with last.ckpt goes on"

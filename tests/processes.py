@@ -205,9 +205,10 @@ def limit_files(size: int) -> None:
 
 
 def limit_memory(size: int) -> None:
-    """Let the process have no more memory than this."""
+    """Let the process have this many bytes of memory beside those that it has."""
     import resource
 
+    size += int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 

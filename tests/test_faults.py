@@ -301,7 +301,7 @@ FAULTS = [
         ],
         "out of memory: give a lower --data.batch_size",
         1,
-        inside=functools.partial(limit_memory, 4_000_000_000),
+        inside=functools.partial(limit_memory, 700_000_000),
     ),
     # Folders and disks.
     Fault(

@@ -150,10 +150,12 @@ def test_a_stop_within_this_process(
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "out of memory: give a lower --data.batch_size"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough"), "out of memory"),
+        (RuntimeError("could not create a primitive"), "out of memory"),
+        (RuntimeError("std::bad_alloc"), "out of memory"),
         (RuntimeError("[/third_party/gloo/pair.cc:561] Connection closed"), "another process of this training has"),
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full (No space left on device): make room"),
     ],
-    ids=["CUDA memory", "CPU memory", "lost process", "disk"],
+    ids=["CUDA memory", "CPU memory", "oneDNN memory", "C++ memory", "lost process", "disk"],
 )
 def test_what_the_machine_could_not_do_is_said_in_one_line(
     error: Exception, expected: str, tiny_args: list[str], refused: Refused, monkeypatch: pytest.MonkeyPatch
