@@ -57,18 +57,19 @@ def find_checkpoint(path: Path) -> Path:
     """Find the checkpoint that a run is judged by.
 
     Args:
-        path: A checkpoint file or a run's folder.
+        path: A checkpoint file, a run's folder, or the folder of an export as safetensors.
 
     Returns:
-        The file: of a folder ``checkpoints/best.ckpt`` or, where there is none, ``checkpoints/last.ckpt``.
+        The file: of a folder ``checkpoints/best.ckpt`` or, where there is none, ``checkpoints/last.ckpt``, or
+        ``model.safetensors``.
 
     Raises:
         ValueError: If there is none.
     """
     if path.is_file():
         return path
-    for name in ("best", "last"):
-        checkpoint = path / "checkpoints" / f"{name}.ckpt"
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "model.safetensors"):
+        checkpoint = path / name
         if checkpoint.is_file():
             return checkpoint
     raise ValueError(f"{path} is neither a checkpoint nor a run's folder with checkpoints/best.ckpt or last.ckpt")

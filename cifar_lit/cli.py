@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import importlib
 import json
 import re
 import shlex
@@ -17,7 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from cifar_lit.checkpoint import find_checkpoint, hyper_parameters, load_checkpoint
 from cifar_lit.command import CLI
-from cifar_lit.parser import is_for_people, quieten
+from cifar_lit.parser import COMMANDS, is_for_people, quieten
 from cifar_lit.recipes import RECIPES
 from cifar_lit.runs import last_checkpoint, run_of
 from cifar_lit.signals import ending_on_signals
@@ -59,10 +60,9 @@ def main(args: list[str] | None = None) -> None:
     quieten()
     try:
         with ending_on_signals(), _quiet_threads():
-            if args[:1] == ["predict"]:
-                from cifar_lit import predict  # none of the others needs it
-
-                sys.exit(predict.main(args[1:]))
+            if args and args[0] in COMMANDS:
+                command = importlib.import_module(f"cifar_lit.{args[0]}")  # none of the others needs it
+                sys.exit(command.main(args[1:]))
             CLI(*_complete(args), command=shlex.join(["cifar-lit", *args]))
     except MisconfigurationException as error:
         _fail(error, 2)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
@@ -19,6 +20,8 @@ from cifar_lit.checkpoint import find_checkpoint, hyper_parameters, load_checkpo
 from cifar_lit.metrics import MeanLoss
 from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network
 from cifar_lit.optim import Schedule, lr_factor, make_optimizer
+from cifar_lit.pretrained import read_pretrained
+from cifar_lit.sources.picture import fit_picture
 from cifar_lit.views import Views, mean_over_views
 
 Batch = tuple[Tensor, Tensor]
@@ -133,7 +136,7 @@ class ImageClassifier(LightningModule):
         """Load the model of a run, ready to predict.
 
         Args:
-            path: The run's folder, of which the best checkpoint is taken, or a checkpoint.
+            path: The run's folder, of which the best checkpoint is taken, a checkpoint, or an export as safetensors.
 
         Returns:
             The model, on the CPU and in evaluation mode.
@@ -142,27 +145,45 @@ class ImageClassifier(LightningModule):
             ValueError: If there is no good checkpoint.
         """
         file = find_checkpoint(Path(path))
-        checkpoint = load_checkpoint(file)
-        options, _ = hyper_parameters(checkpoint, file)
+        if file.suffix == ".safetensors":
+            options, weights = read_pretrained(file)
+        else:
+            checkpoint = load_checkpoint(file)
+            (options, _), weights = hyper_parameters(checkpoint, file), checkpoint["state_dict"]
         model = cls(**options)
         try:
-            model.load_state_dict(checkpoint["state_dict"])
+            model.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(f"{file} does not fit its network: {error}") from error
         return model.eval()
 
     @torch.inference_mode()
-    def predict(self, images: Tensor, *, views: Literal["none"] | Views = "none", batch_size: int = 100) -> Tensor:
+    def predict(
+        self,
+        images: Tensor | Sequence[Image.Image],
+        *,
+        views: Literal["none"] | Views = "none",
+        batch_size: int = 100,
+    ) -> Tensor:
         """Compute the probabilities of the classes.
 
         Args:
-            images: ``(N, 3, 32, 32)``, uint8, or float in [0, 1]; anywhere, they are moved to the model.
+            images: ``(N, 3, 32, 32)``, uint8, or float in [0, 1]; anywhere, they are moved to the model. Or Pillow's
+                pictures, of any size and mode, which are prepared as those of the training were.
             views: Take the mean over views of each image, as for ``test_views``.
             batch_size: Images that are looked at together: it changes no figure beyond rounding.
 
         Returns:
             ``(N, num_classes)``, float32, on the CPU; their names are in ``classes``.
+
+        Raises:
+            ValueError: If a tensor has another shape.
         """
+        if not isinstance(images, Tensor):
+            pixels = [fit_picture(image) for image in images]
+            images = torch.from_numpy(np.array(pixels, np.uint8).reshape(-1, 32, 32, 3)).permute(0, 3, 1, 2)
+        if images.shape[1:] != (3, 32, 32):
+            raise ValueError(f"images has the shape {tuple(images.shape)}: give (N, 3, 32, 32)")
         probabilities = [torch.zeros(0, len(self.classes))]
         for batch in torch.split(images, batch_size):
             batch = batch.to(self.mean.device)

@@ -1,11 +1,14 @@
 """What the command line is called and how it refuses: the subcommands, their descriptions, errors of one line."""
 
+import argparse
 import contextlib
+import importlib
 import linecache
 import logging
 import os
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
 from traceback import walk_tb
@@ -19,6 +22,12 @@ SUBCOMMANDS = {
     "test": {"model", "dataloaders", "datamodule", "verbose"},
 }
 """What can be done, and the arguments of the Trainer's method that are no options."""
+
+COMMANDS = {
+    "predict": "say what a run sees in pictures",
+    "export": "write a run's model for use elsewhere",
+}
+"""What else can be done: modules with a ``main`` of their own, and what each one does."""
 
 DESCRIPTIONS = {
     "fit": {
@@ -46,6 +55,48 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong with the arguments, in one line, and exit with 2."""
         self.exit(2, f"error: {' '.join(message.split())} (--help lists all options)\n")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser of Python's own for the commands that train nothing, with the same manners.
+
+    Args:
+        usage: How it is called.
+        description: What it does, in a sentence.
+        examples: Command lines, one in each line.
+    """
+
+    def __init__(self, usage: str, description: str, examples: str) -> None:
+        super().__init__(
+            usage=usage,
+            description=description,
+            epilog=f"examples:\n{textwrap.indent(examples.strip(), '  ')}\n",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the arguments, in one line, and exit with 2."""
+        self.exit(2, f"error: {' '.join(message.split())} (--help lists all options)\n")
+
+
+def import_extra(name: str, *, extra: str) -> Any:
+    """Import a package that not everybody needs.
+
+    Args:
+        name: The package.
+        extra: The extra of this project that installs it.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: If it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"this needs {name}, which is not installed: pip install 'cifar-lit[{extra}]'") from error
 
 
 def is_for_people(error: BaseException) -> bool:

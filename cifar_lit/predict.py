@@ -1,6 +1,5 @@
 """Checkpoint and picture files -> what the model sees in them: ``python scripts/predict.py RUN PATH...``."""
 
-import argparse
 import csv
 import glob
 import io
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from cifar_lit.module import ImageClassifier
-from cifar_lit.parser import reader_may_leave
+from cifar_lit.parser import CommandParser, reader_may_leave
 from cifar_lit.sources.images import MAX_BYTES, list_files, read_files
 from cifar_lit.sources.picture import read_picture
 
@@ -28,11 +27,11 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 BATCH_SIZE = 256
 """Pictures that are decoded and looked at together."""
 FORMATS = ("table", "csv", "json", "jsonl")
-EXAMPLES = """examples:
-  python scripts/predict.py lightning_logs/version_0 cat.jpg dog.png
-  python scripts/predict.py lightning_logs/version_0 pictures/ 'more/*.webp' archive.zip
-  python scripts/predict.py lightning_logs/version_0 pictures/ --format csv > labels.csv
-  curl -s https://example.org/cat.jpg | python scripts/predict.py lightning_logs/version_0 -
+EXAMPLES = """
+python scripts/predict.py lightning_logs/version_0 cat.jpg dog.png
+python scripts/predict.py lightning_logs/version_0 pictures/ 'more/*.webp'
+python scripts/predict.py lightning_logs/version_0 archive.zip --format csv
+python scripts/predict.py lightning_logs/version_0 - < cat.jpg
 """
 
 
@@ -166,11 +165,6 @@ def _items(places: Sequence[Place]) -> Iterator[tuple[str, bytes | str]]:
             yield str(place), sys.stdin.buffer.read(MAX_BYTES) if place.name == "-" and root is None else str(place)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists all options)\n")
-
-
 def main(args: Sequence[str]) -> int:
     """Run the command.
 
@@ -183,13 +177,10 @@ def main(args: Sequence[str]) -> int:
     Raises:
         ValueError: If there is no model or no picture.
     """
-    parser = _Parser(
-        prog="predict",
+    parser = CommandParser(
         usage="python scripts/predict.py RUN_OR_CHECKPOINT PATH... [options]",
         description="Say what a trained model sees in pictures of any size and kind.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        examples=EXAMPLES,
     )
     parser.add_argument("run", metavar="RUN_OR_CHECKPOINT", help="a run's folder (its best checkpoint) or a checkpoint")
     parser.add_argument("paths", metavar="PATH", nargs="+", help="file, folder, glob, archive, or - for standard input")

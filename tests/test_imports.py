@@ -22,7 +22,12 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": set(),
     "views": set(),
     "predict": {"module", "parser", "sources"},
-    "module": {"checkpoint", "metrics", "networks", "optim", "views"},
+    "card": {"module"},
+    "export": {
+        *("card", "checkpoint", "datamodule", "module", "parser", "pretrained", "results", "runs", "sources"),
+    },
+    "module": {"checkpoint", "metrics", "networks", "optim", "pretrained", "sources", "views"},
+    "pretrained": {"parser"},
     "machine": set(),
     "parser": set(),
     "recipes": set(),

@@ -28,13 +28,26 @@ def read_picture(file: IO[bytes]) -> NDArray[np.uint8]:
     try:
         with Image.open(file) as opened:
             num_pixels = opened.width * opened.height
-            image = _to_rgb(ImageOps.exif_transpose(opened)) if num_pixels <= MAX_PIXELS else None
+            image = fit_picture(opened) if num_pixels <= MAX_PIXELS else None
     except UnidentifiedImageError as error:
         raise ValueError("is not a picture") from error
     except Exception as error:  # Pillow has no closed list of what it raises for a broken file
         raise ValueError(f"is broken ({error})") from error
     if image is None:
         raise ValueError(f"has {num_pixels:,} pixels, more than {MAX_PIXELS:,}")
+    return image
+
+
+def fit_picture(image: Image.Image) -> NDArray[np.uint8]:
+    """Turn a picture that is open into what the models see, as ``read_picture`` says.
+
+    Args:
+        image: The picture, of any size and mode.
+
+    Returns:
+        ``(32, 32, 3)``, uint8, RGB.
+    """
+    image = _to_rgb(ImageOps.exif_transpose(image))
     if image.size != (32, 32):
         image = image.resize((32, 32), Image.Resampling.BILINEAR)
     return np.asarray(image)

@@ -1,0 +1,211 @@
+"""Exported files: they compute what the model does, take any number of images, and say nothing of this machine."""
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from cifar_lit import export as exporting
+from cifar_lit.cli import main
+from cifar_lit.export import FromBytes, compare, export
+from cifar_lit.module import ImageClassifier
+from cifar_lit.networks import FastCNN, StrongCNN, TutorialCNN
+from tests.conftest import RUN
+
+Refused = Callable[[list[str]], tuple[int, str]]
+IMAGES = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+FOLDER = RUN / "export"
+
+
+def exported(*args: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(RUN), *args])
+    assert stopped.value.code == 0
+
+
+def a_model(net: Any = TutorialCNN) -> ImageClassifier:
+    torch.manual_seed(0)
+    return ImageClassifier(classes=list("abc"), net=net, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)).eval()
+
+
+def expected_logits(model: ImageClassifier, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(images / 255)
+    return logits
+
+
+def test_a_run_in_all_formats(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exported("--to", "onnx", "pt2", "safetensors", "--benchmark")
+    printed = capsys.readouterr().out
+    assert "12 images of the run's own data and 988 images that are drawn by code" in printed
+    assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("held"))
+    assert len(re.findall(r"^(?:PyTorch|model\.\w+) +[\d,]+$", printed, re.MULTILINE)) == 4
+    names = ["README.md", "config.json", "model.onnx", "model.pt2", "model.safetensors"]
+    assert sorted(path.name for path in FOLDER.iterdir()) == names
+    model = ImageClassifier.from_run(RUN)
+    logits = expected_logits(model, IMAGES)
+
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(FOLDER / "model.onnx")
+    assert [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()] == [("images", "tensor(uint8)", [3, 32, 32])]
+    for size in (1, 7, 40):
+        (found,) = session.run(["logits"], {"images": IMAGES[:size].numpy()})
+        assert torch.allclose(torch.from_numpy(found), logits[:size], atol=1e-5)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == model.classes
+
+    files = {"classes.json": ""}
+    network = torch.export.load(str(FOLDER / "model.pt2"), extra_files=files).module()
+    for size in (1, 7, 40):
+        assert torch.allclose(network(IMAGES[:size]), logits[:size], atol=1e-6)
+    assert json.loads(files["classes.json"]) == model.classes
+
+    again = ImageClassifier.from_run(FOLDER)
+    assert again.classes == model.classes
+    assert torch.equal(again.predict(IMAGES), model.predict(IMAGES))
+    for path in FOLDER.iterdir():  # neither the pictures nor the places of this machine are given away
+        parts = [path.read_bytes()]
+        if path.suffix == ".pt2":
+            with zipfile.ZipFile(path) as archive:
+                parts = [archive.read(name) for name in archive.namelist()]
+        assert not any(str(Path.cwd()).encode() in part or b"cifar_lit/export.py" in part for part in parts), path
+    assert (FOLDER / "model.pt2").stat().st_size < 1.2 * (FOLDER / "model.safetensors").stat().st_size
+
+
+def test_files_for_numbers_take_numbers(run: str) -> None:
+    exported("--to", "onnx", "pt2", "--input", "float", "--output", "elsewhere")
+    logits = expected_logits(ImageClassifier.from_run(RUN), IMAGES)
+    session = pytest.importorskip("onnxruntime").InferenceSession("elsewhere/model.onnx")
+    floats = (IMAGES / 255).contiguous()
+    (found,) = session.run(["logits"], {"images": floats.numpy()})
+    assert np.allclose(found, logits, atol=1e-5)
+    assert torch.allclose(torch.export.load("elsewhere/model.pt2").module()(floats), logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("net", [FastCNN, StrongCNN])
+@pytest.mark.parametrize("kind", ["onnx", "pt2", "safetensors"])
+def test_every_network_can_be_exported(net: type[nn.Module], kind: str, tmp_path: Path) -> None:
+    model = a_model(net)
+    difference, runs = export(model, kind, IMAGES, tmp_path)
+    assert difference < 1e-5
+    assert torch.allclose(runs(IMAGES[:3]), expected_logits(model, IMAGES[:3]), atol=1e-5)
+
+
+def test_a_file_that_computes_something_else_is_not_kept(run: str, refused: Refused, monkeypatch: Any) -> None:
+    class Wrong(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: Tensor) -> Tensor:
+            return -1 * FromBytes(self.model).forward(images)
+
+    write = exporting.write_pt2
+    monkeypatch.setattr(exporting, "write_pt2", lambda network, *args: write(Wrong(network.model).eval(), *args))
+    code, line = refused(["export", str(RUN), "--to", "pt2"])
+    assert code == 1
+    assert re.search(r"model.pt2 is not kept: it gives \d+ of 1,000 images another label", line)
+    assert list(FOLDER.iterdir()) == []
+
+
+def test_the_comparison() -> None:
+    expected = torch.tensor([[1.0, 2.0], [20.0, 3.0]])
+    assert compare("it", expected + 1e-3, expected) == pytest.approx(1e-3, rel=1e-2)
+    for found in (expected + 3e-3, expected.flip(1), expected * torch.nan):
+        with pytest.raises(RuntimeError, match=r"it is not kept: it gives \d of 2 images another label"):
+            compare("it", found, expected)
+
+
+def test_the_card_is_what_the_hub_reads(run: str) -> None:
+    exported("--to", "safetensors")
+    card = (FOLDER / "README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["pipeline_tag"] == "image-classification"
+    results = json.loads((RUN / "results.json").read_text())
+    (entry,) = metadata["model-index"][0]["results"]
+    assert entry["metrics"][0]["value"] == results["Accuracy/test"]
+    assert entry["dataset"] == {"name": "own pictures", "type": "own-pictures", "split": "test"}
+    titles = re.findall("^## (.*)$", card, re.MULTILINE)
+    assert titles == ["Use", "Files", "Classes", "Data", "Training", "Figures", "Limits"]
+    assert "bright, dark, green" in card
+    assert "48 to train, 12 to choose the checkpoint, 24 to test" in card
+    assert "onnxruntime" not in card  # what was not exported is not explained
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    assert huggingface_hub.ModelCard(card).data.eval_results[0].metric_value == results["Accuracy/test"]
+
+
+def test_a_checkpoint_alone_has_a_card_too(run: str) -> None:
+    (RUN / "checkpoints/best.ckpt").rename("alone.ckpt")
+    Path("tiny").rename("gone")
+    main_args = ["export", "alone.ckpt", "--to", "safetensors", "--output", "out"]
+    with pytest.raises(SystemExit):
+        main(main_args)
+    assert "Not known" in Path("out/README.md").read_text()
+    with pytest.raises(SystemExit) as stopped:  # and an export can be exported once more
+        main(["export", "out", "--to", "safetensors", "--output", "again"])
+    assert stopped.value.code == 0
+    assert Path("again/model.safetensors").read_bytes() == Path("out/model.safetensors").read_bytes()
+
+
+def test_damaged_exports_are_refused(run: str) -> None:
+    exported("--to", "safetensors")
+    weights, config = FOLDER / "model.safetensors", FOLDER / "config.json"
+    whole, text = weights.read_bytes(), config.read_text()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match="is damaged, or not the one that"):
+        ImageClassifier.from_run(FOLDER)
+    weights.write_bytes(whole)
+    for bad in ("{", "[]", '{"hyper_parameters": {}, "sha256": ""}'):
+        config.write_text(bad)
+        with pytest.raises(ValueError, match=r"config.json is not that of a model of this project"):
+            ImageClassifier.from_run(FOLDER)
+    config.write_text(text)
+    ImageClassifier.from_run(FOLDER)
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ([str(RUN)], "the following arguments are required: --to"),
+        ([str(RUN), "--to", "tflite"], "argument --to: invalid choice: 'tflite'"),
+        (["nothing", "--to", "pt2"], "nothing is neither a checkpoint nor a run's folder"),
+        ([str(RUN), "--to", "pt2", "--output", "tiny/train/dark/1.png"], "--output is tiny/train/dark/1.png"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(args: list[str], expected: str, run: str, refused: Refused) -> None:
+    code, line = refused(["export", *args])
+    assert code == 2
+    assert expected in line
+
+
+def test_a_package_that_is_missing_is_named(run: str, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    code, line = refused(["export", str(RUN), "--to", "onnx"])
+    assert code == 2
+    assert line == "error: this needs onnxscript, which is not installed: pip install 'cifar-lit[export]'"
+
+
+def test_pictures_of_pillow_are_taken_as_files_are(run: str) -> None:
+    from PIL import Image
+
+    from cifar_lit.sources.picture import read_picture
+
+    model = ImageClassifier.from_run(RUN)
+    pictures = [Image.new("I;16", (7, 90), 40_000), Image.linear_gradient("L").rotate(30), Image.new("RGBA", (3, 3))]
+    read = []
+    for picture in pictures:
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        read.append(torch.tensor(read_picture(file)).permute(2, 0, 1))
+    assert torch.equal(model.predict(pictures), model.predict(torch.stack(read)))
+    assert model.predict([]).shape == (0, 3)
+    with pytest.raises(ValueError, match=r"images has the shape \(2, 3, 28, 28\): give \(N, 3, 32, 32\)"):
+        model.predict(torch.zeros(2, 3, 28, 28))
