@@ -60,8 +60,9 @@ def main(args: list[str] | None = None) -> None:
     quieten()
     try:
         with ending_on_signals(), _quiet_threads():
-            if args and args[0] in COMMANDS:
-                command = importlib.import_module(f"cifar_lit.{args[0]}")  # none of the others needs it
+            name = "compare" if args[:1] == ["test"] and _names_several(args[1:]) else args[0] if args else ""
+            if name in ("compare", *COMMANDS):
+                command = importlib.import_module(f"cifar_lit.{name}")  # none of the others needs it
                 sys.exit(command.main(args[1:]))
             CLI(*_complete(args), command=shlex.join(["cifar-lit", *args]))
     except MisconfigurationException as error:
@@ -97,6 +98,11 @@ def _complete(args: list[str]) -> tuple[list[str], str]:
         if run is not None:
             args = ["fit", "--config", str(run / "config.yaml"), *args[1:]]  # a run goes on as it began
     return args, given["--recipe"] if given["--recipe"] in RECIPES else "tutorial"
+
+
+def _names_several(args: list[str]) -> bool:
+    """Tell whether ``test`` is given more than one run: at the beginning, as it must be."""
+    return len(args) > 1 and not any(arg.startswith("-") for arg in args[:2])
 
 
 def _fail(error: object, code: int) -> NoReturn:

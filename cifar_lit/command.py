@@ -100,6 +100,13 @@ class CLI(LightningCLI):
         """Add the recipe, saving and the report, and tie what data and model must agree on."""
         parser.add_argument("--recipe", choices=list(RECIPES), default="tutorial", help=recipe_help())
         parser.add_argument(
+            "--lr_finder",
+            action=ActionYesNo(no_prefix="no_"),
+            default=False,
+            help="Take the learning rate where the loss falls most steeply in 200 steps of rising rates (Lightning's "
+            "learning rate finder); the curve is drawn in lr_finder.png.",
+        )
+        parser.add_argument(
             "--checkpoint.every_n_steps", type=int, default=0, help="Save within an epoch, too, every so many steps."
         )
         parser.add_argument(
@@ -262,6 +269,21 @@ class CLI(LightningCLI):
         if run is None:
             return TensorBoardLogger(config["default_root_dir"] or ".", name=LOGS, **options)
         return TensorBoardLogger(run.parent.parent, name=run.parent.name, version=run.name, **options)
+
+    def before_fit(self) -> None:
+        """Find the learning rate, where that is asked for; what is written down is the rate that was found."""
+        config = self.config["fit"]
+        if not config["lr_finder"]:
+            return
+        if self.checkpoint or config["trainer"]["fast_dev_run"] or self.run_folder.path is None:
+            raise ValueError("--lr_finder belongs to the beginning of a run that is kept: leave it out")
+        from cifar_lit.lr_finder import find_lr  # matplotlib, which only this needs
+
+        picture = self.run_folder.path / "lr_finder.png"
+        lr = find_lr(self.model, self.datamodule, self.trainer, picture)
+        config["lr_finder"], config["model"]["lr"] = False, lr
+        self.model.save_hyperparameters({**self.model.hparams, "lr": lr})
+        print(f"learning rate {lr:.3g}, from {shorten(str(picture))}")
 
     def after_fit(self) -> None:
         """Test the best checkpoint once, write the figures down and show them."""

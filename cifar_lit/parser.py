@@ -40,7 +40,7 @@ DESCRIPTIONS = {
     },
     "test": {
         "usage": "python scripts/test.py RUN_OR_CHECKPOINT [options]",
-        "description": "Score a run or a checkpoint on validation and test.",
+        "description": "Score a run or a checkpoint on validation and test. Several of them are compared in one table.",
     },
 }
 """How each is called, and what it does."""

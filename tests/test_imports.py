@@ -23,11 +23,15 @@ ALLOWED: dict[str, set[str]] = {
     "views": set(),
     "predict": {"module", "parser", "sources"},
     "card": {"module"},
+    "compare": {
+        *("checkpoint", "datamodule", "module", "parser", "report", "results", "runs", "sources"),
+    },
     "export": {
         *("card", "checkpoint", "datamodule", "module", "parser", "pretrained", "results", "runs", "sources"),
     },
     "module": {"checkpoint", "metrics", "networks", "optim", "pretrained", "sources", "views"},
     "pretrained": {"parser"},
+    "lr_finder": {"checkpoint", "datamodule", "module"},
     "machine": set(),
     "parser": set(),
     "recipes": set(),
@@ -42,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
             "callbacks",
             "checkpoint",
             "datamodule",
+            "lr_finder",
             "machine",
             "module",
             "parser",
