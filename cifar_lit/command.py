@@ -8,7 +8,7 @@ import torch
 from jsonargparse import ActionYesNo
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, WeightAveraging
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -48,13 +48,21 @@ class SaveConfig(SaveConfigCallback):
 
 
 class CLI(LightningCLI):
-    """``cifar-lit fit``, ``validate`` and ``test``."""
+    """``cifar-lit fit``, ``validate`` and ``test``.
 
-    def __init__(self, args: list[str], recipe: str, command: str) -> None:
+    Args:
+        args: The subcommand and its options.
+        recipe: The recipe that a fit begins from.
+        command: How a person would call it; it is written down.
+        watcher: A callback that watches a fit which is a trial: one without a test at its end.
+    """
+
+    def __init__(self, args: list[str], recipe: str, command: str, watcher: Callback | None = None) -> None:
         # Only the parser of the subcommand that is asked for is built: each takes half a second.
         self.asked_for = [name for name in SUBCOMMANDS if args[:1] == [name]] or list(SUBCOMMANDS)
         self.command = command
         self.recipe = recipe
+        self.watcher = watcher
         self.speed = Speed()
         self.best: Best | None = None
         self.saver: Saver | None = None
@@ -224,7 +232,7 @@ class CLI(LightningCLI):
 
     def _add_to_fit(self, config: Any, kwargs: dict[str, Any]) -> None:
         callbacks = kwargs["callbacks"]
-        callbacks += [self.speed, Pictures()]
+        callbacks += [self.speed, Pictures(), *([self.watcher] if self.watcher else [])]
         if config["enable_model_summary"] is not False and not _has(callbacks, ModelSummary):
             callbacks.append(NetworkSummary())
         keep = config["enable_checkpointing"] is not False and not config["fast_dev_run"]
@@ -288,7 +296,7 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         """Test the best checkpoint once, write the figures down and show them."""
         trainer = self.trainer
-        if self.config["fit"]["trainer"]["fast_dev_run"]:
+        if self.watcher or self.config["fit"]["trainer"]["fast_dev_run"]:
             return
         if self.speed.num_images == 0:
             raise ValueError("nothing was trained, so there is nothing to test: give a higher --trainer.max_epochs")

@@ -51,7 +51,7 @@ class Scored:
     @property
     def accuracy(self) -> float:
         """The share of the test images that it tells right."""
-        return sum(self.right.tolist()) / len(self.labels)
+        return int(self.right.sum()) / len(self.labels)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -68,7 +68,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     for k in range(min(only_first, only_second) + 1):
         tail += term
         term = term * (num_different - k) // (k + 1)  # the next binomial coefficient: whole numbers, so nothing is lost
-    return min(1.0, 2 * tail / 2**num_different)
+    return min(1.0, 2 * tail / (1 << num_different))
 
 
 def score_runs(paths: Sequence[str], overrides: Mapping[str, str]) -> list[Scored]:

@@ -1,9 +1,7 @@
 """A learning rate to begin with: Lightning's range test (arXiv 1506.01186), on a copy of the model."""
 
-import contextlib
 import copy
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,10 +12,11 @@ from matplotlib.figure import Figure
 from cifar_lit.checkpoint import SafeCheckpointIO
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.module import ImageClassifier
+from cifar_lit.parser import without_notices
 
 LOWEST, HIGHEST, NUM_STEPS = 1e-4, 1.0, 200
 """The range. In Lightning's 100 steps from 1e-8 the tutorial's network hardly begins to learn. With these its
-rate came out at 0.011, 0.011 and 0.017 for three seeds and, with Nesterov's momentum of 0.9, at 0.024, 0.023 and 0.033."""
+rate came out at 0.011, 0.011 and 0.017 for three seeds and, with a momentum of 0.9, at 0.024, 0.023 and 0.033."""
 _BETA = 0.98  # what Lightning smooths the loss with
 
 
@@ -47,7 +46,7 @@ def find_lr(model: ImageClassifier, datamodule: CIFAR10DataModule, trainer: Trai
         raise ValueError(f"--lr_finder needs one process, and there are {trainer.world_size}: give --trainer.devices 1")
     tried = copy.deepcopy(model)
     tried.hparams["compile"] = False
-    with torch.random.fork_rng(), _without_notices():
+    with torch.random.fork_rng(), without_notices():
         own_trainer = Trainer(
             accelerator=trainer.strategy.root_device.type,
             devices=1,
@@ -69,18 +68,6 @@ def find_lr(model: ImageClassifier, datamodule: CIFAR10DataModule, trainer: Trai
     losses = [loss * (1 - _BETA ** (n + 1)) / (1 - _BETA**n) for n, loss in enumerate(found.results["loss"], 1)]
     draw_lrs(found.results["lr"], losses, lr).savefig(picture, dpi=120)
     return float(lr)
-
-
-@contextlib.contextmanager
-def _without_notices() -> Iterator[None]:
-    """Leave out what a second Trainer says of the machine once more, and of the weights that it puts aside."""
-    logger = logging.getLogger("lightning.pytorch")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def draw_lrs(lrs: Sequence[float], losses: Sequence[float], chosen: float) -> Figure:

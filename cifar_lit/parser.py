@@ -26,6 +26,8 @@ SUBCOMMANDS = {
 COMMANDS = {
     "predict": "say what a run sees in pictures",
     "export": "write a run's model for use elsewhere",
+    "demo": "look at pictures in the browser",
+    "sweep": "search for settings",
 }
 """What else can be done: modules with a ``main`` of their own, and what each one does."""
 
@@ -69,7 +71,7 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, usage: str, description: str, examples: str) -> None:
         super().__init__(
             usage=usage,
-            description=description,
+            description=textwrap.fill(description, 78),
             epilog=f"examples:\n{textwrap.indent(examples.strip(), '  ')}\n",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -115,6 +117,20 @@ def reader_may_leave() -> Iterator[None]:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it once more at its end
+
+
+@contextlib.contextmanager
+def without_notices() -> Iterator[None]:
+    """Leave out what a further Trainer says once more: the seed, and what the machine has."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def quieten() -> None:

@@ -52,10 +52,17 @@ class Answers:
     @property
     def mistakes(self) -> list[int]:
         """The places of the mistakes that the model is surest of, the surest first."""
-        confidence, predicted = self.probabilities.max(1)
-        wrong = (predicted != self.labels).nonzero().squeeze(1)
-        order = confidence[wrong].argsort(descending=True, stable=True)[:NUM_MISTAKES]
-        return [int(place) for place in wrong[order]]
+        return self._surest(self.probabilities.argmax(1) != self.labels)[:NUM_MISTAKES]
+
+    def mistakes_as(self, label: int) -> list[int]:
+        """Give the places of the images that are taken for a class by mistake, the surest first."""
+        predicted = self.probabilities.argmax(1)
+        return self._surest((predicted == label) & (predicted != self.labels))
+
+    def _surest(self, chosen: Tensor) -> list[int]:
+        places = chosen.nonzero().squeeze(1)
+        confidence = self.probabilities.amax(1)[places]
+        return [int(place) for place in places[confidence.argsort(descending=True, stable=True)]]
 
     def names(self, place: int) -> tuple[str, str, float]:
         """Give the true class of an image, the one that it is taken for, and how sure the model is of it."""

@@ -26,12 +26,13 @@ ALLOWED: dict[str, set[str]] = {
     "compare": {
         *("checkpoint", "datamodule", "module", "parser", "report", "results", "runs", "sources"),
     },
+    "demo": {"checkpoint", "datamodule", "module", "parser", "report", "results", "sources"},
     "export": {
         *("card", "checkpoint", "datamodule", "module", "parser", "pretrained", "results", "runs", "sources"),
     },
     "module": {"checkpoint", "metrics", "networks", "optim", "pretrained", "sources", "views"},
     "pretrained": {"parser"},
-    "lr_finder": {"checkpoint", "datamodule", "module"},
+    "lr_finder": {"checkpoint", "datamodule", "module", "parser"},
     "machine": set(),
     "parser": set(),
     "recipes": set(),
@@ -40,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": set(),
     "saver": {"signals"},
     "signals": set(),
+    "sweep": {"command", "parser", "recipes", "results", "runs", "saver"},
     "command": {
         *(
             "recipes",

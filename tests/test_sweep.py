@@ -1,0 +1,161 @@
+"""Sweeps: what is searched, what is kept, what a stop costs, and that the test images are left alone."""
+
+import shlex
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar_lit.cli import main
+from cifar_lit.sources.images import Images
+from cifar_lit.sources.split import Split, SplitName
+from cifar_lit.sweep import Watcher, parse_range
+from tests.processes import run, signal_at
+
+optuna = pytest.importorskip("optuna")
+Refused = Callable[[list[str]], tuple[int, str]]
+STORAGE = "sqlite:///lightning_logs/sweeps.db"
+LRS = ["--set", "model.lr=log:0.001:0.1"]
+SHORT = ["--trainer.max_epochs", "2", "--data.batch_size", "16"]
+
+
+def sweep(*args: str, code: int = 0) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["sweep", *args])
+    assert stopped.value.code == code
+
+
+def the_study() -> Any:
+    (name,) = optuna.get_all_study_names(STORAGE)
+    return optuna.load_study(study_name=name, storage=STORAGE)
+
+
+@pytest.mark.parametrize(
+    ("text", "distribution"),
+    [
+        ("model.lr=log:0.01:0.3", "FloatDistribution(high=0.3, log=True, low=0.01, step=None)"),
+        ("--model.momentum=lin:0:0.9", "FloatDistribution(high=0.9, log=False, low=0.0, step=None)"),
+        ("data.cutout=int:0:16", "IntDistribution(high=16, log=False, low=0, step=1)"),
+        ("data.flip=none,random", "CategoricalDistribution(choices=('none', 'random'))"),
+        ("model.net=log:x", ""),
+        ("model.lr=log:0:1", ""),
+        ("model.lr=lin:1:1", ""),
+        ("model.lr=lin:0:inf", ""),
+        ("model.lr=int:1:2:3", ""),
+        ("model.lr=int:0.5:2", ""),
+        ("model.lr", ""),
+        ("=1,2", ""),
+    ],
+)
+def test_ranges(text: str, distribution: str) -> None:
+    if not distribution:
+        with pytest.raises(ValueError, match=r"--set .*; give NAME=log:LOW:HIGH"):
+            parse_range(text)
+        return
+    name, suggest = parse_range(text)
+    assert name == text.removeprefix("--").partition("=")[0]
+    trial = optuna.create_study().ask()
+    suggest(trial)
+    assert repr(trial.distributions[name]) == distribution
+
+
+def test_the_best_is_a_command_and_test_is_left_alone(
+    tiny_args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = Images.load
+
+    def not_test(self: Images, split: SplitName) -> Split:
+        assert split != "test"
+        return load(self, split)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Images, "load", not_test)
+        sweep(*LRS, "--set", "data.flip=none,random", "--trials", "3", *tiny_args, *SHORT)
+        printed = capsys.readouterr().out
+        study = the_study()
+        assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
+        assert all(len(trial.intermediate_values) == 2 for trial in study.trials)
+        assert all(trial.value == max(trial.intermediate_values.values()) for trial in study.trials)
+        assert f"best      trial {study.best_trial.number + 1}: {study.best_value:.4f} on validation" in printed
+        assert [path.name for path in Path("lightning_logs").iterdir()] == ["sweeps.db"]
+        sweep(*LRS, "--set", "data.flip=none,random", "--trials", "4", *tiny_args, *SHORT)  # goes on
+        printed = capsys.readouterr().out
+        assert "trials behind it: 3" in printed
+        assert len(the_study().trials) == 4
+    python, script, *args = shlex.split(printed.splitlines()[-1])
+    assert (python, script) == ("python", "scripts/fit.py")
+    main(["fit", *args, "--no_report"])
+    score = f"{the_study().best_value:.4f}"
+    assert score in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy"))
+
+
+def test_hopeless_and_diverging_trials_end_early(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    sweep("--set", "model.lr=0.02,1e30", "--trials", "6", *tiny_args, *SHORT)
+    study = the_study()
+    for trial in study.trials:
+        assert trial.state.name == ("COMPLETE" if trial.params["model.lr"] == "0.02" else "PRUNED")
+    printed = capsys.readouterr().out
+    assert printed.count("diverged") == sum(trial.state.name == "PRUNED" for trial in study.trials)
+
+
+def test_a_trial_that_is_worse_than_the_others_is_stopped() -> None:
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=0.5))
+
+    class FakeTrainer:
+        sanity_checking = should_stop = False
+        max_epochs, current_epoch = 5, 0
+        callback_metrics: dict[str, float] = {}  # noqa: RUF012
+
+    trainer: Any = FakeTrainer()
+    watcher = Watcher(study.ask(), "trial 1")
+    for trainer.current_epoch, accuracy in enumerate((0.6, 0.7, 0.4)):
+        assert not trainer.should_stop
+        trainer.callback_metrics = {"Accuracy/val": accuracy}
+        watcher.on_validation_end(trainer, None)  # type: ignore[arg-type]
+    watcher.close()
+    assert (trainer.should_stop, watcher.is_pruned, watcher.num_epochs, watcher.best) == (True, True, 3, 0.7)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_stop_costs_the_running_trial(signum: signal.Signals, tiny_args: list[str]) -> None:
+    args = ["sweep", *LRS, "--trials", "3", *tiny_args, *SHORT]
+    done = run(args, inside=signal_at(8, signum))  # in the second trial, of 6 steps each
+    assert done.code == (-9 if signum == signal.SIGKILL else 128 + signum), done.err
+    trials = the_study().trials
+    assert trials[0].state.name == "COMPLETE"
+    killed = trials[1]
+    assert killed.state.name == ("RUNNING" if signum == signal.SIGKILL else "FAIL")
+    done = run(args)
+    assert done.code == 0, done.err
+    assert "trials behind it: 1" in done.out
+    trials = the_study().trials
+    assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials) == 3
+    if signum != signal.SIGKILL:  # the next one tries what was stopped
+        assert trials[2].params == killed.params
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ([], "the following arguments are required: --set"),
+        ([*LRS, "--trials", "0"], "--trials is 0: give 1 or more"),
+        ([*LRS, "--ckpt_path", "last"], "--ckpt_path: a trial begins anew"),
+        ([*LRS, "--storage", "nothing://here"], "--storage nothing://here cannot be had"),
+        (["--set", "model.nothing=1,2"], "model.nothing"),
+        ([*LRS, "--data.val_size", "0"], "a sweep is judged on validation, and there is none"),
+        (["--set", "model.lr=-1,-2"], "--model.lr is -"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(args: list[str], expected: str, tiny_args: list[str], refused: Refused) -> None:
+    code, line = refused(["sweep", *tiny_args, *SHORT, *args])
+    assert code == 2
+    assert expected in line
+
+
+def test_a_study_of_other_settings_is_refused(tiny_args: list[str], refused: Refused) -> None:
+    sweep(*LRS, "--trials", "1", "--study", "first", *tiny_args, *SHORT)
+    code, line = refused(["sweep", "--set", "model.lr=1,2", "--study", "first", *tiny_args, *SHORT])
+    assert code == 2
+    assert "--study first searches other settings" in line
