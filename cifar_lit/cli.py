@@ -18,7 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from cifar_lit.checkpoint import find_checkpoint, hyper_parameters, load_checkpoint
 from cifar_lit.command import CLI
-from cifar_lit.parser import COMMANDS, is_for_people, quieten
+from cifar_lit.parser import COMMANDS, OVERVIEW, SUBCOMMANDS, is_for_people, quieten
 from cifar_lit.recipes import RECIPES
 from cifar_lit.runs import last_checkpoint, run_of
 from cifar_lit.signals import ending_on_signals
@@ -57,6 +57,11 @@ def main(args: list[str] | None = None) -> None:
         SystemExit: With 2 for bad arguments and 1 for what went wrong later, after one line on standard error.
     """
     args = list(sys.argv[1:] if args is None else args)
+    if args[:1] in (["-h"], ["--help"]):
+        print(OVERVIEW, end="")
+        return
+    if args and not args[0].startswith("-") and args[0] not in (*SUBCOMMANDS, *COMMANDS):
+        _fail(f"{args[0]} is no command: give one of {', '.join((*SUBCOMMANDS, *COMMANDS))} (--help explains them)", 2)
     quieten()
     try:
         with ending_on_signals(), _quiet_threads():

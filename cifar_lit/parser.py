@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from traceback import walk_tb
 from typing import Any, NoReturn
 
+from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
 SUBCOMMANDS = {
@@ -21,38 +22,73 @@ SUBCOMMANDS = {
     "validate": {"model", "dataloaders", "datamodule", "verbose"},
     "test": {"model", "dataloaders", "datamodule", "verbose"},
 }
-"""What can be done, and the arguments of the Trainer's method that are no options."""
+"""What can be done with Lightning's command line, and the arguments of the Trainer's method that are no options."""
 
-COMMANDS = {
-    "predict": "say what a run sees in pictures",
-    "export": "write a run's model for use elsewhere",
-    "demo": "look at pictures in the browser",
-    "sweep": "search for settings",
-}
-"""What else can be done: modules with a ``main`` of their own, and what each one does."""
+COMMANDS = ("predict", "export", "demo", "sweep")
+"""What else can be done: each is a module with a ``main`` of its own."""
+
+OVERVIEW = """\
+usage: cifar-lit COMMAND [options]
+
+Train image classifiers on CIFAR-10 or on pictures of your own.
+
+  fit        train, keep what is best on validation, and test it once
+  test       score a run on validation and test; compare several runs
+  validate   score a run on validation alone
+  predict    say what a run sees in pictures
+  demo       look at pictures in the browser
+  export     write a run's model as ONNX, torch.export or safetensors
+  sweep      search for settings, judged on validation
+
+python scripts/fit.py is the same as cifar-lit fit, and so on. Each of them has
+--help, with examples.
+"""
 
 DESCRIPTIONS = {
     "fit": {
         "usage": "python scripts/fit.py [options]",
         "description": "Train, keep the checkpoint that is best on validation, and test it once.",
+        "epilog": """\
+examples:
+  python scripts/fit.py
+  python scripts/fit.py --recipe tuned --seed_everything 1
+  python scripts/fit.py --trainer.max_epochs 3 --model.lr 0.05
+  python scripts/fit.py --data.source images --data.root pictures
+  python scripts/fit.py --data.source synthetic --lr_finder
+  python scripts/fit.py --ckpt_path last
+""",
     },
     "validate": {
         "usage": "cifar-lit validate RUN_OR_CHECKPOINT [options]",
         "description": "Score a run or a checkpoint on validation.",
+        "epilog": "examples:\n  cifar-lit validate lightning_logs/version_0\n",
     },
     "test": {
         "usage": "python scripts/test.py RUN_OR_CHECKPOINT [options]",
         "description": "Score a run or a checkpoint on validation and test. Several of them are compared in one table.",
+        "epilog": """\
+examples:
+  python scripts/test.py lightning_logs/version_0
+  python scripts/test.py lightning_logs/version_0 --report
+  python scripts/test.py lightning_logs/version_0 lightning_logs/version_1
+""",
     },
 }
-"""How each is called, and what it does."""
+"""How each is called, what it does, and examples."""
+
+
+class Formatter(DefaultHelpFormatter):
+    """jsonargparse's layout of ``--help``, which leaves examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
 
 
 class Parser(LightningArgumentParser):
     """Lightning's parser, with errors of one line and no abbreviated options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        super().__init__(*args, allow_abbrev=False, formatter_class=Formatter, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong with the arguments, in one line, and exit with 2."""

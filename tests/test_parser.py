@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from cifar_lit.cli import main
-from cifar_lit.parser import SUBCOMMANDS
+from cifar_lit.parser import COMMANDS, SUBCOMMANDS
 from cifar_lit.recipes import RECIPES
 
 
@@ -44,8 +44,30 @@ def test_help_lists_the_recipes_and_the_documented_options(capsys: pytest.Captur
 
 
 def test_help_without_a_subcommand_names_them_all(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["--help"])
-    assert stopped.value.code == 0
+    main(["--help"])
     text = capsys.readouterr().out
-    assert all(f"    {name} " in text for name in SUBCOMMANDS)
+    assert all(f"\n  {name} " in text for name in (*SUBCOMMANDS, *COMMANDS))
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("name", [*SUBCOMMANDS, *COMMANDS, "test a b"])
+def test_every_command_has_examples(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stopped:
+        main([*name.split(), "--help"])
+    assert stopped.value.code == 0
+    text, marker, examples = capsys.readouterr().out.partition("\nexamples:\n")
+    assert marker
+    assert "  python scripts/" in examples or "  cifar-lit" in examples
+    assert all(len(line) <= 80 for line in examples.splitlines())
+    if name in COMMANDS or " " in name:  # the types that jsonargparse shows of the others' options are longer
+        assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_what_is_no_command_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["prdict", "x"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("error: prdict is no command: give one of fit, validate, test, predict, ")
