@@ -1,5 +1,6 @@
 """The card of an exported model: what it was trained on, how well it does, where it must not be trusted."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,37 @@ logits = network(images)
 """How each file is used; FOLDER stands for where it lies."""
 
 
+def fingerprint(model: ImageClassifier) -> str:
+    """Sum up a model's weights and the names of its classes.
+
+    Args:
+        model: The model.
+
+    Returns:
+        A SHA-256 sum, in hexadecimal digits.
+    """
+    total = hashlib.sha256("\n".join(model.classes).encode())
+    for weights in model.state_dict().values():
+        total.update(weights.contiguous().cpu().numpy().tobytes())
+    return total.hexdigest()
+
+
+def card_fingerprint(folder: Path) -> str | None:
+    """Tell which model the files of a folder are of.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        What ``fingerprint`` gave; None where there is no card of ours.
+    """
+    try:
+        head = yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+        return str(head["model_sha256"])
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return None
+
+
 def write_card(folder: Path, model: ImageClassifier, data: Mapping[str, Any], results: Mapping[str, Any]) -> None:
     """Write ``README.md``, in Markdown, headed by the metadata that the Hugging Face Hub reads.
 
@@ -85,8 +117,11 @@ def write_card(folder: Path, model: ImageClassifier, data: Mapping[str, Any], re
     }
     body = "".join(f"\n## {name}\n\n{text}\n" for name, text in sections.items())
     intro = f"An image classifier for {len(model.classes)} classes, trained with cifar_lit."
-    head = yaml.safe_dump(_metadata(title, dataset, data, results), sort_keys=False, allow_unicode=True)
-    (folder / "README.md").write_text(f"---\n{head}---\n\n# {title}\n\n{intro}\n{body}", encoding="utf-8")
+    metadata = _metadata(title, dataset, data, results) | {"model_sha256": fingerprint(model)}
+    head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    part = folder / ".README.md.part"
+    part.write_text(f"---\n{head}---\n\n# {title}\n\n{intro}\n{body}", encoding="utf-8")
+    part.replace(folder / "README.md")
 
 
 def _metadata(title: str, dataset: str, data: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:

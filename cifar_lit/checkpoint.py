@@ -72,7 +72,10 @@ def find_checkpoint(path: Path) -> Path:
         checkpoint = path / name
         if checkpoint.is_file():
             return checkpoint
-    raise ValueError(f"{path} is neither a checkpoint nor a run's folder with checkpoints/best.ckpt or last.ckpt")
+    raise ValueError(
+        f"{path} is neither a checkpoint nor a run's folder with checkpoints/best.ckpt or last.ckpt, nor an export "
+        "with model.safetensors"
+    )
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
@@ -125,6 +128,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             are not finite numbers. The message names the file and the reason.
     """
     check_place(path)
+    if path.suffix == ".safetensors":
+        raise ValueError(f"{path} is an export, which knows nothing of its data: give the run that it was made from")
     _check_file(path)
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu")

@@ -5,7 +5,6 @@ import contextlib
 import errno
 import importlib
 import json
-import re
 import shlex
 import sys
 import threading
@@ -16,17 +15,14 @@ from typing import NoReturn
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+import cifar_lit
 from cifar_lit.checkpoint import find_checkpoint, hyper_parameters, load_checkpoint
 from cifar_lit.command import CLI
+from cifar_lit.machine import is_out_of_memory
 from cifar_lit.parser import COMMANDS, OVERVIEW, SUBCOMMANDS, is_for_people, quieten
 from cifar_lit.recipes import RECIPES
 from cifar_lit.runs import last_checkpoint, run_of
 from cifar_lit.signals import ending_on_signals
-
-# What PyTorch, the kernels of oneDNN and C++ say of a CPU's memory that is full, in no error of its own.
-_NO_MEMORY = re.compile(
-    r"DefaultCPUAllocator|^could not (create a (primitive|memory)( object)?|execute a primitive)$|^std::bad_alloc$"
-)
 
 
 def checkpoint_args(path: Path) -> list[str]:
@@ -57,10 +53,13 @@ def main(args: list[str] | None = None) -> None:
         SystemExit: With 2 for bad arguments and 1 for what went wrong later, after one line on standard error.
     """
     args = list(sys.argv[1:] if args is None else args)
-    if args[:1] in (["-h"], ["--help"]):
-        print(OVERVIEW, end="")
-        return
-    if args and not args[0].startswith("-") and args[0] not in (*SUBCOMMANDS, *COMMANDS):
+    if args[:1] in ([], ["-h"], ["--help"]):
+        print(OVERVIEW, end="", file=sys.stdout if args else sys.stderr)
+        sys.exit(0 if args else 2)
+    if args[0] == "--version":
+        print(cifar_lit.__version__)
+        sys.exit()
+    if not args[0].startswith("-") and args[0] not in (*SUBCOMMANDS, *COMMANDS):
         _fail(f"{args[0]} is no command: give one of {', '.join((*SUBCOMMANDS, *COMMANDS))} (--help explains them)", 2)
     quieten()
     try:
@@ -117,11 +116,9 @@ def _fail(error: object, code: int) -> NoReturn:
 
 def _trouble(error: BaseException) -> str:
     """Say what a person can do about what the machine could not; nothing for any other error."""
-    # Only on a GPU has PyTorch an error of its own for this, and gloo has none for a message that did not get through.
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))
-    ):
+    if is_out_of_memory(error):
         return "out of memory: give a lower --data.batch_size"
+    # Gloo has no error of its own for a message that did not get through.
     if isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error):
         return "another process of this training has ended, and so does this one; --ckpt_path with last.ckpt goes on"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):

@@ -111,8 +111,8 @@ class CLI(LightningCLI):
             "--lr_finder",
             action=ActionYesNo(no_prefix="no_"),
             default=False,
-            help="Take the learning rate where the loss falls most steeply in 200 steps of rising rates (Lightning's "
-            "learning rate finder); the curve is drawn in lr_finder.png.",
+            help="Take the learning rate that Lightning's finder suggests after 200 steps of rising rates; its "
+            "curve is drawn in lr_finder.png.",
         )
         parser.add_argument(
             "--checkpoint.every_n_steps", type=int, default=0, help="Save within an epoch, too, every so many steps."

@@ -1,6 +1,7 @@
-"""Several runs -> one table: mean and spread over seeds, and whether two differ by more than chance."""
+"""Several runs -> one table: mean and spread over seeds, and whether two models differ by more than chance."""
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,6 +28,8 @@ python scripts/test.py lightning_logs/version_* --data.root pictures
 """
 NO_SETTINGS = ("root", "cache_dir", "mirror", "seed")
 """Hyper-parameters that two runs with the same settings may differ in."""
+NO_TRAINING = ("logger", "default_root_dir", "enable_progress_bar", "enable_model_summary", "accelerator")
+"""Options of the Trainer that do not change a training."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,38 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail / (1 << num_different))
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number (S. Holm, 1979).
+
+    Args:
+        p_values: Those of single tests.
+
+    Returns:
+        The adjusted ones, in the same order.
+    """
+    adjusted, highest = list(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted
+
+
+def paired_difference(only_first: int, only_second: int, num_images: int) -> tuple[float, float]:
+    """Estimate by how much the second of two models is better, on images like these (Wald's interval for pairs).
+
+    Args:
+        only_first: Images that the first model alone tells right.
+        only_second: Images that the second model alone tells right.
+        num_images: All images.
+
+    Returns:
+        The difference of the accuracies, and half the width of its 95 % interval.
+    """
+    difference = (only_second - only_first) / num_images
+    variance = (only_first + only_second) / num_images - difference**2
+    return difference, 1.959964 * math.sqrt(variance / num_images)
+
+
 def score_runs(paths: Sequence[str], overrides: Mapping[str, str]) -> list[Scored]:
     """Let each run look at the test images of its data.
 
@@ -82,14 +118,16 @@ def score_runs(paths: Sequence[str], overrides: Mapping[str, str]) -> list[Score
         The runs, in the same order.
 
     Raises:
-        ValueError: If there is no good checkpoint, or its data is not at hand or has other classes.
+        ValueError: If there is no good checkpoint, or one twice, or its data is not at hand or has other classes.
     """
+    sources = [find_checkpoint(Path(path)).resolve() for path in paths]
+    for path, source in zip(paths, sources, strict=True):
+        if sources.count(source) > 1:
+            raise ValueError(f"{path} is given twice: name each run once")
     loaded: dict[str, tuple[Split, list[str]]] = {}
     scored = []
-    for path in tqdm(paths, desc="Testing", disable=None, leave=False):
-        source = find_checkpoint(Path(path))
-        if source.suffix == ".safetensors":
-            raise ValueError(f"{path} is an export, which does not say what it is to be tested on: give the run")
+    pairs = list(zip(paths, sources, strict=True))
+    for path, source in tqdm(pairs, desc="Testing", disable=None, leave=False):
         options, data = hyper_parameters(load_checkpoint(source), source)
         data |= overrides
         key = json.dumps([data[name] for name in ("source", "root")])
@@ -107,7 +145,7 @@ def score_runs(paths: Sequence[str], overrides: Mapping[str, str]) -> list[Score
             )
         run = run_of(source)
         results = load_results(run) if run else {}
-        settings = {**options, **data, "epochs": results.get("epochs")}
+        settings = {**_trainer_options(run), **options, **data, "epochs": results.get("epochs")}
         scored.append(
             Scored(
                 name=shorten(path),
@@ -139,28 +177,52 @@ def format_comparison(runs: Sequence[Scored]) -> str:
     groups: dict[str, list[Scored]] = {}
     for run in runs:
         groups.setdefault(json.dumps([run.recipe, run.settings], sort_keys=True), []).append(run)
-    lines += ["", f"{'the same settings':<36}{'runs':>6}{'mean':>10}{'s.d.':>10}"]
+    lines += ["", f"{'the same settings':<36}{'runs':>6}{'seeds':>7}{'mean':>10}{'s.d.':>10}"]
     for group in groups.values():
         accuracies = [run.accuracy for run in group]
         spread = f"{statistics.stdev(accuracies):.4f}" if len(group) > 1 else "-"
+        counts = f"{len(group):>6}{len({run.seed for run in group}):>7}"
         lines.append(
-            f"{_end_of(_title(group[0], runs), 34):<36}{len(group):>6}{statistics.mean(accuracies):>10.4f}{spread:>10}"
+            f"{_end_of(_title(group[0], runs), 34):<36}{counts}{statistics.mean(accuracies):>10.4f}{spread:>10}"
         )
+    return "\n".join([*lines, "", *_tests(runs)])
+
+
+def _tests(runs: Sequence[Scored]) -> list[str]:
     first, *others = runs
-    lines += [
-        "",
-        "McNemar's exact test, image by image: those that only one of two tells right",
-        f"first: {_end_of(first.name, 72)}",
+    counts = {
+        place: (int((first.right & ~run.right).sum()), int((run.right & ~first.right).sum()))
+        for place, run in enumerate(others)
+        if torch.equal(run.labels, first.labels)
+    }
+    adjusted = dict(zip(counts, holm([mcnemar(*count) for count in counts.values()]), strict=True))
+    lines = [
+        "McNemar's exact test of these models against the first one, image by image",
+        f"first     {_end_of(first.name, 70)}",
+        f"{'second':<30}{'only first':>11}{'only second':>12}{'difference':>17}{'p':>10}",
     ]
-    lines.append(f"{'second':<36}{'only first':>12}{'only second':>13}{'p':>10}")
-    for run in others:
-        if not torch.equal(run.labels, first.labels):
-            lines.append(f"{_end_of(run.name, 34):<36}other test images")
+    for place, run in enumerate(others):
+        name = f"{_end_of(run.name, 29):<30}"
+        if place not in counts:
+            lines.append(f"{name}other test images")
             continue
-        only_first, only_second = int((first.right & ~run.right).sum()), int((run.right & ~first.right).sum())
-        p = mcnemar(only_first, only_second)
-        lines.append(f"{_end_of(run.name, 34):<36}{only_first:>12,}{only_second:>13,}{p:>10.2g}")
-    return "\n".join(lines)
+        difference, half = paired_difference(*counts[place], len(run.labels))
+        only_first, only_second = counts[place]
+        interval = f"{difference:+.4f}±{half:.4f}"
+        lines.append(f"{name}{only_first:>11,}{only_second:>12,}{interval:>17}{adjusted[place]:>10.2g}")
+    if len(counts) > 1:
+        lines.append("p is adjusted for the number of tests (Holm).")
+    return lines
+
+
+def _trainer_options(run: Path | None) -> dict[str, Any]:
+    """Give what a run says of its Trainer that changes a training."""
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text()) if run else {}
+        options = dict(config.get("trainer", {}))
+    except (OSError, AttributeError, TypeError, yaml.YAMLError):
+        return {}
+    return {name: value for name, value in options.items() if name not in NO_TRAINING}
 
 
 def _title(run: Scored, runs: Sequence[Scored]) -> str:

@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import math
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -64,8 +66,6 @@ def answers_at_hand(model: ImageClassifier, source: Path, overrides: dict[str, s
         Its answers; None where there are no images, which is said.
     """
     try:
-        if source.suffix == ".safetensors":
-            raise ValueError("an export does not say where they lie")
         options = hyper_parameters(load_checkpoint(source), source)[1] | overrides
         datamodule = CIFAR10DataModule(**options)
         datamodule.setup("test")  # without prepare_data: no download for this
@@ -79,13 +79,14 @@ def answers_at_hand(model: ImageClassifier, source: Path, overrides: dict[str, s
     return Answers(model.net, images, labels, model.predict(images), model.classes)
 
 
-def make_page(model: ImageClassifier, title: str, answers: Answers | None) -> Any:
+def make_page(model: ImageClassifier, title: str, answers: Answers | None, uploads: Path) -> Any:
     """Make the page.
 
     Args:
         model: The model.
         title: What stands above it.
         answers: What the model says to the test images; without them no mistakes are shown.
+        uploads: Where Gradio keeps what is uploaded; no other file is looked at.
 
     Returns:
         Gradio's ``Blocks``.
@@ -96,13 +97,14 @@ def make_page(model: ImageClassifier, title: str, answers: Answers | None) -> An
         if path is None:
             return None, None, gradio.update(value=None, label="")
         try:
+            _check_upload(path, uploads)
             pixels, probabilities = look_at(model, path)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise gradio.Error(f"This {error}.", print_exception=False) from error
         label = max(probabilities, key=lambda name: probabilities[name])
         return enlarge(pixels), probabilities, gradio.update(**mistakes_as(label, answers))
 
-    # Uploads are deleted within the hour.
+    # Uploads are deleted after about an hour.
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gradio.Markdown(f"# {title}\nDrop a picture of any size: {', '.join(model.classes)}.")
         with gradio.Row():
@@ -116,6 +118,12 @@ def make_page(model: ImageClassifier, title: str, answers: Answers | None) -> An
         mistakes = gradio.Gallery(label="", columns=5, elem_id="mistakes", visible=answers is not None, format="png")
         given.change(show, given, [seen, probabilities, mistakes], api_name="predict", show_progress="minimal")
     return page
+
+
+def _check_upload(path: str, uploads: Path) -> None:
+    """Refuse the name of a file that nobody uploaded: a request may say anything."""
+    if not Path(path).resolve().is_relative_to(uploads.resolve()):
+        raise ValueError("is not a picture that was uploaded")
 
 
 def mistakes_as(label: str, answers: Answers | None) -> dict[str, Any]:
@@ -175,7 +183,8 @@ def serving(page: Any, *, host: str, port: int | None, max_upload_mb: float) -> 
             css=STYLE,
         )
     except OSError as error:
-        raise ValueError(f"--port is {port}, --host is {host}: nothing can be served there ({error})") from error
+        taken = f"--host is {host}, --port is {port or 'any from 7860 to 7959'}"
+        raise ValueError(f"{taken}: nothing can be served there; give another") from error
     try:
         yield str(url)
     finally:
@@ -204,7 +213,7 @@ def main(args: Sequence[str]) -> int:
         import_extra("gradio", extra="demo")
         model = ImageClassifier.from_run(source)
         overrides = {"root": options.root} if options.root else {}
-        page = make_page(model, shorten(options.run), answers_at_hand(model, source, overrides))
+        page = make_page(model, shorten(options.run), answers_at_hand(model, source, overrides), Path(uploads))
         with serving(page, host=options.host, port=options.port, max_upload_mb=options.max_upload_mb) as url:
             if options.host not in LOOPBACK:
                 print(f"--host {options.host}: whoever reaches this machine can use the page")
@@ -225,6 +234,12 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--max_upload_mb", type=float, default=20, help="largest picture in MB (default: 20)")
     parser.add_argument("--data.root", dest="root", help="where the test images lie, if not where they were")
     options = parser.parse_args(args)
-    if not options.max_upload_mb > 0:
+    if not 0 < options.max_upload_mb < math.inf:
         raise ValueError(f"--max_upload_mb is {options.max_upload_mb}: give a number above 0")
+    if options.port is not None and not 0 < options.port < 2**16:
+        raise ValueError(f"--port is {options.port}: give a number from 1 to {2**16 - 1}")
+    try:
+        socket.getaddrinfo(options.host, options.port)
+    except OSError as error:
+        raise ValueError(f"--host is {options.host}: there is no such address ({error})") from error
     return options

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifar_lit.card import write_card
+from cifar_lit.card import card_fingerprint, fingerprint, write_card
 from cifar_lit.checkpoint import find_checkpoint, hyper_parameters, load_checkpoint
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.module import ImageClassifier
@@ -256,10 +256,7 @@ def main(args: Sequence[str]) -> int:
     data = {} if source.suffix == ".safetensors" else hyper_parameters(load_checkpoint(source), source)[1]
     run = run_of(source)
     folder = Path(options.output or (run or source.parent) / "export")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output is {folder}: it cannot be made ({error.strerror})") from error
+    _take_folder(folder, source, model)
     images, title = images_to_check(data)
     images = (images / 255 if options.input == "float" else images).contiguous()
     print(f"held against the model: {title}\n\n{'':<20}{'bytes':>12}{'difference':>12}", flush=True)
@@ -277,6 +274,23 @@ def main(args: Sequence[str]) -> int:
             print(f"{name:<20}{speed:>12,.0f}")
     print(f"\nfolder  {shorten(str(folder))}")
     return 0
+
+
+def _take_folder(folder: Path, source: Path, model: ImageClassifier) -> None:
+    """Make the folder, and see to it that nobody's files are lost and that all that it holds is of this model."""
+    if folder.resolve() == source.parent.resolve():
+        raise ValueError(f"--output is {folder}, where the model itself lies: give another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output is {folder}: it cannot be made ({error.strerror})") from error
+    before = card_fingerprint(folder)
+    if before is None and any(folder.iterdir()):
+        raise ValueError(f"--output is {folder}, which holds something else than an export: give another folder")
+    if before not in (None, fingerprint(model)):
+        print(f"the files of another model in {shorten(str(folder))} are removed")
+        for file in (*folder.glob("model.*"), folder / "config.json"):
+            file.unlink(missing_ok=True)
 
 
 def _parse(args: Sequence[str]) -> argparse.Namespace:

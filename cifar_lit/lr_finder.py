@@ -28,7 +28,7 @@ def find_lr(model: ImageClassifier, datamodule: CIFAR10DataModule, trainer: Trai
     Args:
         model: The model, before its first step.
         datamodule: Its data.
-        trainer: What will train it, of which accelerator and precision are taken.
+        trainer: What will train it, of which device, precision, accumulation and clipping are taken.
         picture: Where the curve is drawn, as PNG.
 
     Returns:
@@ -46,10 +46,14 @@ def find_lr(model: ImageClassifier, datamodule: CIFAR10DataModule, trainer: Trai
         raise ValueError(f"--lr_finder needs one process, and there are {trainer.world_size}: give --trainer.devices 1")
     tried = copy.deepcopy(model)
     tried.hparams["compile"] = False
+    device = trainer.strategy.root_device
     with torch.random.fork_rng(), without_notices():
         own_trainer = Trainer(
-            accelerator=trainer.strategy.root_device.type,
-            devices=1,
+            accelerator=device.type,
+            devices=1 if device.index is None else [device.index],
+            accumulate_grad_batches=trainer.accumulate_grad_batches,
+            gradient_clip_val=trainer.gradient_clip_val,
+            gradient_clip_algorithm=trainer.gradient_clip_algorithm,
             precision=trainer.precision,
             max_epochs=NUM_STEPS,  # as many as it takes: a small dataset has few steps in an epoch
             logger=False,

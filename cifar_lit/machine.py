@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import re
 import sys
 import warnings
 from importlib.metadata import version
@@ -66,6 +67,26 @@ def has_fast_bfloat16() -> bool:
     """
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest torch we take
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "arm_bf16", "bf16"))
+
+
+# What PyTorch, the kernels of oneDNN and C++ say of a CPU's memory that is full, in no error of its own.
+_NO_MEMORY = re.compile(
+    r"DefaultCPUAllocator|^could not (create a (primitive|memory)( object)?|execute a primitive)$|^std::bad_alloc$"
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory is full; only on a GPU has PyTorch one of its own for this.
+
+    Args:
+        error: The error.
+
+    Returns:
+        Whether it does.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -150,7 +150,10 @@ class ImageClassifier(LightningModule):
         else:
             checkpoint = load_checkpoint(file)
             (options, _), weights = hyper_parameters(checkpoint, file), checkpoint["state_dict"]
-        model = cls(**options)
+        try:
+            model = cls(**options)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{file} has settings that this version does not take: {error}") from error
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,14 @@ def read_pretrained(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
         options, expected = dict(config["hyper_parameters"]), str(config["sha256"])
-        options["classes"], options["net"]
+        module_name = str(options["net"]["class_path"]).rpartition(".")[0]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{config_path} is not that of a model of this project ({type(error).__name__}: {error})"
         ) from error
+    # An export may come from anywhere: only what is known already is imported for it.
+    if not module_name.startswith("cifar_lit.networks.") and module_name not in sys.modules:
+        raise ValueError(f"{config_path} names a network of {module_name}: import that first, if you trust it")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != expected:
         raise ValueError(f"{path} is damaged, or not the one that {config_path} is of: the checksum does not fit")

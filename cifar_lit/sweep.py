@@ -5,7 +5,10 @@ import functools
 import hashlib
 import json
 import math
+import os
+import re
 import shlex
+import socket
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +18,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
 from cifar_lit.command import CLI
-from cifar_lit.parser import CommandParser, import_extra, reader_may_leave, without_notices
+from cifar_lit.machine import is_out_of_memory
+from cifar_lit.parser import CommandParser, import_extra, is_for_people, reader_may_leave, without_notices
 from cifar_lit.recipes import RECIPES
 from cifar_lit.results import shorten
 from cifar_lit.runs import LOGS
@@ -81,12 +85,12 @@ class Watcher(Callback):
         title: What its progress bar is called.
 
     Attributes:
-        best: The highest accuracy on validation.
+        best: The highest accuracy on validation; None before there is one.
         is_pruned: Whether it was ended.
     """
 
     def __init__(self, trial: Any, title: str) -> None:
-        self.best = 0.0
+        self.best: float | None = None
         self.num_epochs = 0
         self.is_pruned = False
         self._trial = trial
@@ -121,7 +125,7 @@ class Watcher(Callback):
             return
         accuracy = float(trainer.callback_metrics["Accuracy/val"])
         self.num_epochs = trainer.current_epoch + 1
-        self.best = max(self.best, accuracy)
+        self.best = accuracy if self.best is None else max(self.best, accuracy)
         self._bar.update()
         self._trial.report(accuracy, self.num_epochs)
         if self.num_epochs != trainer.max_epochs and self._trial.should_prune():
@@ -156,18 +160,22 @@ class Sweep:
         self.fit_args = ["--recipe", recipe, *fit_args]
         self.recipe = recipe
         self.ranges = dict(parse_range(text) for text in ranges)
+        if len(self.ranges) < len(ranges):
+            raise ValueError("--set: an option is named twice; give all that is tried of it in one")
         self.storage = storage
-        searched = json.dumps([recipe, sorted(ranges)])
-        digest = hashlib.sha256(json.dumps([searched, list(fit_args)]).encode()).hexdigest()
-        self.name = study or f"{recipe}-{digest[:8]}"
+        searched = json.dumps([recipe, sorted(ranges), _of_the_training(fit_args)])
+        self.name = study or f"{recipe}-{hashlib.sha256(searched.encode()).hexdigest()[:8]}"
         self.optuna = import_extra("optuna", extra="sweep")
         self.optuna.logging.set_verbosity(self.optuna.logging.ERROR)
         self.study = self._open()
-        if self.study.user_attrs.setdefault("searched", searched) != searched:
-            raise ValueError(f"--study {self.name} searches other settings ({self.study.user_attrs['searched']})")
+        before = self.study.user_attrs.get("searched", searched)
+        if before != searched:
+            raise ValueError(f"--study {self.name} searches something else ({before}): give another name")
         self.study.set_user_attr("searched", searched)
+        self._take_up_what_was_killed()
 
     def _open(self) -> Any:
+        """Open the study, or begin it."""
         optuna = self.optuna
         try:
             with warnings.catch_warnings():
@@ -176,7 +184,7 @@ class Sweep:
                     self.storage,
                     heartbeat_interval=HEARTBEAT_SECONDS,
                     grace_period=GRACE_SECONDS,
-                    heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+                    heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=2),
                 )
                 return optuna.create_study(
                     storage=storage,
@@ -187,12 +195,35 @@ class Sweep:
                     pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
                 )
         except Exception as error:  # SQLAlchemy and its drivers have no closed list of what they raise
-            raise ValueError(f"--storage {self.storage} cannot be had ({type(error).__name__}: {error})") from error
+            raise ValueError(f"--storage {self.title} cannot be had ({type(error).__name__}: {error})") from error
+
+    @property
+    def title(self) -> str:
+        """The storage, without a password."""
+        return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", self.storage)
 
     def trials(self, *states: str) -> list[Any]:
-        """Give the trials that are in one of the states."""
+        """Give the trials that are in one of the states.
+
+        Args:
+            states: Names of Optuna's states.
+
+        Returns:
+            The trials.
+        """
         states_wanted = [self.optuna.trial.TrialState[state] for state in states]
         return list(self.study.get_trials(states=states_wanted))
+
+    def _take_up_what_was_killed(self) -> None:
+        """Try once more what a process of this machine, which is no longer there, was trying when it was killed.
+
+        Of another machine's process the heartbeat tells, after a minute.
+        """
+        for trial in self.trials("RUNNING"):
+            host, _, pid = trial.user_attrs.get("process", "").rpartition(":")
+            if host == socket.gethostname() and Path("/proc/self").exists() and not Path("/proc", pid).exists():
+                self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
+                self.study.enqueue_trial(trial.params)
 
     def run(self, num_trials: int) -> None:
         """Try settings until so many trials are over, those of earlier starts and of other machines among them.
@@ -210,27 +241,37 @@ class Sweep:
                 raise SystemExit(stopped.args[0]) from None
 
     def _try(self, trial: Any, num_trials: int) -> float:
+        trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
         values = {name: suggest(trial) for name, suggest in self.ranges.items()}
         args = ["fit", *self.fit_args, *_as_args(values)]
-        what = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+        head, what = f"trial {trial.number + 1:<4}  ", ", ".join(f"{name} {_short(v)}" for name, v in values.items())
         watcher = Watcher(trial, f"trial {trial.number + 1} of {num_trials}")
         try:
             with without_notices():
                 CLI([args[0], *OF_A_TRIAL, *args[1:]], self.recipe, command=shlex.join(args), watcher=watcher)
-        except DivergedError as error:
-            watcher.close()
-            print(f"trial {trial.number + 1:<4}  diverged  {what}", flush=True)
-            raise self.optuna.TrialPruned from error
         except SystemExit as stopped:
             if stopped.code in (130, 143):
                 self.study.enqueue_trial(values)  # so that it is tried when the sweep goes on
                 print("the same command goes on with the sweep", flush=True)
             raise _StoppedError(stopped.code) from None
+        except Exception as error:
+            # These values may be impossible; but if none were possible so far, it is the command that is.
+            is_of_the_values = isinstance(error, DivergedError) or (
+                bool(self.trials("COMPLETE")) and (is_for_people(error) or is_out_of_memory(error))
+            )
+            if not is_of_the_values:
+                raise
+            reason = "diverged" if isinstance(error, DivergedError) else f"failed ({' '.join(str(error).split())})"
+            watcher.close()
+            print(f"{head}{reason}, {what}", flush=True)
+            raise self.optuna.TrialPruned from error
         finally:
             watcher.close()
+        if watcher.best is None:
+            raise ValueError("--trainer.check_val_every_n_epoch or limit_val_batches: no epoch of a trial is validated")
         epochs = f"{watcher.num_epochs} epoch{'s' if watcher.num_epochs > 1 else ''}"
         end = f"stopped after {epochs}" if watcher.is_pruned else epochs
-        print(f"trial {trial.number + 1:<4}  {watcher.best:.4f}  {what}, {end}", flush=True)
+        print(f"{head}{watcher.best:.4f}  {what}, {end}", flush=True)
         if watcher.is_pruned:
             raise self.optuna.TrialPruned
         return watcher.best
@@ -251,11 +292,19 @@ class Sweep:
         lines = [
             f"best      trial {best.number + 1}: {best.value:.4f} on validation",
             f"trials    {len(finished)} to the end, {len(pruned)} stopped early",
-            f"study     {self.name} in {self.storage}",
+            f"study     {self.name} in {self.title}",
             "",
             shlex.join(["python", "scripts/fit.py", *self.fit_args, *_as_args(best.params)]),
         ]
         return "\n".join(lines)
+
+
+def _of_the_training(fit_args: Sequence[str]) -> list[str]:
+    """Leave out of the options what is another on another machine, for the same study."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("data.root", "data.cache_dir", "data.mirror", "trainer.default_root_dir", "trainer.accelerator"):
+        parser.add_argument(f"--{name}")
+    return parser.parse_known_args(list(fit_args))[1]
 
 
 def _as_args(values: Mapping[str, Any]) -> list[str]:
@@ -309,7 +358,10 @@ def main(args: Sequence[str]) -> int:
         root = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         root.add_argument("--trainer.default_root_dir", dest="folder", default=".")
         file = Path(root.parse_known_args(fit_args)[0].folder, LOGS, "sweeps.db")
-        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--trainer.default_root_dir: {file.parent} cannot be made ({error.strerror})") from error
         storage = f"sqlite:///{shorten(str(file))}"
     sweep = Sweep(options.recipe, fit_args, options.set, options.study, storage)
     num_earlier = len(sweep.trials("COMPLETE", "PRUNED"))

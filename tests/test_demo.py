@@ -120,6 +120,11 @@ def test_ten_odd_pictures_are_the_same_everywhere(page: Page, capsys: pytest.Cap
         label = ask(f"http://127.0.0.1:{page[1]}/gradio_api", path)
         shown = {entry["label"]: entry["confidence"] for entry in label["confidences"]}
         assert shown == pytest.approx(probabilities, abs=1e-6)
+    secret = Path("tiny/test/dark/101.png").absolute()
+    body = json.dumps({"data": [{"path": str(secret)}]}).encode()
+    event = post(f"http://127.0.0.1:{page[1]}/gradio_api/call/predict", body, "application/json")["event_id"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{page[1]}/gradio_api/call/predict/{event}", timeout=30) as answer:
+        assert "is not a picture that was uploaded" in answer.read().decode()  # only what was uploaded is looked at
     listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     addresses = {words[1] for words in listening if words[3] == "0A" and words[1].endswith(f":{page[1]:04X}")}
     assert addresses == {f"0100007F:{page[1]:04X}"}  # this machine alone
@@ -168,28 +173,28 @@ def test_without_the_images_it_does_without_mistakes(run: str, capsys: pytest.Ca
 
 
 @leaves_loops
-def test_bad_arguments_end_in_one_line(
-    run: str, refused: Refused, gradio: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_arguments_end_in_one_line(run: str, refused: Refused, gradio: Any) -> None:
 
-    def launch(page: Any, **options: Any) -> None:
-        raise OSError("Cannot find empty port in range: 80000-80000")
-
-    monkeypatch.setattr(gradio.Blocks, "launch", launch)
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = str(taken.getsockname()[1])
     for args, expected in (
         (["nothing"], "nothing is neither a checkpoint nor a run's folder"),
         ([str(RUN), "--max_upload_mb", "0"], "--max_upload_mb is 0.0: give a number above 0"),
-        ([str(RUN), "--port", "80000"], "--port is 80000, --host is 127.0.0.1: nothing can be served there (Cannot"),
+        ([str(RUN), "--max_upload_mb", "inf"], "--max_upload_mb is inf: give a number above 0"),
+        ([str(RUN), "--port", "80000"], "--port is 80000: give a number from 1 to 65535"),
+        ([str(RUN), "--host", "nowhere.invalid"], "--host is nowhere.invalid: there is no such address"),
+        ([str(RUN), "--port", port], f"--host is 127.0.0.1, --port is {port}: nothing can be served there"),
     ):
         code, line = refused(["demo", *args])
         assert code == 2
         assert expected in line
+    taken.close()
 
 
 @leaves_loops
 def test_the_page_answers(run: str, gradio: Any) -> None:
     model = ImageClassifier.from_run(RUN)
-    page = make_page(model, "tiny", answers_at_hand(model, RUN / "checkpoints/best.ckpt", {}))
+    page = make_page(model, "tiny", answers_at_hand(model, RUN / "checkpoints/best.ckpt", {}), Path.cwd())
     (event,) = page.fns.values()
     seen, probabilities, mistakes = event.fn("tiny/test/dark/101.png")
     assert seen.shape == (256, 256, 3)
@@ -197,8 +202,9 @@ def test_the_page_answers(run: str, gradio: Any) -> None:
     assert mistakes["label"] == f"test images that it takes for {label}, and what they are"
     assert event.fn(None)[:2] == (None, None)
     Path("text.jpg").write_text("no picture")
-    with pytest.raises(gradio.Error, match="This is not a picture"):
-        event.fn("text.jpg")
+    for path, expected in (("text.jpg", "is not a picture"), ("/etc/passwd", "is not a picture that was uploaded")):
+        with pytest.raises(gradio.Error, match=f"This {expected}"):
+            event.fn(path)
 
 
 @pytest.fixture

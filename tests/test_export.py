@@ -19,7 +19,7 @@ from cifar_lit.cli import main
 from cifar_lit.export import FromBytes, compare, export
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import FastCNN, StrongCNN, TutorialCNN
-from tests.conftest import RUN
+from tests.conftest import FEW_EPOCHS, RUN
 
 Refused = Callable[[list[str]], tuple[int, str]]
 IMAGES = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -155,7 +155,7 @@ def test_a_checkpoint_alone_has_a_card_too(run: str) -> None:
     assert Path("again/model.safetensors").read_bytes() == Path("out/model.safetensors").read_bytes()
 
 
-def test_damaged_exports_are_refused(run: str) -> None:
+def test_damaged_exports_are_refused(run: str, refused: Refused) -> None:
     exported("--to", "safetensors")
     weights, config = FOLDER / "model.safetensors", FOLDER / "config.json"
     whole, text = weights.read_bytes(), config.read_text()
@@ -163,9 +163,22 @@ def test_damaged_exports_are_refused(run: str) -> None:
     with pytest.raises(ValueError, match="is damaged, or not the one that"):
         ImageClassifier.from_run(FOLDER)
     weights.write_bytes(whole)
+    for args in (["test", str(FOLDER)], ["test", str(RUN), str(FOLDER)], ["fit", "--ckpt_path", str(weights)]):
+        code, line = refused(args)
+        assert code == 2
+        assert "model.safetensors is an export, which knows nothing of its data: give the run" in line
     for bad in ("{", "[]", '{"hyper_parameters": {}, "sha256": ""}'):
         config.write_text(bad)
         with pytest.raises(ValueError, match=r"config.json is not that of a model of this project"):
+            ImageClassifier.from_run(FOLDER)
+    for old, new, expected in (
+        ('"lr": 0.01', '"lr": 0.01, "newer": 1', "has settings that this version does not take: .*newer"),
+        ('"mean": [', '"mean": [1, ', "has settings that this version does not take"),
+        ("cifar_lit.networks.tutorial.", "evil_package.", "names a network of evil_package: import that first"),
+    ):
+        assert old in text
+        config.write_text(text.replace(old, new))
+        with pytest.raises(ValueError, match=expected):
             ImageClassifier.from_run(FOLDER)
     config.write_text(text)
     ImageClassifier.from_run(FOLDER)
@@ -184,6 +197,29 @@ def test_bad_arguments_end_in_one_line(args: list[str], expected: str, run: str,
     code, line = refused(["export", *args])
     assert code == 2
     assert expected in line
+
+
+def test_a_folder_of_something_else_is_left_alone(run: str, refused: Refused) -> None:
+    Path("mine").mkdir()
+    Path("mine/README.md").write_text("---\ntitle: mine\n---\n")
+    code, line = refused(["export", str(RUN), "--to", "pt2", "--output", "mine"])
+    assert (code, Path("mine/README.md").read_text()) == (2, "---\ntitle: mine\n---\n")
+    assert "--output is mine, which holds something else than an export: give another folder" in line
+    exported("--to", "safetensors")
+    code, line = refused(["export", str(FOLDER), "--to", "pt2", "--output", str(FOLDER)])
+    assert "where the model itself lies" in line
+
+
+def test_a_folder_holds_one_model(run: str, tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    exported("--to", "safetensors", "--output", "out")
+    exported("--to", "pt2", "--output", "out")
+    assert {"model.safetensors", "model.pt2", "config.json"} < {path.name for path in Path("out").iterdir()}
+    main(["fit", *tiny_args, *FEW_EPOCHS])
+    with pytest.raises(SystemExit):
+        main(["export", "lightning_logs/version_1", "--to", "pt2", "--output", "out"])
+    assert "the files of another model in out are removed" in capsys.readouterr().out
+    assert {path.name for path in Path("out").iterdir()} == {"model.pt2", "README.md"}
+    assert "safetensors" not in Path("out/README.md").read_text()
 
 
 def test_a_package_that_is_missing_is_named(run: str, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": set(),
     "saver": {"signals"},
     "signals": set(),
-    "sweep": {"command", "parser", "recipes", "results", "runs", "saver"},
+    "sweep": {"command", "machine", "parser", "recipes", "results", "runs", "saver"},
     "command": {
         *(
             "recipes",
@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
             "saver",
         ),
     },
-    "cli": {"checkpoint", "command", "parser", "predict", "recipes", "runs", "signals"},
+    "cli": {"checkpoint", "command", "machine", "parser", "predict", "recipes", "runs", "signals"},
     "bench": {"bench", "augment", "cli", "datamodule", "loader", "machine", "networks"},
     "__init__": set(),
 }

@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+import cifar_lit
 from cifar_lit.cli import main
 from cifar_lit.parser import COMMANDS, SUBCOMMANDS
 from cifar_lit.recipes import RECIPES
@@ -44,8 +45,17 @@ def test_help_lists_the_recipes_and_the_documented_options(capsys: pytest.Captur
 
 
 def test_help_without_a_subcommand_names_them_all(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--help"])
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
     text = capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == text
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"{cifar_lit.__version__}\n"
     assert all(f"\n  {name} " in text for name in (*SUBCOMMANDS, *COMMANDS))
     assert all(len(line) <= 80 for line in text.splitlines())
 

@@ -18,6 +18,7 @@ optuna = pytest.importorskip("optuna")
 Refused = Callable[[list[str]], tuple[int, str]]
 STORAGE = "sqlite:///lightning_logs/sweeps.db"
 LRS = ["--set", "model.lr=log:0.001:0.1"]
+GOOD_FIRST = 1  # with this seed Optuna's grid begins with the first of two values
 SHORT = ["--trainer.max_epochs", "2", "--data.batch_size", "16"]
 
 
@@ -91,13 +92,31 @@ def test_the_best_is_a_command_and_test_is_left_alone(
     assert score in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy"))
 
 
-def test_hopeless_and_diverging_trials_end_early(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    sweep("--set", "model.lr=0.02,1e30", "--trials", "6", *tiny_args, *SHORT)
-    study = the_study()
-    for trial in study.trials:
-        assert trial.state.name == ("COMPLETE" if trial.params["model.lr"] == "0.02" else "PRUNED")
-    printed = capsys.readouterr().out
-    assert printed.count("diverged") == sum(trial.state.name == "PRUNED" for trial in study.trials)
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        ("model.lr=0.02,1e30", "diverged, model.lr 1e30"),
+        (
+            "data.batch_size=16,100000",
+            "failed (--data.batch_size is 100000, and there are 48 training images: give fewer)",
+        ),
+    ],
+)
+def test_bad_values_are_passed_over(
+    choices: str,
+    expected: str,
+    tiny_args: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name, _, values = choices.partition("=")
+    grid = optuna.samplers.GridSampler({name: values.split(",")}, seed=GOOD_FIRST)
+    monkeypatch.setattr(optuna.samplers, "TPESampler", lambda: grid)
+    sweep("--set", choices, "--trials", "2", *tiny_args, "--data.batch_size", "16", "--trainer.max_epochs", "2")
+    states = {trial.params[name]: trial.state.name for trial in the_study().trials}
+    good, bad = values.split(",")
+    assert states == {good: "COMPLETE", bad: "PRUNED"}
+    assert f"trial 2     {expected}" in capsys.readouterr().out
 
 
 def test_a_trial_that_is_worse_than_the_others_is_stopped() -> None:
@@ -124,7 +143,7 @@ def test_a_stop_costs_the_running_trial(signum: signal.Signals, tiny_args: list[
     done = run(args, inside=signal_at(8, signum))  # in the second trial, of 6 steps each
     assert done.code == (-9 if signum == signal.SIGKILL else 128 + signum), done.err
     trials = the_study().trials
-    assert trials[0].state.name == "COMPLETE"
+    assert (trials[0].state.name, len(trials)) == ("COMPLETE", 2 if signum == signal.SIGKILL else 3)
     killed = trials[1]
     assert killed.state.name == ("RUNNING" if signum == signal.SIGKILL else "FAIL")
     done = run(args)
@@ -132,8 +151,8 @@ def test_a_stop_costs_the_running_trial(signum: signal.Signals, tiny_args: list[
     assert "trials behind it: 1" in done.out
     trials = the_study().trials
     assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials) == 3
-    if signum != signal.SIGKILL:  # the next one tries what was stopped
-        assert trials[2].params == killed.params
+    assert trials[1].state.name == "FAIL"
+    assert trials[2].params == killed.params  # the next one tries what was stopped
 
 
 @pytest.mark.parametrize(
@@ -146,6 +165,16 @@ def test_a_stop_costs_the_running_trial(signum: signal.Signals, tiny_args: list[
         (["--set", "model.nothing=1,2"], "model.nothing"),
         ([*LRS, "--data.val_size", "0"], "a sweep is judged on validation, and there is none"),
         (["--set", "model.lr=-1,-2"], "--model.lr is -"),
+        ([*LRS, *LRS], "--set: an option is named twice"),
+        (
+            [*LRS, "--trainer.check_val_every_n_epoch", "5"],
+            "--trainer.check_val_every_n_epoch or limit_val_batches: no",
+        ),
+        (
+            [*LRS, "--trainer.default_root_dir", "tiny/train/dark/1.png"],
+            "--trainer.default_root_dir: tiny/train/dark/1.",
+        ),
+        ([*LRS, "--storage", "nothing://me:secret@here/db"], "--storage nothing://me:***@here/db cannot be had"),
     ],
 )
 def test_bad_arguments_end_in_one_line(args: list[str], expected: str, tiny_args: list[str], refused: Refused) -> None:
@@ -154,8 +183,12 @@ def test_bad_arguments_end_in_one_line(args: list[str], expected: str, tiny_args
     assert expected in line
 
 
-def test_a_study_of_other_settings_is_refused(tiny_args: list[str], refused: Refused) -> None:
+def test_a_study_of_something_else_is_refused(tiny_args: list[str], refused: Refused) -> None:
     sweep(*LRS, "--trials", "1", "--study", "first", *tiny_args, *SHORT)
-    code, line = refused(["sweep", "--set", "model.lr=1,2", "--study", "first", *tiny_args, *SHORT])
-    assert code == 2
-    assert "--study first searches other settings" in line
+    Path("tiny").rename("moved")
+    moved = ["--data.root", "moved"]  # that is the same study, as on another machine
+    sweep(*LRS, "--trials", "1", "--study", "first", *tiny_args, *SHORT, *moved)
+    for options in (["--set", "model.lr=1,2", *SHORT], [*LRS, *SHORT, "--model.momentum", "0.5"]):
+        code, line = refused(["sweep", "--study", "first", *tiny_args, *moved, *options])
+        assert code == 2
+        assert "--study first searches something else" in line
