@@ -8,7 +8,7 @@ import pytest
 from cifar_lit.bench.measures import MEASURES
 from cifar_lit.bench.report import draw, main, table
 
-TAKE_HALF_A_MINUTE = ("e, batch 2000", "f")
+TAKE_LONG = ("c", "e, batch 512", "e, batch 2000", "f")
 MEDIAN = {
     "a, 0 workers": {"images_per_second": 1000.0},
     "a, 2 workers": {"images_per_second": 800.0},
@@ -57,11 +57,7 @@ def test_it_measures_on_pictures_made_by_code(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in TAKE_HALF_A_MINUTE))
-        for name in MEASURES
-        if name[0] != "d"
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in TAKE_LONG)) for name in MEASURES if name[0] != "d"],
 )
 def test_each_measurement_gives_its_figures(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--measure", name, "--num_images", "2000"])

@@ -90,7 +90,7 @@ def test_files_for_numbers_take_numbers(run: str) -> None:
     assert torch.allclose(torch.export.load("elsewhere/model.pt2").module()(floats), logits, atol=1e-6)
 
 
-@pytest.mark.parametrize("net", [FastCNN, StrongCNN])
+@pytest.mark.parametrize("net", [FastCNN, pytest.param(StrongCNN, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["onnx", "pt2", "safetensors"])
 def test_every_network_can_be_exported(net: type[nn.Module], kind: str, tmp_path: Path) -> None:
     model = a_model(net)
@@ -184,19 +184,16 @@ def test_damaged_exports_are_refused(run: str, refused: Refused) -> None:
     ImageClassifier.from_run(FOLDER)
 
 
-@pytest.mark.parametrize(
-    ("args", "expected"),
-    [
+def test_bad_arguments_end_in_one_line(run: str, refused: Refused) -> None:
+    for args, expected in (
         ([str(RUN)], "the following arguments are required: --to"),
         ([str(RUN), "--to", "tflite"], "argument --to: invalid choice: 'tflite'"),
         (["nothing", "--to", "pt2"], "nothing is neither a checkpoint nor a run's folder"),
         ([str(RUN), "--to", "pt2", "--output", "tiny/train/dark/1.png"], "--output is tiny/train/dark/1.png"),
-    ],
-)
-def test_bad_arguments_end_in_one_line(args: list[str], expected: str, run: str, refused: Refused) -> None:
-    code, line = refused(["export", *args])
-    assert code == 2
-    assert expected in line
+    ):
+        code, line = refused(["export", *args])
+        assert code == 2
+        assert expected in line
 
 
 def test_a_folder_of_something_else_is_left_alone(run: str, refused: Refused) -> None:

@@ -56,6 +56,7 @@ def test_it_gives_ten_named_classes_evenly_and_fast() -> None:
     assert not source.has_val
 
 
+@pytest.mark.slow
 def test_a_linear_classifier_stays_far_below_the_network() -> None:
     source = Synthetic(num_train=8_000, num_test=1_000)
     train, test = source.load("train"), source.load("test")
