@@ -4,18 +4,14 @@ import argparse
 import functools
 import hashlib
 import json
-import math
 import os
 import re
 import shlex
 import socket
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from lightning.pytorch import Callback, LightningModule, Trainer
-from tqdm import tqdm
 
 from cifar_lit.command import CLI
 from cifar_lit.machine import is_out_of_memory
@@ -24,6 +20,7 @@ from cifar_lit.recipes import RECIPES
 from cifar_lit.results import shorten
 from cifar_lit.runs import LOGS
 from cifar_lit.saver import DivergedError
+from cifar_lit.trial import Watcher, parse_range
 
 EXAMPLES = """
 python scripts/sweep.py --recipe tuned --set model.lr=log:0.01:0.3 --trials 20
@@ -40,100 +37,6 @@ OF_A_TRIAL = [
     *("--trainer.enable_model_summary", "false", "--no_report"),
 ]
 """Options of ``fit`` for a trial: its figures are in the study, and it leaves nothing else behind."""
-Suggest = Callable[[Any], Any]
-"""Takes a trial of Optuna and gives the value that it tries."""
-
-
-def parse_range(text: str) -> tuple[str, Suggest]:
-    """Read what ``--set`` says.
-
-    Args:
-        text: ``NAME=log:LOW:HIGH``, ``NAME=lin:LOW:HIGH``, ``NAME=int:LOW:HIGH`` or ``NAME=VALUE,VALUE,...``.
-
-    Returns:
-        The name of the option of ``fit``, without its hyphens, and how a value is found.
-
-    Raises:
-        ValueError: If it is none of these.
-    """
-    name, equals, values = text.partition("=")
-    name = name.removeprefix("--")
-    kind, *ends = values.split(":")
-    try:
-        if not (name and equals and values):
-            raise ValueError("a name or its values are missing")
-        if kind in ("log", "lin", "int") and ends:
-            low, high = (int(end) if kind == "int" else float(end) for end in ends)
-            if not (math.isfinite(low) and math.isfinite(high) and low < high and (kind != "log" or low > 0)):
-                raise ValueError("the first number must be the lower, and above 0 for log")
-            if kind == "int":
-                return name, lambda trial: trial.suggest_int(name, low, high)
-            return name, lambda trial: trial.suggest_float(name, low, high, log=kind == "log")
-    except ValueError as error:
-        raise ValueError(
-            f"--set {text}: {error}; give NAME=log:LOW:HIGH, NAME=lin:LOW:HIGH, NAME=int:LOW:HIGH or NAME=VALUE,VALUE"
-        ) from error
-    choices = values.split(",")
-    return name, lambda trial: trial.suggest_categorical(name, choices)
-
-
-class Watcher(Callback):
-    """Tells a trial how good its training is on validation after each epoch, and ends it where that is hopeless.
-
-    Args:
-        trial: The trial of Optuna.
-        title: What its progress bar is called.
-
-    Attributes:
-        best: The highest accuracy on validation; None before there is one.
-        is_pruned: Whether it was ended.
-    """
-
-    def __init__(self, trial: Any, title: str) -> None:
-        self.best: float | None = None
-        self.num_epochs = 0
-        self.is_pruned = False
-        self._trial = trial
-        self._bar = tqdm(desc=title, unit="epoch", disable=None, leave=False)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what cannot be judged.
-
-        Args:
-            trainer: What trains.
-            pl_module: What is trained.
-
-        Raises:
-            ValueError: If there is no validation, or more than one process.
-        """
-        if sum(trainer.num_val_batches) == 0 and trainer.limit_val_batches == 0:
-            raise ValueError(
-                "a sweep is judged on validation, and there is none: give a --data.val_size, as 5000 or 0.1"
-            )
-        if trainer.world_size > 1:
-            raise ValueError(f"--trainer.devices: a trial runs in one process, and these would be {trainer.world_size}")
-        self._bar.reset(total=trainer.max_epochs)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report the accuracy of the epoch.
-
-        Args:
-            trainer: What trains.
-            pl_module: What is trained.
-        """
-        if trainer.sanity_checking:
-            return
-        accuracy = float(trainer.callback_metrics["Accuracy/val"])
-        self.num_epochs = trainer.current_epoch + 1
-        self.best = accuracy if self.best is None else max(self.best, accuracy)
-        self._bar.update()
-        self._trial.report(accuracy, self.num_epochs)
-        if self.num_epochs != trainer.max_epochs and self._trial.should_prune():
-            self.is_pruned = trainer.should_stop = True
-
-    def close(self) -> None:
-        """Take the bar away."""
-        self._bar.close()
 
 
 class _StoppedError(Exception):

@@ -41,7 +41,8 @@ ALLOWED: dict[str, set[str]] = {
     "runs": set(),
     "saver": {"signals"},
     "signals": set(),
-    "sweep": {"command", "machine", "parser", "recipes", "results", "runs", "saver"},
+    "sweep": {"command", "machine", "parser", "recipes", "results", "runs", "saver", "trial"},
+    "trial": set(),
     "command": {
         *(
             "recipes",

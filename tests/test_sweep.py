@@ -11,7 +11,7 @@ import pytest
 from cifar_lit.cli import main
 from cifar_lit.sources.images import Images
 from cifar_lit.sources.split import Split, SplitName
-from cifar_lit.sweep import Watcher, parse_range
+from cifar_lit.trial import Watcher, parse_range
 from tests.processes import run, signal_at
 
 optuna = pytest.importorskip("optuna")
