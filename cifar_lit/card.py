@@ -17,7 +17,7 @@ With cifar_lit, which resizes pictures of any size as those of the training were
 from cifar_lit.module import ImageClassifier
 from PIL import Image
 
-model = ImageClassifier.from_run("FOLDER")
+model = ImageClassifier.from_run(".")
 probabilities = model.predict([Image.open("picture.jpg")])
 print(model.classes[probabilities[0].argmax()])
 ```
@@ -30,10 +30,12 @@ import json
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
-session = onnxruntime.InferenceSession("FOLDER/model.onnx")
-picture = Image.open("picture.jpg").convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
+session = onnxruntime.InferenceSession("model.onnx")
+picture = ImageOps.exif_transpose(Image.open("picture.jpg")).convert("RGBA")
+picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+picture = picture.resize((32, 32), Image.Resampling.BILINEAR)
 images = np.asarray(picture).transpose(2, 0, 1)[None]
 if session.get_inputs()[0].type == "tensor(float)":
     images = images.astype(np.float32) / 255
@@ -51,13 +53,13 @@ import json
 import torch
 
 files = {"classes.json": ""}
-network = torch.export.load("FOLDER/model.pt2", extra_files=files).module()
+network = torch.export.load("model.pt2", extra_files=files).module()
 classes = json.loads(files["classes.json"])
 logits = network(images)
 ```
 """,
 }
-"""How each file is used; FOLDER stands for where it lies."""
+"""How each file is used, from the folder that it lies in."""
 
 
 def fingerprint(model: ImageClassifier) -> str:
@@ -105,7 +107,7 @@ def write_card(folder: Path, model: ImageClassifier, data: Mapping[str, Any], re
     dataset = {"cifar10": "CIFAR-10", "synthetic": "pictures drawn by code"}.get(data.get("source", ""), "own pictures")
     title = f"{type(model.net).__name__} on {dataset}"
     sections = {
-        "Use": _describe_use(folder, files),
+        "Use": _describe_use(files),
         "Files": "\n".join(f"- `{path.name}`, {path.stat().st_size:,} bytes" for path in files)
         + "\n\nEach was held against the model before it was kept: the same labels for 1,000 images, and the same "
         "logits up to rounding.",
@@ -140,18 +142,20 @@ def _metadata(title: str, dataset: str, data: Mapping[str, Any], results: Mappin
         result = {
             "task": {"type": "image-classification", "name": "Image Classification"},
             "dataset": {"name": dataset, "type": kind, "split": "test"},
-            "metrics": [{"type": "accuracy", "value": results["Accuracy/test"], "name": "accuracy"}],
+            "metrics": [{"type": "accuracy", "value": round(results["Accuracy/test"], 4), "name": "accuracy"}],
         }
         metadata["model-index"] = [{"name": title, "results": [result]}]
     return metadata
 
 
-def _describe_use(folder: Path, files: list[Path]) -> str:
+def _describe_use(files: list[Path]) -> str:
     text = (
         "It takes any number of RGB pictures of 32x32 pixels, `(N, 3, 32, 32)`, and gives a logit for each class, "
-        "`(N, classes)`. The normalisation is inside: bytes are given as they are, floats in [0, 1].\n"
+        "`(N, classes)`. The normalisation is inside: bytes are given as they are, floats in [0, 1]. Pictures are "
+        "turned upright as their EXIF data says, put on white where they are transparent, and resized without keeping "
+        "the proportion of their sides. From the folder of this card:\n"
     )
-    return text + "".join(USES[path.name].replace("FOLDER", folder.name) for path in files).rstrip()
+    return text + "".join(USES[path.name] for path in files).rstrip()
 
 
 def _describe_data(dataset: str, results: Mapping[str, Any]) -> str:
@@ -173,7 +177,7 @@ def _describe_training(model: ImageClassifier, data: Mapping[str, Any], results:
         lines.append("\n".join(f"- {name}: {_plain(value)}" for name, value in run.items()))
     options = {name: value for name, value in model.hparams.items() if name not in ("classes", "net")}
     options |= {name: value for name, value in data.items() if name not in ("root", "cache_dir", "mirror", "seed")}
-    lines.append("Settings: " + ", ".join(f"{name} {_plain(value)}" for name, value in options.items()) + ".")
+    lines.append("\n".join(f"- {name}: {_plain(value)}" for name, value in options.items() if value != []))
     return "\n\n".join(lines)
 
 

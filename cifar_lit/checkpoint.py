@@ -1,6 +1,7 @@
 """Checkpoint files: the best one chosen, found, saved so that a crash cannot harm them, loaded without running code."""
 
 import contextlib
+import math
 import os
 import pickle
 import zipfile
@@ -16,7 +17,7 @@ from torch import Tensor
 
 
 class Best(ModelCheckpoint):
-    """Keeps ``best.ckpt``, the checkpoint of the epoch with the best accuracy on validation.
+    """Keeps ``best.ckpt``, the checkpoint of the epoch with the best accuracy on validation, of several the least loss.
 
     It is saved at the end of the epoch, as ``last.ckpt`` is, so that a run can go on from either. What is remembered of
     the best so far is good in a folder that was moved, too.
@@ -30,11 +31,37 @@ class Best(ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         )
+        self.best_loss = math.inf
+        self.best_epoch = 0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, if there has been validation."""
         if self.monitor in trainer.callback_metrics:
             super().on_train_epoch_end(trainer, pl_module)
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Tell whether an epoch is the best so far.
+
+        Few images make for few different accuracies, so that the first of equal ones may have hardly learned.
+
+        Args:
+            trainer: What trains.
+            current: The accuracy of the epoch.
+
+        Returns:
+            Whether it has the highest accuracy, or the same as the best and a lower loss.
+        """
+        loss = float(trainer.callback_metrics.get("Loss/val", math.inf))
+        is_better: bool = super().check_monitor_top_k(trainer, current)
+        if current is not None and self.best_model_score is not None and bool(current == self.best_model_score):
+            is_better = loss < self.best_loss
+        if is_better:
+            self.best_loss, self.best_epoch = loss, trainer.current_epoch + 1
+        return is_better
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what is remembered."""
+        return {**super().state_dict(), "best_loss": self.best_loss, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what was remembered, under the folder of this run.
@@ -51,6 +78,7 @@ class Best(ModelCheckpoint):
             state["best_k_models"] = {str(k).replace(then, now): v for k, v in state["best_k_models"].items()}
             state["dirpath"] = now
         super().load_state_dict(state)
+        self.best_loss, self.best_epoch = state.get("best_loss", math.inf), state.get("best_epoch", 0)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -128,7 +156,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             are not finite numbers. The message names the file and the reason.
     """
     check_place(path)
-    if path.suffix == ".safetensors":
+    if path.suffix in (".safetensors", ".onnx", ".pt2"):
         raise ValueError(f"{path} is an export, which knows nothing of its data: give the run that it was made from")
     _check_file(path)
     try:

@@ -19,7 +19,7 @@ import cifar_lit
 from cifar_lit.checkpoint import find_checkpoint, hyper_parameters, load_checkpoint
 from cifar_lit.command import CLI
 from cifar_lit.machine import is_out_of_memory
-from cifar_lit.parser import COMMANDS, OVERVIEW, SUBCOMMANDS, is_for_people, quieten
+from cifar_lit.parser import COMMANDS, OVERVIEW, SUBCOMMANDS, is_for_people, quieten, suggestion
 from cifar_lit.recipes import RECIPES
 from cifar_lit.runs import last_checkpoint, run_of
 from cifar_lit.signals import ending_on_signals
@@ -60,7 +60,9 @@ def main(args: list[str] | None = None) -> None:
         print(cifar_lit.__version__)
         sys.exit()
     if not args[0].startswith("-") and args[0] not in (*SUBCOMMANDS, *COMMANDS):
-        _fail(f"{args[0]} is no command: give one of {', '.join((*SUBCOMMANDS, *COMMANDS))} (--help explains them)", 2)
+        known = (*SUBCOMMANDS, *COMMANDS)
+        meant = suggestion(args[0], known)
+        _fail(f"{args[0]} is no command: give one of {', '.join(known)}{meant} (--help explains them)", 2)
     quieten()
     try:
         with ending_on_signals(), _quiet_threads():

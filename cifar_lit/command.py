@@ -107,19 +107,8 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the recipe, saving and the report, and tie what data and model must agree on."""
         parser.add_argument("--recipe", choices=list(RECIPES), default="tutorial", help=recipe_help())
-        parser.add_argument(
-            "--lr_finder",
-            action=ActionYesNo(no_prefix="no_"),
-            default=False,
-            help="Take the learning rate that Lightning's finder suggests after 200 steps of rising rates; its "
-            "curve is drawn in lr_finder.png.",
-        )
-        parser.add_argument(
-            "--checkpoint.every_n_steps", type=int, default=0, help="Save within an epoch, too, every so many steps."
-        )
-        parser.add_argument(
-            "--checkpoint.every_n_minutes", type=float, default=0.0, help="Or every so many minutes; 0 for neither."
-        )
+        # test and validate take them, too, and do nothing with them: the config.yaml of a run has them.
+        self._add_fit_arguments(parser)
         parser.add_argument(
             "--report",
             action=ActionYesNo(no_prefix="no_"),
@@ -128,6 +117,21 @@ class CLI(LightningCLI):
         )
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
+
+    def _add_fit_arguments(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--lr_finder",
+            action=ActionYesNo(no_prefix="no_"),
+            default=False,
+            help="Take the rate that Lightning's finder suggests after 200 steps of rising rates, and not --model.lr; "
+            "its curve is drawn in lr_finder.png.",
+        )
+        parser.add_argument(
+            "--checkpoint.every_n_steps", type=int, default=0, help="Save within an epoch, too, every so many steps."
+        )
+        parser.add_argument(
+            "--checkpoint.every_n_minutes", type=float, default=0.0, help="Or every so many minutes; 0 for neither."
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments that ``main`` was given."""
@@ -306,14 +310,17 @@ class CLI(LightningCLI):
         # The best, where validation has found one, else the last.
         best, last = self.best and self.best.best_model_path, self.saver and self.saver.path
         checkpoint = best or (str(last) if last else None)
+        # Before the test, for which the callbacks' state, too, is loaded from the checkpoint.
+        speed = {"train_seconds": self.speed.train_seconds, "images_per_second": self.speed.images_per_second}
+        best_epoch = {"best_epoch": self.best.best_epoch} if self.best and best else {}
         results = {
             **evaluate(trainer, self.model, self.datamodule, checkpoint),
             **self._description(checkpoint),
             "seed": self.config["fit"]["seed_everything"],
             "recipe": self.config["fit"]["recipe"],
             "epochs": trainer.current_epoch,
-            "train_seconds": self.speed.train_seconds,
-            "images_per_second": self.speed.images_per_second,
+            **best_epoch,
+            **speed,
             **describe_machine(trainer.strategy.root_device),
             "command": self.command,
         }

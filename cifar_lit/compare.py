@@ -145,7 +145,7 @@ def score_runs(paths: Sequence[str], overrides: Mapping[str, str]) -> list[Score
             )
         run = run_of(source)
         results = load_results(run) if run else {}
-        settings = {**_trainer_options(run), **options, **data, "epochs": results.get("epochs")}
+        settings = {**(_trainer_options(run) or {"epochs": results.get("epochs")}), **options, **data}
         scored.append(
             Scored(
                 name=shorten(path),
@@ -183,7 +183,7 @@ def format_comparison(runs: Sequence[Scored]) -> str:
         spread = f"{statistics.stdev(accuracies):.4f}" if len(group) > 1 else "-"
         counts = f"{len(group):>6}{len({run.seed for run in group}):>7}"
         lines.append(
-            f"{_end_of(_title(group[0], runs), 34):<36}{counts}{statistics.mean(accuracies):>10.4f}{spread:>10}"
+            f"{_start_of(_title(group[0], runs), 34):<36}{counts}{statistics.mean(accuracies):>10.4f}{spread:>10}"
         )
     return "\n".join([*lines, "", *_tests(runs)])
 
@@ -208,7 +208,7 @@ def _tests(runs: Sequence[Scored]) -> list[str]:
             continue
         difference, half = paired_difference(*counts[place], len(run.labels))
         only_first, only_second = counts[place]
-        interval = f"{difference:+.4f}±{half:.4f}"
+        interval = f"{difference:+.4f}±{half:.4f}" if only_first + only_second else "none"
         lines.append(f"{name}{only_first:>11,}{only_second:>12,}{interval:>17}{adjusted[place]:>10.2g}")
     if len(counts) > 1:
         lines.append("p is adjusted for the number of tests (Holm).")
@@ -238,6 +238,10 @@ def _title(run: Scored, runs: Sequence[Scored]) -> str:
 
 def _end_of(text: str, size: int) -> str:
     return text if len(text) <= size else "..." + text[3 - size :]
+
+
+def _start_of(text: str, size: int) -> str:
+    return text if len(text) <= size else text[: size - 3] + "..."
 
 
 def main(args: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import logging
 import statistics
 import tempfile
 import time
@@ -232,9 +233,13 @@ def export(model: ImageClassifier, kind: str, images: Tensor, folder: Path) -> t
 
 @contextlib.contextmanager
 def _warnings_left_out() -> Iterator[None]:
+    logger = logging.getLogger("torch.onnx")  # which misses torchvision, whose operators no network here has
+    before = logger.level
+    logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's exporter uses what PyTorch itself calls old
         yield
+    logger.setLevel(before)
 
 
 def main(args: Sequence[str]) -> int:

@@ -1,6 +1,7 @@
 """A learning rate to begin with: Lightning's range test (arXiv 1506.01186), on a copy of the model."""
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,6 +89,10 @@ def draw_lrs(lrs: Sequence[float], losses: Sequence[float], chosen: float) -> Fi
     figure = Figure(figsize=(5, 3.2), layout="tight")
     axes = figure.add_subplot()
     axes.semilogx(lrs, losses)
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    low, start = min(finite), finite[0]
+    margin = 0.1 * (start - low) or 0.1
+    axes.set_ylim(low - margin, start + 3 * margin)  # the end, where it diverges, is of no interest
     axes.axvline(chosen, linestyle="--", color="0.5")
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss, smoothed")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +22,7 @@ from cifar_lit.metrics import MeanLoss
 from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network
 from cifar_lit.optim import Schedule, lr_factor, make_optimizer
 from cifar_lit.pretrained import read_pretrained
-from cifar_lit.sources.picture import fit_picture
+from cifar_lit.sources.picture import fit_picture, read_picture
 from cifar_lit.views import Views, mean_over_views
 
 Batch = tuple[Tensor, Tensor]
@@ -163,7 +164,7 @@ class ImageClassifier(LightningModule):
     @torch.inference_mode()
     def predict(
         self,
-        images: Tensor | Sequence[Image.Image],
+        images: Tensor | Sequence[Image.Image | str | Path],
         *,
         views: Literal["none"] | Views = "none",
         batch_size: int = 100,
@@ -171,8 +172,8 @@ class ImageClassifier(LightningModule):
         """Compute the probabilities of the classes.
 
         Args:
-            images: ``(N, 3, 32, 32)``, uint8, or float in [0, 1]; anywhere, they are moved to the model. Or Pillow's
-                pictures, of any size and mode, which are prepared as those of the training were.
+            images: ``(N, 3, 32, 32)``, uint8, or float in [0, 1]; anywhere, they are moved to the model. Or pictures of
+                any size and mode, Pillow's or files, which are prepared as those of the training were.
             views: Take the mean over views of each image, as for ``test_views``.
             batch_size: Images that are looked at together: it changes no figure beyond rounding.
 
@@ -180,10 +181,10 @@ class ImageClassifier(LightningModule):
             ``(N, num_classes)``, float32, on the CPU; their names are in ``classes``.
 
         Raises:
-            ValueError: If a tensor has another shape.
+            ValueError: If a tensor has another shape, or a file is not a picture.
         """
         if not isinstance(images, Tensor):
-            pixels = [fit_picture(image) for image in images]
+            pixels = [_read_file(image) if isinstance(image, str | Path) else fit_picture(image) for image in images]
             images = torch.from_numpy(np.array(pixels, np.uint8).reshape(-1, 32, 32, 3)).permute(0, 3, 1, 2)
         if images.shape[1:] != (3, 32, 32):
             raise ValueError(f"images has the shape {tuple(images.shape)}: give (N, 3, 32, 32)")
@@ -356,6 +357,14 @@ class ImageClassifier(LightningModule):
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _read_file(path: str | Path) -> NDArray[np.uint8]:
+    with Path(path).open("rb") as file:
+        try:
+            return read_picture(file)
+        except ValueError as error:
+            raise ValueError(f"{path} {error}") from error
 
 
 def _check_options(options: dict[str, Any]) -> None:

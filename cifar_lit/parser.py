@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import linecache
 import logging
@@ -10,7 +11,7 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from traceback import walk_tb
 from typing import Any, NoReturn
 
@@ -92,7 +93,26 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong with the arguments, in one line, and exit with 2."""
-        self.exit(2, f"error: {' '.join(message.split())} (--help lists all options)\n")
+        parsers = [self]
+        for action in self._actions:
+            parsers += (getattr(action, "_name_parser_map", None) or {}).values()
+        options = [option for parser in parsers for option in parser._option_string_actions]
+        self.exit(2, f"error: {' '.join(message.split())}{suggestion(message, options)} (--help lists all options)\n")
+
+
+def suggestion(message: str, known: Iterable[str]) -> str:
+    """Find what may have been meant by a misspelt word.
+
+    Args:
+        message: An error message that ends with it or, of argparse, with all that it does not know.
+        known: What there is.
+
+    Returns:
+        A question, or nothing.
+    """
+    word = message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0] or message
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.8)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -115,7 +135,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the arguments, in one line, and exit with 2."""
-        self.exit(2, f"error: {' '.join(message.split())} (--help lists all options)\n")
+        meant = suggestion(message, self._option_string_actions)
+        self.exit(2, f"error: {' '.join(message.split())}{meant} (--help lists all options)\n")
 
 
 def import_extra(name: str, *, extra: str) -> Any:

@@ -286,6 +286,8 @@ def _run_table(results: Mapping[str, Any]) -> str:
     ]
     if "train_seconds" in results:
         rows.append(("time", f"{results['train_seconds']:.0f} s, {results['images_per_second']:,.0f} images/s"))
+    if results.get("best_epoch"):
+        rows.append(("best epoch on validation", str(results["best_epoch"])))
     rows.append(("checkpoint", str(results["checkpoint"])))
     return f'<div class="wrap">{_table([], rows)}</div>'
 

@@ -197,10 +197,12 @@ def _remarks(results: dict[str, Any]) -> list[tuple[str, str]]:
         ("network", f"{results['network']}, {results['num_parameters']:,} parameters"),
     ]
     if "train_seconds" in results:
-        speed = f"{results['train_seconds']:.0f} s, {results['images_per_second']:,.0f} images/s"
+        seconds = results["train_seconds"]
+        speed = f"{seconds:.{0 if seconds >= 10 else 1}f} s, {results['images_per_second']:,.0f} images/s"
         epochs = "1 epoch" if results["epochs"] == 1 else f"{results['epochs']} epochs"
         remarks.append(("training", f"{epochs} in {speed}"))
-    remarks.append(("checkpoint", str(results["checkpoint"])))
+    kept = f", of epoch {results['best_epoch']}" if results.get("best_epoch") else ""
+    remarks.append(("checkpoint", f"{results['checkpoint']}{kept}"))
     if "run" in results:
         run = results["run"]
         remarks += [("run", run), ("curves", f"tensorboard --logdir {Path(run).parent}")]

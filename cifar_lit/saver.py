@@ -297,5 +297,5 @@ def _check_weights(trainer: Trainer, pl_module: LightningModule) -> None:
 def _advice(what: str, trainer: Trainer) -> str:
     kept = [saved.best_model_path for saved in trainer.checkpoint_callbacks if isinstance(saved, ModelCheckpoint)]
     kept = [path for path in kept if path]
-    what += ": start again with a lower --model.lr, or go on with --trainer.gradient_clip_val 1"
+    what += ": start again with a lower --model.lr, or go on with --ckpt_path last --trainer.gradient_clip_val 1"
     return what + (f"; the best checkpoint so far is {kept[0]}" if kept else "")

@@ -36,6 +36,8 @@ def parse_range(text: str) -> tuple[str, Suggest]:
             if kind == "int":
                 return name, lambda trial: trial.suggest_int(name, low, high)
             return name, lambda trial: trial.suggest_float(name, low, high, log=kind == "log")
+        if "," not in values:
+            raise ValueError("one value alone is no search")
     except ValueError as error:
         raise ValueError(
             f"--set {text}: {error}; give NAME=log:LOW:HIGH, NAME=lin:LOW:HIGH, NAME=int:LOW:HIGH or NAME=VALUE,VALUE"

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, checked when they are read, and never run."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from cifar_lit.checkpoint import SafeCheckpointIO, hyper_parameters, load_checkpoint, save_checkpoint
 from cifar_lit.cli import main
+from cifar_lit.report import read_curves
 from tests.conftest import FEW_EPOCHS, RUN
 
 CHECKPOINT: dict[str, Any] = {
@@ -170,3 +172,23 @@ def test_a_fit_saves_and_loads_with_it(tiny_args: list[str], monkeypatch: pytest
     main(["fit", *tiny_args, *FEW_EPOCHS])
     assert seen == {"save", "load"}
     assert sorted(file.name for file in (RUN / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_of_equally_accurate_epochs_the_one_with_the_least_loss_is_the_best(
+    tiny_args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--trainer.max_epochs", "12", "--data.batch_size", "8", "--model.lr", "0.03", "--no_report"]
+    main(["fit", *tiny_args, *options])
+    curves = read_curves(RUN)
+    accuracies, losses = dict(curves["Accuracy/val"]), dict(curves["Loss/val"])
+    best = [epoch for epoch in accuracies if accuracies[epoch] == max(accuracies.values())]
+    assert len(best) > 1
+    epoch = min(best, key=lambda epoch: losses[epoch])
+    assert epoch > best[0]
+    assert torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)["epoch"] == epoch
+    results = json.loads((RUN / "results.json").read_text())
+    assert results["best_epoch"] == epoch + 1
+    assert results["Loss/val"] == pytest.approx(losses[epoch], abs=1e-5)
+    assert f"best.ckpt, of epoch {epoch + 1}\n" in capsys.readouterr().out
+    # All images of all epochs, in the time outside validation, whichever epoch was tested.
+    assert results["images_per_second"] * results["train_seconds"] >= 12 * 48

@@ -1,5 +1,6 @@
 """Exported files: they compute what the model does, take any number of images, and say nothing of this machine."""
 
+import contextlib
 import io
 import json
 import re
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor, nn
 
 from cifar_lit import export as exporting
@@ -19,6 +21,7 @@ from cifar_lit.cli import main
 from cifar_lit.export import FromBytes, compare, export
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import FastCNN, StrongCNN, TutorialCNN
+from cifar_lit.sources.picture import read_picture
 from tests.conftest import FEW_EPOCHS, RUN
 
 Refused = Callable[[list[str]], tuple[int, str]]
@@ -131,7 +134,7 @@ def test_the_card_is_what_the_hub_reads(run: str) -> None:
     assert metadata["pipeline_tag"] == "image-classification"
     results = json.loads((RUN / "results.json").read_text())
     (entry,) = metadata["model-index"][0]["results"]
-    assert entry["metrics"][0]["value"] == results["Accuracy/test"]
+    assert entry["metrics"][0]["value"] == round(results["Accuracy/test"], 4)
     assert entry["dataset"] == {"name": "own pictures", "type": "own-pictures", "split": "test"}
     titles = re.findall("^## (.*)$", card, re.MULTILINE)
     assert titles == ["Use", "Files", "Classes", "Data", "Training", "Figures", "Limits"]
@@ -139,7 +142,33 @@ def test_the_card_is_what_the_hub_reads(run: str) -> None:
     assert "48 to train, 12 to choose the checkpoint, 24 to test" in card
     assert "onnxruntime" not in card  # what was not exported is not explained
     huggingface_hub = pytest.importorskip("huggingface_hub")
-    assert huggingface_hub.ModelCard(card).data.eval_results[0].metric_value == results["Accuracy/test"]
+    assert huggingface_hub.ModelCard(card).data.eval_results[0].metric_value == round(results["Accuracy/test"], 4)
+
+
+def test_the_card_of_an_onnx_file_says_how_it_is_used(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exported("--to", "onnx", "pt2", "safetensors")
+    model = ImageClassifier.from_run(RUN)
+    card = (FOLDER / "README.md").read_text()
+    codes = re.findall("```python\n(.*?)```", card, re.DOTALL)
+    assert len(codes) == 3
+    picture = Image.linear_gradient("L").resize((60, 90)).convert("RGB")
+    picture.putalpha(Image.radial_gradient("L").resize((60, 90)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(FOLDER / "picture.png", exif=exif)
+    names = {}
+    with contextlib.chdir(FOLDER):
+        for code in codes:
+            names_of = {"images": IMAGES}
+            capsys.readouterr()
+            exec(code.replace("picture.jpg", "picture.png"), names_of)
+            names[code] = capsys.readouterr().out.strip()
+            if "onnxruntime" in code:
+                logits = torch.from_numpy(names_of["logits"])
+        expected = model.predict([Image.open("picture.png")])
+    assert torch.allclose(logits.softmax(1), expected, atol=1e-5)
+    label = model.classes[int(expected.argmax())]
+    assert sorted(names.values()) == sorted(["", label, label])
 
 
 def test_a_checkpoint_alone_has_a_card_too(run: str) -> None:
@@ -227,10 +256,6 @@ def test_a_package_that_is_missing_is_named(run: str, refused: Refused, monkeypa
 
 
 def test_pictures_of_pillow_are_taken_as_files_are(run: str) -> None:
-    from PIL import Image
-
-    from cifar_lit.sources.picture import read_picture
-
     model = ImageClassifier.from_run(RUN)
     pictures = [Image.new("I;16", (7, 90), 40_000), Image.linear_gradient("L").rotate(30), Image.new("RGBA", (3, 3))]
     read = []
@@ -239,6 +264,8 @@ def test_pictures_of_pillow_are_taken_as_files_are(run: str) -> None:
         picture.save(file, "PNG")
         read.append(torch.tensor(read_picture(file)).permute(2, 0, 1))
     assert torch.equal(model.predict(pictures), model.predict(torch.stack(read)))
+    pictures[0].save("one.png")
+    assert torch.equal(model.predict(["one.png", Path("one.png")]), model.predict([pictures[0]] * 2))
     assert model.predict([]).shape == (0, 3)
     with pytest.raises(ValueError, match=r"images has the shape \(2, 3, 28, 28\): give \(N, 3, 32, 32\)"):
         model.predict(torch.zeros(2, 3, 28, 28))

@@ -41,6 +41,7 @@ def the_study() -> Any:
         ("data.cutout=int:0:16", "IntDistribution(high=16, log=False, low=0, step=1)"),
         ("data.flip=none,random", "CategoricalDistribution(choices=('none', 'random'))"),
         ("model.net=log:x", ""),
+        ("model.lr=0.01:0.1", ""),
         ("model.lr=log:0:1", ""),
         ("model.lr=lin:1:1", ""),
         ("model.lr=lin:0:inf", ""),

@@ -29,6 +29,8 @@ def make_source(name: SourceName, *, root: Path, cache_dir: Path, mirror: str | 
         ValueError: If ``root`` cannot be a dataset.
     """
     if name == "cifar10":
+        if (root.expanduser() / "train").is_dir() or root.expanduser().is_file():
+            raise ValueError(f"--data.root is {root}, which looks like pictures: give --data.source images, too")
         return Cifar10(root.expanduser(), mirror=mirror)
     if name == "images":
         return Images(root.expanduser(), cache_dir=cache_dir.expanduser())
