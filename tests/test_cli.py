@@ -44,7 +44,8 @@ def table_of(text: str) -> str:
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
 def test_every_recipe_fits_and_tests(recipe: str, tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     # The command test scores in float32; so does a fit whose precision it is, to the last digit.
-    main(["fit", "--recipe", recipe, *tiny_args, *FEW_EPOCHS, "--trainer.precision", "32-true"])
+    few_steps = ["--data.batch_size", "24"]
+    main(["fit", "--recipe", recipe, *tiny_args, *FEW_EPOCHS, *few_steps, "--trainer.precision", "32-true"])
     fitted = capsys.readouterr().out
     assert results()["recipe"] == recipe
     assert results()["epochs"] == 2
