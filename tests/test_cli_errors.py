@@ -143,6 +143,12 @@ def test_a_schedule_without_an_end_is_refused(tiny_args: list[str], refused: Ref
     assert "need --trainer.max_epochs or max_steps" in line
 
 
+def test_pictures_without_their_source_are_told_of(tiny_root: Path, refused: Refused) -> None:
+    code, line = refused(["fit", "--data.root", str(tiny_root)])
+    assert code == 2
+    assert line.endswith("tiny, which looks like pictures: give --data.source images, too")
+
+
 def test_a_subcommand_is_needed(refused: Refused) -> None:
     code, line = refused(["train"])
     assert code == 2

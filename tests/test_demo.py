@@ -10,6 +10,7 @@ import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -189,6 +190,25 @@ def test_bad_arguments_end_in_one_line(run: str, refused: Refused, gradio: Any) 
         assert code == 2
         assert expected in line
     taken.close()
+
+
+@leaves_loops
+def test_who_can_reach_it_is_said(
+    run: str, gradio: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched: dict[str, Any] = {}
+
+    def launch(page: Any, **options: Any) -> tuple[None, str, None]:
+        launched.update(options)
+        return None, "http://0.0.0.0:1/", None
+
+    monkeypatch.setattr(gradio.Blocks, "launch", launch)
+    monkeypatch.setattr("cifar_lit.demo.threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=lambda: None)))
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", str(RUN), "--host", "0.0.0.0", "--max_upload_mb", "2"])
+    assert stopped.value.code == 0
+    assert (launched["server_name"], launched["max_file_size"], launched["share"]) == ("0.0.0.0", 2 * 2**20, False)
+    assert "--host 0.0.0.0: whoever reaches this machine can use the page" in capsys.readouterr().out
 
 
 @leaves_loops

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cifar_lit import export as exporting
+from cifar_lit.card import write_card
 from cifar_lit.cli import main
 from cifar_lit.export import FromBytes, compare, export
 from cifar_lit.module import ImageClassifier
@@ -171,6 +172,17 @@ def test_the_card_of_an_onnx_file_says_how_it_is_used(run: str, capsys: pytest.C
     assert sorted(names.values()) == sorted(["", label, label])
 
 
+def test_the_card_of_cifar10_names_it_as_the_hub_does(tmp_path: Path) -> None:
+    results = {"Accuracy/test": 0.75, "num_train": 5, "num_val": 0, "num_test": 9}
+    write_card(tmp_path, a_model(), {"source": "cifar10", "root": "/home/me"}, results)
+    card = (tmp_path / "README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["datasets"] == ["uoft-cs/cifar10"]
+    assert metadata["model-index"][0]["results"][0]["dataset"]["type"] == "uoft-cs/cifar10"
+    assert "CIFAR-10: images 5 to train, 9 to test." in card
+    assert "/home/me" not in card
+
+
 def test_a_checkpoint_alone_has_a_card_too(run: str) -> None:
     (RUN / "checkpoints/best.ckpt").rename("alone.ckpt")
     Path("tiny").rename("gone")
@@ -267,5 +279,8 @@ def test_pictures_of_pillow_are_taken_as_files_are(run: str) -> None:
     pictures[0].save("one.png")
     assert torch.equal(model.predict(["one.png", Path("one.png")]), model.predict([pictures[0]] * 2))
     assert model.predict([]).shape == (0, 3)
+    Path("text.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"^text.png is not a picture$"):
+        model.predict(["one.png", "text.png"])
     with pytest.raises(ValueError, match=r"images has the shape \(2, 3, 28, 28\): give \(N, 3, 32, 32\)"):
         model.predict(torch.zeros(2, 3, 28, 28))

@@ -2,6 +2,7 @@
 
 import shlex
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,41 @@ def test_a_stop_costs_the_running_trial(signum: signal.Signals, tiny_args: list[
     assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials) == 3
     assert trials[1].state.name == "FAIL"
     assert trials[2].params == killed.params  # the next one tries what was stopped
+
+
+def test_what_a_dead_process_was_trying_is_tried_again(tiny_args: list[str]) -> None:
+    args = [*LRS, *tiny_args, *SHORT]
+    sweep(*args, "--trials", "1")
+    for process in (f"{socket.gethostname()}:999999999", "elsewhere:1"):
+        trial = the_study().ask()
+        trial.suggest_float("model.lr", 0.001, 0.1, log=True)
+        trial.set_user_attr("process", process)
+    sweep(*args, "--trials", "2")
+    _, dead, elsewhere, again = the_study().trials
+    assert [trial.state.name for trial in (dead, elsewhere, again)] == ["FAIL", "RUNNING", "COMPLETE"]
+    assert again.params == dead.params
+
+
+def test_a_signal_ends_the_sweep_and_keeps_the_values(tiny_args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*args: Any, **options: Any) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr("cifar_lit.sweep.CLI", stopped)
+    sweep(*LRS, *tiny_args, "--trials", "3", code=143)
+    failed, waiting = the_study().trials
+    assert (failed.state.name, waiting.state.name) == ("FAIL", "WAITING")
+    assert waiting.system_attrs["fixed_params"] == failed.params
+
+
+def test_where_all_are_stopped_early_there_is_no_best(
+    tiny_args: list[str], refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruners = optuna.pruners
+    monkeypatch.setattr(pruners, "MedianPruner", lambda **_: pruners.ThresholdPruner(lower=1.1))
+    code, line = refused(["sweep", *LRS, *tiny_args, *SHORT, "--trials", "2"])
+    assert code == 1
+    assert line == "error: no trial came to its end: give other ranges, or more --trials"
+    assert [trial.state.name for trial in the_study().trials] == ["PRUNED"] * 2
 
 
 @pytest.mark.parametrize(
