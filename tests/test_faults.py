@@ -449,6 +449,7 @@ def fail_between_steps(number: int) -> None:
     CIFAR10DataModule.on_after_batch_transfer = patched  # type: ignore[method-assign,assignment]
 
 
+@pytest.mark.slow
 def test_an_exception_between_two_steps_keeps_the_statistics_of_the_first(folder: Path) -> None:
     options = ["fit", *BASE, *EPOCHS, "--model.net", "FastCNN", "--data.image_sizes", "[16]"]
     assert run(options).code == 0

@@ -366,11 +366,8 @@ def test_more_epochs_than_it_began_with(tiny_args: list[str]) -> None:
     assert "--trainer.max_epochs is 4, and lightning_logs/version_0/checkpoints/last.ckpt has 4 epochs" in again.err
 
 
-@pytest.mark.parametrize(
-    "logger",
-    [pytest.param([], marks=pytest.mark.slow), ["--trainer.logger", "false"]],
-    ids=["TensorBoard", "no logger"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("logger", [[], ["--trainer.logger", "false"]], ids=["TensorBoard", "no logger"])
 def test_an_epoch_that_a_limit_has_cut_is_trained_to_its_end(logger: list[str], tiny_args: list[str]) -> None:
     options = ["fit", *tiny_args, *EPOCHS, *logger]
     assert run(options).code == 0
