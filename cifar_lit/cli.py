@@ -66,7 +66,7 @@ def main(args: list[str] | None = None) -> None:
     quieten()
     try:
         with ending_on_signals(), _quiet_threads():
-            name = "compare" if args[:1] == ["test"] and _names_several(args[1:]) else args[0] if args else ""
+            name = "compare" if args[:1] == ["test"] and _names_several(args[1:]) else args[0]
             if name in ("compare", *COMMANDS):
                 command = importlib.import_module(f"cifar_lit.{name}")  # none of the others needs it
                 sys.exit(command.main(args[1:]))
@@ -84,7 +84,7 @@ def main(args: list[str] | None = None) -> None:
 
 def _complete(args: list[str]) -> tuple[list[str], str]:
     """Add to the arguments what a run or a checkpoint says, and find the recipe that they begin from."""
-    if args and args[0] in ("validate", "test") and not {"-h", "--help"} & set(args):
+    if args[0] in ("validate", "test") and not {"-h", "--help"} & set(args):
         if len(args) < 2 or args[1].startswith("-"):
             raise ValueError(f"{args[0]} needs a run's folder or a checkpoint as its first argument")
         args = [args[0], *checkpoint_args(find_checkpoint(Path(args[1]))), *args[2:]]

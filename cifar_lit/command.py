@@ -107,18 +107,7 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the recipe, saving and the report, and tie what data and model must agree on."""
         parser.add_argument("--recipe", choices=list(RECIPES), default="tutorial", help=recipe_help())
-        # test and validate take them, too, and do nothing with them: the config.yaml of a run has them.
-        self._add_fit_arguments(parser)
-        parser.add_argument(
-            "--report",
-            action=ActionYesNo(no_prefix="no_"),
-            default=self.asked_for == ["fit"],
-            help="Write report.html into the run's folder: figures per class, confusion matrix, mistakes, filters.",
-        )
-        parser.link_arguments("seed_everything", "data.seed")
-        parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
-
-    def _add_fit_arguments(self, parser: LightningArgumentParser) -> None:
+        # test and validate take these, too, and do nothing with them: the config.yaml of a run has them.
         parser.add_argument(
             "--lr_finder",
             action=ActionYesNo(no_prefix="no_"),
@@ -132,6 +121,14 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--checkpoint.every_n_minutes", type=float, default=0.0, help="Or every so many minutes; 0 for neither."
         )
+        parser.add_argument(
+            "--report",
+            action=ActionYesNo(no_prefix="no_"),
+            default=self.asked_for == ["fit"],
+            help="Write report.html into the run's folder: figures per class, confusion matrix, mistakes, filters.",
+        )
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments that ``main`` was given."""

@@ -112,7 +112,7 @@ def _trace(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     return program
 
 
-def compare(name: str, found: Tensor, expected: Tensor) -> float:
+def check(name: str, found: Tensor, expected: Tensor) -> float:
     """Hold what a file computes against what the model does.
 
     Args:
@@ -225,7 +225,7 @@ def export(model: ImageClassifier, kind: str, images: Tensor, folder: Path) -> t
         else:
             write = write_onnx if kind == "onnx" else write_pt2
             runs = write(network, torch.zeros_like(images[:2]), model.classes, part)  # which is kept in a pt2
-        difference = compare(part.name, run_over(runs, images), run_over(network, images))
+        difference = check(part.name, run_over(runs, images), run_over(network, images))
         for file in Path(place).iterdir():
             file.replace(folder / file.name)
     return difference, runs
@@ -236,10 +236,12 @@ def _warnings_left_out() -> Iterator[None]:
     logger = logging.getLogger("torch.onnx")  # which misses torchvision, whose operators no network here has
     before = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch's exporter uses what PyTorch itself calls old
-        yield
-    logger.setLevel(before)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's exporter uses what PyTorch itself calls old
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def main(args: Sequence[str]) -> int:

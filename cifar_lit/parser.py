@@ -116,7 +116,7 @@ def suggestion(message: str, known: Iterable[str]) -> str:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser of Python's own for the commands that train nothing, with the same manners.
+    """A parser of Python's own, with the same manners, for the commands that are not Lightning's.
 
     Args:
         usage: How it is called.

@@ -75,7 +75,7 @@ class Watcher(Callback):
         Raises:
             ValueError: If there is no validation, or more than one process.
         """
-        if sum(trainer.num_val_batches) == 0 and trainer.limit_val_batches == 0:
+        if trainer.limit_val_batches == 0:
             raise ValueError(
                 "a sweep is judged on validation, and there is none: give a --data.val_size, as 5000 or 0.1"
             )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cifar_lit import export as exporting
 from cifar_lit.card import write_card
 from cifar_lit.cli import main
-from cifar_lit.export import FromBytes, compare, export
+from cifar_lit.export import FromBytes, check, export
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import FastCNN, StrongCNN, TutorialCNN
 from cifar_lit.sources.picture import read_picture
@@ -122,10 +122,10 @@ def test_a_file_that_computes_something_else_is_not_kept(run: str, refused: Refu
 
 def test_the_comparison() -> None:
     expected = torch.tensor([[1.0, 2.0], [20.0, 3.0]])
-    assert compare("it", expected + 1e-3, expected) == pytest.approx(1e-3, rel=1e-2)
+    assert check("it", expected + 1e-3, expected) == pytest.approx(1e-3, rel=1e-2)
     for found in (expected + 3e-3, expected.flip(1), expected * torch.nan):
         with pytest.raises(RuntimeError, match=r"it is not kept: it gives \d of 2 images another label"):
-            compare("it", found, expected)
+            check("it", found, expected)
 
 
 def test_the_card_is_what_the_hub_reads(run: str) -> None:
