@@ -1,48 +1,61 @@
-"""The data module: a source, the split of train and validation, loaders."""
+"""The Lightning data module: a source, the split into training and validation, loaders."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from cifar_lit.augment import Augmentation, Flip, resize
-from cifar_lit.loader import BatchLoader
-from cifar_lit.sources import Source, SourceName, Split, make_source
+from cifar_lit.checkpoint import plain_value
+from cifar_lit.data import Source, SourceName, Split, make_source
+from cifar_lit.data.augment import Augmentation, Flip, resize, to_float
+from cifar_lit.data.loader import BatchLoader
+from cifar_lit.data.split import hold_out
+from cifar_lit.errors import require
 
 CACHE_DIR = "~/.cache/cifar_lit"
-SIZE = 32
+EVALUATION_BATCH_SIZES = {"cpu": 100, "other": 500}
+"""Batch size of validation and test, which changes no result. On a CPU larger ones are no faster and need memory."""
 
 
 class CIFAR10DataModule(LightningDataModule):
-    """Loads 32x32 colour images of a few classes into memory and cuts them into batches.
+    """CIFAR-10, or other 32x32 colour images of a few classes, in memory.
 
-    The test images are read by ``test`` alone. A batch comes as uint8 and becomes float32 in [0, 1], channels last,
-    after it was moved to the device.
+    A batch is a tuple of images ``(N, 3, 32, 32)``, uint8 in [0, 255], channels last in memory, and labels ``(N,)``,
+    int64. With ``image_sizes``, training images are float32 in [0, 1] instead, and may have another size. Images
+    are not normalised: that is part of the model. The test images are read only by ``trainer.test``.
+
+    An argument outside its range, or a ``root`` that cannot be a dataset, is a ``UserError``.
 
     Args:
-        source: cifar10 is the official archive, downloaded into root where it is missing; images is a folder or archive
-            of pictures (train/CLASS/*, test/CLASS/* and perhaps val/CLASS/*); synthetic is made by code.
-        root: For cifar10 the folder of the archive, for images the folder or archive of the pictures.
-        mirror: For cifar10, a URL that is tried before the known ones.
-        batch_size: Images in a training batch of one device.
-        val_size: Training images that are held out for validation, by number or, below 1, as a fraction; 0 for none.
-            A source with a val folder of its own uses that instead.
-        split_seed: What the choice of these images is drawn from, apart from the run's seed.
-        seed: What the order of the training images is drawn from. On the command line it is --seed_everything.
-        cache_dir: For images, where what was decoded is kept.
-        crop_padding: Pixels by which the sides of a training image are padded by reflection before a part of the old
-            size is cut out, at a place drawn for each image and epoch; 0 for none.
-        flip: Mirror training images: not, at random, or a random half of them in one epoch and the others in the next.
-        cutout: Side in pixels of a square that is painted over in each training image; 0 for none.
-        image_sizes: The height and width of training images in each epoch, the last of them also in all further ones;
-            empty for 32 throughout. Smaller images are learned from faster.
+        source: Where the images come from. cifar10: the official archive, downloaded to root if missing. images: a
+            folder or archive of your own images (train/CLASS/*, test/CLASS/*, optionally val/CLASS/*), of any size.
+            synthetic: generated images of ten classes, without any files.
+        root: For cifar10, the folder of the archive. For images, the folder, .tar, .tar.gz or .zip file.
+        mirror: For cifar10, a download URL to try before the known ones.
+        batch_size: Number of images in a training batch, per device.
+        val_size: Number of training images to hold out for validation (stratified by class), or a fraction of them
+            below 1; 0 for no validation. Ignored if the source has a val folder.
+        split_seed: Random seed of the split into training and validation, independent of seed.
+        seed: Random seed of the order and the augmentation of the training images; on the command line, the value of
+            --seed_everything.
+        cache_dir: For images, the folder where decoded images are cached.
+        crop_padding: Random crop: pixels of reflection padding on each side of a training image, from which a random
+            crop of the old size is taken; 0 for none.
+        flip: Horizontal flip of training images: none; random, with probability 0.5; or alternating, a random half of
+            the images in one epoch and the other half in the next.
+        cutout: Side in pixels of a square at a random position that is filled with the mean colour in each training
+            image; 0 for none.
+        image_sizes: Height and width of the training images in each epoch, for progressive resizing, for example
+            [16, 24, 32]; later epochs use the last size. Empty for 32 throughout.
 
-    Raises:
-        ValueError: If an argument is outside its range, or root cannot be a dataset.
+    Attributes:
+        train: The training split, after ``setup("fit")``; its images are uint8 ``(N, 32, 32, 3)``.
+        val: The validation split, after ``setup("fit")``; None without validation.
+        test: The test split, after ``setup("test")``.
     """
 
     def __init__(
@@ -61,61 +74,33 @@ class CIFAR10DataModule(LightningDataModule):
         cutout: int = 0,
         image_sizes: Sequence[int] = (),
     ) -> None:
+        options = {name: plain_value(value) for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        for name, value, lowest in (
-            ("--data.batch_size", batch_size, 1),
-            ("--data.val_size", val_size, 0),
-            ("--data.split_seed", split_seed, 0),
-            ("--seed_everything", seed, 0),
-            ("--data.crop_padding", crop_padding, 0),
-            ("--data.cutout", cutout, 0),
-            ("--data.image_sizes", min(image_sizes, default=8), 8),
-        ):
-            if not value >= lowest:
-                raise ValueError(f"{name} is {value}: give {lowest} or more")
-        if crop_padding >= SIZE:
-            raise ValueError(f"--data.crop_padding is {crop_padding}: give less than {SIZE}, the size of the images")
-        if flip not in get_args(Flip):
-            raise ValueError(f"--data.flip is {flip}: give one of {', '.join(get_args(Flip))}")
-        if isinstance(val_size, float) and val_size >= 1:
-            raise ValueError(f"--data.val_size is {val_size}: give a whole number of images, or a fraction below 1")
-        # Plain types: a Path or one of numpy's scalars would make the checkpoint unreadable under weights_only.
-        source_root = Path(root)
-        root, cache_dir = os.path.abspath(os.path.expanduser(root)), str(cache_dir)  # noqa: PTH100, PTH111
-        batch_size, split_seed, seed = int(batch_size), int(split_seed), int(seed)
-        val_size = float(val_size) if isinstance(val_size, float) else int(val_size)
-        crop_padding, flip, cutout = int(crop_padding), cast(Flip, str(flip)), int(cutout)
-        image_sizes = [int(size) for size in image_sizes]
-        self.save_hyperparameters()
+        _check_options(options)
+        options |= {"root": os.path.abspath(os.path.expanduser(root)), "cache_dir": str(cache_dir)}  # noqa: PTH100, PTH111
+        self.save_hyperparameters(options)
         self.augmentation = Augmentation(crop_padding=crop_padding, flip=flip, cutout=cutout)
-        self.source: Source = make_source(source, root=source_root, cache_dir=Path(cache_dir), mirror=mirror)
+        self.source: Source = make_source(source, root=Path(root), cache_dir=Path(cache_dir), mirror=mirror)
         self.train: Split | None = None
         self.val: Split | None = None
         self.test: Split | None = None
 
     @property
     def classes(self) -> list[str]:
-        """The names of the classes, in the order of the labels; known before anything is loaded."""
+        """The names of the classes, in the order of the labels; known before ``setup``."""
         return self.source.classes
 
     @property
     def has_val(self) -> bool:
-        """Whether there are validation images; known before anything is loaded."""
+        """Whether there are validation images; known before ``setup``."""
         return self.source.has_val or self.hparams["val_size"] > 0
 
     def prepare_data(self) -> None:
-        """Download and extract, in one process of a machine."""
+        """Download and extract what is missing, in one process per machine."""
         self.source.prepare()
 
     def setup(self, stage: str) -> None:
-        """Load what a stage needs, once.
-
-        Args:
-            stage: ``fit``, ``validate`` or ``test``.
-
-        Raises:
-            ValueError: If the split leaves a class without training images, or a batch is larger than what is left.
-        """
+        """Load the images of a stage, once: ``test`` only the test split, other stages training and validation."""
         if stage == "test":
             self.test = self.test or self.source.load("test")
         elif self.train is None:
@@ -123,140 +108,60 @@ class CIFAR10DataModule(LightningDataModule):
             if self.source.has_val:
                 self.val = self.source.load("val")
             elif self.has_val:
-                self.train, self.val = hold_out(self.train, self.hparams["val_size"], self.hparams["split_seed"])
-            num_train = len(self.train.labels)
-            if self.hparams["batch_size"] > num_train:
-                raise ValueError(
-                    f"--data.batch_size is {self.hparams['batch_size']}, and there are {num_train} training images: "
-                    "give fewer"
-                )
+                self.train, self.val = hold_out(self.train, self.hparams["val_size"], seed=self.hparams["split_seed"])
+            batch_size, num_train = self.hparams["batch_size"], len(self.train.labels)
+            given = f"{batch_size}, and there are {num_train} training images"
+            require("batch_size", given, batch_size <= num_train, "smaller")
 
     def sample_images(self, num_images: int = 5000) -> Tensor:
-        """Give some training images, in no particular order and always the same ones.
-
-        Args:
-            num_images: How many, at most.
-
-        Returns:
-            ``(n, 3, 32, 32)``, float32 in [0, 1].
-        """
+        """Return at most ``num_images`` training images, always the same: ``(n, 3, 32, 32)``, float32 in [0, 1]."""
         assert self.train is not None
         num_train = len(self.train.labels)
         spread = torch.linspace(0, num_train - 1, min(num_images, num_train)).long()  # they may be sorted by class
-        return to_float(self.train.images[spread])
+        return to_float(self.train.images[spread].permute(0, 3, 1, 2))
 
     def train_dataloader(self) -> BatchLoader:
-        """Give the training batches, in a new order for each epoch."""
         assert self.train is not None
-        overfits = getattr(self.trainer, "overfit_batches", 0) > 0  # then the same few batches come in each epoch
-        return self._loader(
-            self.train, batch_size=self.hparams["batch_size"], shuffle=not overfits, augmentation=self.augmentation
-        )
+        # With overfit_batches, each epoch must have the same batches.
+        overfits = getattr(self.trainer, "overfit_batches", 0) > 0
+        batch_size = self.hparams["batch_size"]
+        return self._loader(self.train, batch_size, shuffle=not overfits, augmentation=self.augmentation)
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
-        """Give the validation batches; an empty list where there is no validation."""
         return self._loader(self.val) if self.val else []
 
     def test_dataloader(self) -> BatchLoader:
-        """Give the test batches."""
         assert self.test is not None
         return self._loader(self.test)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Turn the images of a batch, now on its device, into what the network takes.
-
-        Args:
-            batch: Images ``(N, 3, 32, 32)``, uint8, and labels ``(N,)``; anything else is left as it is.
-            dataloader_idx: Not used.
-
-        Returns:
-            Images float32 in [0, 1], channels last in memory, and the labels.
-        """
-        if not isinstance(batch, tuple):
-            return batch  # the summary's and the graph's example image
-        images, labels = batch
-        images = to_float(images)
+        """Resize the training images to this epoch's entry of ``image_sizes``, on the device."""
         sizes = self.hparams["image_sizes"]
-        if sizes and self.trainer and self.trainer.training:
-            images = resize(images, sizes[min(self.trainer.current_epoch, len(sizes) - 1)])
-        return images, labels
+        if not (sizes and self.trainer and self.trainer.training and isinstance(batch, tuple)):
+            return batch
+        images, labels = batch
+        return resize(to_float(images), sizes[min(self.trainer.current_epoch, len(sizes) - 1)]), labels
 
-    def _loader(
-        self,
-        split: Split,
-        *,
-        batch_size: int | None = None,
-        shuffle: bool = False,
-        augmentation: Augmentation | None = None,
-    ) -> BatchLoader:
+    def _loader(self, split: Split, batch_size: int | None = None, **options: Any) -> BatchLoader:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        evaluation_batch_size = EVALUATION_BATCH_SIZES["cpu" if device.type == "cpu" else "other"]
         return BatchLoader(
-            split.images,
-            split.labels,
-            batch_size=batch_size or evaluation_batch_size,
-            shuffle=shuffle,
-            augmentation=augmentation,
+            *split,
+            batch_size=batch_size or EVALUATION_BATCH_SIZES["cpu" if device.type == "cpu" else "other"],
             device=device,
             seed=self.hparams["seed"],
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
+            **options,
         )
 
 
-EVALUATION_BATCH_SIZES = {"cpu": 100, "other": 500}
-"""Images in a validation or test batch: it changes no figure. On a CPU larger ones are no faster, and take memory."""
-
-
-def to_float(images: Tensor) -> Tensor:
-    """Turn bytes into what a network takes; the convolutions are faster with the channels last in memory.
-
-    Args:
-        images: ``(N, 3, 32, 32)``, uint8.
-
-    Returns:
-        The same in float32, divided by 255.
-    """
-    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
-
-
-def hold_out(split: Split, val_size: int | float, seed: int) -> tuple[Split, Split]:
-    """Hold out images for validation, from each class in its proportion.
-
-    Args:
-        split: All training images.
-        val_size: How many to hold out, as a number or a fraction below 1.
-        seed: What the choice is drawn from, 0 or more.
-
-    Returns:
-        The images to train with and those held out, both in their old order. They have no image in common.
-
-    Raises:
-        ValueError: If a class would be left without training images, or validation without any image.
-    """
-    num_images = len(split.labels)
-    num_val = round(val_size * num_images) if isinstance(val_size, float) else val_size
-    if not 0 < num_val < num_images:
-        raise ValueError(
-            f"--data.val_size is {val_size}, and there are {num_images} training images: give fewer, or a fraction "
-            "such as 0.1"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    counts = torch.bincount(split.labels)
-    # Largest remainders: the parts of the classes add up to num_val exactly.
-    exact = counts.double() * (num_val / num_images)
-    quota = exact.floor().long()
-    quota[torch.argsort(exact - quota, descending=True, stable=True)[: num_val - int(quota.sum())]] += 1
-    if bool((quota >= counts).any()):
-        raise ValueError(f"--data.val_size is {val_size}: a class would be left without training images; give fewer")
-    held_out = torch.zeros(num_images, dtype=torch.bool)
-    for label, number in enumerate(quota.tolist()):
-        places = (split.labels == label).nonzero().squeeze(1)
-        held_out[places[torch.randperm(len(places), generator=generator)[:number]]] = True
-
-    def take(chosen: Tensor) -> Split:
-        index = chosen.nonzero().squeeze(1)
-        pixels = split.images.permute(0, 2, 3, 1).index_select(0, index)
-        return Split(pixels.permute(0, 3, 1, 2), split.labels.index_select(0, index))
-
-    return take(~held_out), take(held_out)
+def _check_options(options: dict[str, Any]) -> None:
+    minimums = {"batch_size": 1, "val_size": 0, "split_seed": 0, "seed": 0, "crop_padding": 0, "cutout": 0}
+    for name, minimum in minimums.items():
+        require(name, options[name], options[name] >= minimum, f"at least {minimum}")
+    padding, sizes, val_size = (options[name] for name in ("crop_padding", "image_sizes", "val_size"))
+    require("crop_padding", padding, padding < 32, "less than 32, the image size")
+    require("image_sizes", sizes, all(size >= 8 for size in sizes), "sizes of at least 8")
+    require("flip", options["flip"], options["flip"] in get_args(Flip), f"one of {', '.join(get_args(Flip))}")
+    is_fraction = isinstance(val_size, float)
+    require("val_size", val_size, not is_fraction or val_size < 1, "a whole number of images, or a fraction below 1")

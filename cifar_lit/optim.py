@@ -1,30 +1,24 @@
-"""Learning-rate schedules as pure functions of the step, and an optimizer that torch lacks."""
+"""Learning-rate schedules as pure functions of the step; Muon for convolution filters."""
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+
+from cifar_lit.errors import require
 
 Schedule = Literal["constant", "linear", "cosine"]
 
 
 def lr_factor(step: int, *, num_steps: int, num_warmup_steps: int, schedule: Schedule) -> float:
-    """Give the factor on the peak learning rate for one optimizer step.
+    """Return the factor on the peak learning rate, in [0, 1], for one optimizer step, counted from 0.
 
-    The warm-up rises in equal parts and reaches the peak with its last step; after it the schedule falls from
-    the peak towards zero, which it would reach one step after the last one (so no step is wasted at zero).
-    The cosine is the one of SGDR without restarts (arXiv 1608.03983, equation 5).
-
-    Args:
-        step: The step that is about to be made, from 0.
-        num_steps: Steps of the whole run, at least 1.
-        num_warmup_steps: Steps of the warm-up, below ``num_steps``; 0 for none.
-        schedule: ``constant`` (stays at the peak), ``linear`` or ``cosine``.
-
-    Returns:
-        A factor in [0, 1].
+    The warm-up rises linearly and reaches the peak with its last step. The schedule then stays there, or falls towards
+    zero, which it would reach one step after the last, so that no step has a rate of zero. ``cosine`` is that of SGDR
+    without restarts (arXiv 1608.03983, equation 5).
     """
     if step < num_warmup_steps:
         return (step + 1) / num_warmup_steps
@@ -37,19 +31,11 @@ def lr_factor(step: int, *, num_steps: int, num_warmup_steps: int, schedule: Sch
 
 
 def orthogonalize(matrix: Tensor, *, num_steps: int = 3) -> Tensor:
-    """Bring the singular values of a matrix near to one, by a Newton-Schulz iteration of the fifth order.
+    """Orthogonalise a matrix ``(rows, columns)`` approximately, by a Newton-Schulz iteration of fifth order.
 
-    The coefficients are those of Muon (https://kellerjordan.github.io/posts/muon): they give up exactness, with
-    singular values that end between about 0.5 and 1.5, for few iterations (three, as airbench94_muon.py makes). Unlike
-    there, and in ``torch.optim.Muon``, the products are made in the matrix's own precision: in float32 a CPU is much
-    faster than in bfloat16.
-
-    Args:
-        matrix: ``(rows, columns)``, float.
-        num_steps: How many iterations.
-
-    Returns:
-        The same shape.
+    The coefficients are those of Muon (https://kellerjordan.github.io/posts/muon): singular values end between about
+    0.5 and 1.5 after few iterations (three, as in airbench94_muon.py). Unlike there, and in ``torch.optim.Muon``, the
+    products have the matrix's own precision, because on a CPU float32 is much faster than bfloat16.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrix.shape[0] > matrix.shape[1]
@@ -64,17 +50,7 @@ def orthogonalize(matrix: Tensor, *, num_steps: int = 3) -> Tensor:
 def make_optimizer(
     parameters: Iterable[nn.Parameter], *, muon_lr: float, muon_momentum: float, **options: Any
 ) -> torch.optim.SGD:
-    """Make the optimizer of a training.
-
-    Args:
-        parameters: Those of the network; what needs no gradient is left out.
-        muon_lr: Learning rate of Muon for the filters of convolutions; 0 for SGD alone.
-        muon_momentum: Momentum of Muon.
-        options: Those of ``torch.optim.SGD``.
-
-    Returns:
-        SGD, or ``Muon`` with one group for the filters.
-    """
+    """Return SGD for the parameters that are not frozen; unless ``muon_lr`` is 0, ``Muon`` with the filters apart."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if muon_lr == 0:
         return torch.optim.SGD(trained, **options)
@@ -84,64 +60,65 @@ def make_optimizer(
 
 
 class Muon(torch.optim.SGD):
-    """SGD that makes orthogonal steps with the filters of the convolutions (Muon).
+    """SGD with orthogonal steps for the filters of convolutions (Muon, https://kellerjordan.github.io/posts/muon).
 
-    The momentum of each filter bank, seen as a matrix of ``(outputs, inputs * height * width)``, is orthogonalised
-    before the step, and the filters are scaled to a mean square norm of one before that, so their size needs no weight
-    decay; both are as in airbench94_muon.py (https://github.com/KellerJordan/cifar10-airbench). All other parameters
-    are SGD's.
+    The momentum of a filter bank, as a matrix ``(outputs, inputs * height * width)``, is orthogonalised before the
+    step. Before that the filters are scaled to a mean squared norm of one, which takes the place of weight decay. Both
+    are as in airbench94_muon.py (https://github.com/KellerJordan/cifar10-airbench). ``torch.optim.Muon`` takes only
+    2-D parameters, and orthogonalises in bfloat16 (pytorch #166209).
 
     Args:
-        filters: What is orthogonalised: parameters with two dimensions or more.
-        others: What SGD takes.
-        muon_lr: Learning rate of the filters, in steps of spectral norm one.
-        muon_momentum: Momentum of the filters, in Nesterov's form.
-        options: Those of ``torch.optim.SGD``, for the others.
+        filters: Parameters to orthogonalise, with at least two dimensions.
+        others: Parameters of plain SGD.
+        muon_lr: Learning rate of the filters; the step has a spectral norm of about one.
+        muon_momentum: Nesterov momentum of the filters.
+        sgd: Arguments of ``torch.optim.SGD`` for the others.
     """
 
     def __init__(
-        self,
-        filters: Sequence[Tensor],
-        others: Sequence[Tensor],
-        *,
-        muon_lr: float,
-        muon_momentum: float,
-        **options: Any,
+        self, filters: Sequence[Tensor], others: Sequence[Tensor], *, muon_lr: float, muon_momentum: float, **sgd: Any
     ) -> None:
-        # To SGD the orthogonal direction is the gradient, without a momentum of its own.
-        muon: dict[str, Any] = {"params": filters, "lr": muon_lr, "muon_momentum": muon_momentum}
-        muon |= {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
-        super().__init__([{"params": others, "muon_momentum": None}, muon], **options)
+        # SGD gets the orthogonal direction as the gradient, without momentum.
+        plain = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+        muon: dict[str, Any] = {"params": filters, "lr": muon_lr, "muon_momentum": muon_momentum, **plain}
+        super().__init__([{"params": others}, muon], **sgd)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Make one step; the gradients of the filters are replaced by the directions that they are moved in.
-
-        Args:
-            closure: What computes the loss and the gradients again.
-
-        Returns:
-            The closure's loss.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            if group["muon_momentum"] is not None:
-                for filters in group["params"]:
-                    if filters.grad is not None:
-                        self._make_orthogonal(filters, group["muon_momentum"])
+        """Make one step; it replaces the gradients of the filters by their orthogonalised directions."""
+        loss = torch.enable_grad()(closure)() if closure else None
+        _, muon = self.param_groups
+        for filters in muon["params"]:
+            if filters.grad is None:
+                continue
+            state = self.state[filters]
+            if "muon_buffer" not in state:
+                state["muon_buffer"] = torch.zeros_like(filters.grad)
+            buffer = state["muon_buffer"].mul_(muon["muon_momentum"]).add_(filters.grad)
+            direction = filters.grad.add(buffer, alpha=muon["muon_momentum"])
+            filters.grad = orthogonalize(direction.flatten(1)).view_as(direction)
+            filters.mul_(len(filters) ** 0.5 / filters.norm().clamp_min(1e-7))  # filters may be zero
         super().step()
         return loss
 
-    def _make_orthogonal(self, filters: Tensor, momentum: float) -> None:
-        gradient = cast(Tensor, filters.grad)
-        state = self.state[filters]
-        if "muon_buffer" not in state:
-            state["muon_buffer"] = torch.zeros_like(gradient)
-        buffer = state["muon_buffer"]
-        buffer.mul_(momentum).add_(gradient)
-        direction = gradient.add(buffer, alpha=momentum)
-        filters.grad = orthogonalize(direction.flatten(1)).view_as(direction)
-        filters.mul_(len(filters) ** 0.5 / filters.norm().clamp_min(1e-7))  # filters may begin as zeros
+
+def check_optimizer_options(options: Mapping[str, Any]) -> None:
+    """Raise a ``UserError`` for an option of ``make_optimizer`` or ``make_scheduler`` that is outside its range."""
+    for name in ("momentum", "muon_momentum"):
+        require(name, options[name], 0 <= options[name] < 1, "from 0 to below 1")
+    for name in ("weight_decay", "warmup_epochs", "muon_lr"):
+        require(name, options[name], 0 <= options[name] < math.inf, "at least 0")
+    lr, nesterov, schedule = (options[name] for name in ("lr", "nesterov", "schedule"))
+    require("lr", lr, 0 < lr < math.inf, "above 0")
+    require("nesterov", nesterov, not nesterov or options["momentum"] > 0, "false, or used with a `momentum` above 0")
+    require("schedule", schedule, schedule in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}")
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, schedule: Schedule, num_steps: int, num_warmup_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return the scheduler of a training, to be stepped after each optimizer step; arguments as for ``lr_factor``."""
+    factor = functools.partial(
+        lr_factor, num_steps=num_steps, num_warmup_steps=min(num_steps - 1, num_warmup_steps), schedule=schedule
+    )
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

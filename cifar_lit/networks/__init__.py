@@ -1,6 +1,6 @@
-"""The networks: one architecture per file, each named here so that ``--model.net NAME`` finds it."""
+"""Networks, one architecture per file. Those named here are found by ``--model.net NAME``."""
 
-from cifar_lit.networks.base import Network, NetworkFactory, build_network, describe_network
+from cifar_lit.networks.base import Network, NetworkFactory, build_network, describe_network, evaluation_mode
 from cifar_lit.networks.fast import FastCNN
 from cifar_lit.networks.strong import StrongCNN
 from cifar_lit.networks.tutorial import TutorialCNN
@@ -13,4 +13,5 @@ __all__ = [
     "TutorialCNN",
     "build_network",
     "describe_network",
+    "evaluation_mode",
 ]

@@ -1,27 +1,30 @@
-"""What every network of the project is, and how one is written down in a checkpoint and built again."""
+"""The base class of all networks, and their description in a checkpoint."""
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from cifar_lit.errors import UserError
+
 
 class Network(nn.Module):
-    """Maps images ``(N, 3, 32, 32)``, float32, to logits ``(N, num_classes)``.
+    """Base class: maps images ``(N, 3, 32, 32)``, float32, normalised, to logits ``(N, num_classes)``.
 
-    A subclass takes ``num_classes`` as its first argument and its own options as keyword-only arguments of
-    plain types (numbers, strings, lists of these): they go into the checkpoint, from which the network is built
-    again. Nothing but a subclass of this class is ever built from a name that stands in a checkpoint; the module of
-    that name is imported to find out, so a checkpoint can name only code that is installed already.
+    A subclass takes ``num_classes`` as its first argument, and its own options as keyword-only arguments of plain types
+    (numbers, strings, lists of these). The options are saved in the checkpoint, and the network is built from them
+    again. Only subclasses of ``Network`` are built from a class name in a checkpoint.
     """
 
     def prepare(self, images: Tensor) -> None:
-        """Set what is computed from training images, once before training; most networks have nothing of the kind.
+        """Initialise from training images, once before training (data-dependent initialisation); by default nothing.
 
-        Args:
-            images: ``(n, 3, 32, 32)``, float32, normalised: some of the training images, the same on every rank.
+        The images are ``(n, 3, 32, 32)``, float32, normalised; the same on every rank.
         """
 
 
@@ -30,49 +33,59 @@ NetworkFactory = Callable[[int], Network]
 
 
 def describe_network(net: NetworkFactory | Mapping[str, Any]) -> dict[str, Any]:
-    """Write down how a network is made, in plain values that a checkpoint can hold.
+    """Return how a network is built: ``{"class_path": "module.Class", "init_args": {...}}``, without ``num_classes``.
 
-    Args:
-        net: A ``Network`` class, a ``functools.partial`` of one, or such a description.
-
-    Returns:
-        ``{"class_path": "module.Class", "init_args": {...}}``, without the number of classes.
-
-    Raises:
-        ValueError: If no ``Network`` class can be found in ``net``.
+    ``net`` is a ``Network`` class, a ``functools.partial`` of one, or such a description. The options are plain values,
+    which a checkpoint can hold; anything else is a ``UserError``.
     """
-    if isinstance(net, Mapping):
-        return {"class_path": str(net["class_path"]), "init_args": dict(net["init_args"])}
-    parts = (net.func, *net.args) if isinstance(net, functools.partial) else (net,)
-    # The command line's parser hands over a partial of its own instantiator, with the class among its arguments.
-    for part in parts:
-        if isinstance(part, type) and issubclass(part, Network):
-            init_args = dict(net.keywords) if isinstance(net, functools.partial) else {}
-            for name, value in init_args.items():
-                if type(value) not in (bool, int, float, str, list, dict, type(None)):
-                    raise ValueError(f"--model.net.{name} is {value!r}: give a plain number, string or list")
-            return {"class_path": f"{part.__module__}.{part.__qualname__}", "init_args": init_args}
-    raise ValueError(f"net is {net!r}: give a subclass of cifar_lit.networks.Network, or a functools.partial of one")
+    match net:
+        case {"class_path": str() as class_path, "init_args": {**init_args}}:
+            return {"class_path": class_path, "init_args": init_args}
+    parts: list[Any] = [net]
+    options: dict[str, Any] = {}
+    if isinstance(net, functools.partial):
+        # jsonargparse passes a partial of its own instantiator, with the class among the arguments.
+        parts, options = [net.func, *net.args], net.keywords
+    classes = [part for part in parts if isinstance(part, type) and issubclass(part, Network)]
+    if not classes:
+        raise UserError(f"`net` is {net!r}: must be a subclass of cifar_lit.networks.Network, or a partial of one")
+    for name, value in options.items():
+        if type(value) not in (bool, int, float, str, list, dict, type(None)):
+            raise UserError(f"`net`: its {name} is {value!r}: must be a plain number, string or list")
+    return {"class_path": f"{classes[0].__module__}.{classes[0].__qualname__}", "init_args": dict(options)}
 
 
 def build_network(spec: Mapping[str, Any], *, num_classes: int) -> Network:
-    """Build a network from its description.
+    """Build a network, with its initial weights, from what ``describe_network`` returns.
 
-    Args:
-        spec: What ``describe_network`` returns.
-        num_classes: How many logits it gives.
-
-    Returns:
-        The network, with its initial weights.
-
-    Raises:
-        ValueError: If the description does not name a subclass of ``Network`` that can be imported.
+    A class or options that do not exist are a ``UserError``. Errors raised in the network's own code pass through.
     """
-    module_name, _, class_name = spec["class_path"].rpartition(".")
+    class_path, options = spec["class_path"], spec["init_args"]
+    module_name, _, class_name = class_path.rpartition(".")
+    if not re.fullmatch(r"\w+(\.\w+)+", class_path):
+        raise UserError(f"the network {class_path} cannot be imported: must be module.Class")
     try:
-        network_class = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"the network {spec['class_path']} cannot be imported: {error}") from error
+        network_class = getattr(importlib.import_module(module_name), class_name, None)
+    except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise UserError(f"the network {class_path} cannot be imported: {error}") from error
     if not (isinstance(network_class, type) and issubclass(network_class, Network)):
-        raise ValueError(f"the network {spec['class_path']} is not a subclass of cifar_lit.networks.Network")
-    return network_class(num_classes, **spec["init_args"])
+        raise UserError(f"the network {class_path} is not a subclass of cifar_lit.networks.Network")
+    try:
+        inspect.signature(network_class).bind(num_classes, **options)
+    except TypeError as error:
+        raise UserError(f"`net`: wrong options for {class_name}: {error}") from error
+    return network_class(num_classes, **options)
+
+
+@contextlib.contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and each part back into its own mode afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, was_training in modes:
+            part.training = was_training

@@ -1,4 +1,4 @@
-"""The tutorial's network: three 5x5 convolutions, each with a max-pool, then two linear layers."""
+"""The tutorial's network: three 5x5 convolutions, each with max-pooling, then two linear layers."""
 
 from collections import OrderedDict
 
@@ -8,17 +8,17 @@ from cifar_lit.networks.base import Network
 
 
 class TutorialCNN(Network):
-    """The convolutional network of the tutorial, without a nonlinearity other than its max-pools.
+    """The convolutional network of the tutorial, whose only nonlinearity is max-pooling.
 
     With ten classes it has 145,578 parameters. The initialisation is PyTorch's default.
 
     Args:
-        num_classes: How many logits come out.
+        num_classes: Number of logits.
     """
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
-        # A Sequential with names: the graph and the summary show them, and forward is one line.
+        # Named layers, for the graph and the summary.
         self.layers = nn.Sequential(
             OrderedDict(
                 conv1=nn.Conv2d(3, 32, kernel_size=5, padding=2),
@@ -34,13 +34,6 @@ class TutorialCNN(Network):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits.
-
-        Args:
-            images: ``(N, 3, 32, 32)``, float32.
-
-        Returns:
-            ``(N, num_classes)``, float32.
-        """
+        """Map images ``(N, 3, 32, 32)`` to logits ``(N, num_classes)``."""
         logits: Tensor = self.layers(images)
         return logits

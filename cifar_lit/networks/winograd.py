@@ -1,10 +1,10 @@
-"""3x3 convolutions with fewer multiplications, for training on a CPU (Winograd's; Lavin and Gray, arXiv 1509.09308).
+"""Winograd convolution: 3x3 filters with fewer multiplications, for training on a CPU (arXiv 1509.09308).
 
-The output is cut into tiles of ``m x m`` pixels, each of which depends on a patch of ``(m + 2) x (m + 2)`` pixels.
-Patches and filters are transformed, multiplied position by position as matrices over the channels, and transformed
-back: for m = 4 that takes 36 products per tile and pair of channels in place of 144. The convolutions of torch's CPU
-library do not (torch 2.14 without AVX512), and many channels make up for the transforms: with 256 of them at 8x8
-pixels, forward and backward together take less than half the time. The result differs in rounding, by a few millionths.
+The output is divided into tiles of ``m x m`` pixels, each of which depends on a patch of ``(m + 2) x (m + 2)`` pixels.
+Patches and filters are transformed, multiplied at each position as matrices over the channels, and transformed back.
+For m = 4 that takes 36 products per tile and pair of channels instead of 144. torch 2.14 does not do this on a CPU
+without AVX-512. With many channels the transforms pay off: with 256 at 8x8 pixels, forward and backward together take
+less than half the time. The result differs by rounding, a relative difference of a few 1e-6.
 """
 
 import functools
@@ -16,71 +16,42 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-POINTS = (0, 1, -1, 2, -2)
-"""Where the polynomials are evaluated, beside infinity: small whole numbers keep the rounding small."""
+POINTS = (0, 1, -1, 2, -2)  # to interpolate at, with infinity: small integers keep rounding errors small
 
 
 class Transforms(NamedTuple):
-    """The three transforms of a tile size m, each for both directions at once (Kronecker products), float32."""
+    """The transforms of a tile size m, each for both axes at once (Kronecker products), float32."""
 
-    patches: Tensor
-    """``((m + 2)^2, (m + 2)^2)``"""
-    filters: Tensor
-    """``((m + 2)^2, 9)``"""
-    outputs: Tensor
-    """``(m^2, (m + 2)^2)``"""
+    patches: Tensor  # ((m + 2)^2, (m + 2)^2)
+    filters: Tensor  # ((m + 2)^2, 9)
+    outputs: Tensor  # (m^2, (m + 2)^2)
 
 
 @functools.cache
 def transforms(m: int) -> Transforms:
-    """Compute the transforms of a tile size, by the Toom-Cook construction.
-
-    Args:
-        m: Height and width of a tile of the output: 2, 3 or 4.
-
-    Returns:
-        The matrices.
-    """
-    points = POINTS[: m + 1]
-    others = [[q for q in points if q != p] for p in points]
-    scale = [float(np.prod([p - q for q in rest])) for p, rest in zip(points, others, strict=True)]
-    infinity = np.eye(1, m, m - 1), np.eye(1, 3, 2)
-    outputs = np.concatenate((np.vander(points, m, increasing=True), infinity[0])).T
-    filters = np.concatenate((np.vander(points, 3, increasing=True) / np.array(scale)[:, None], infinity[1]))
+    """Return the transforms of a tile size of 2, 3 or 4, by the Toom-Cook construction."""
+    points = np.array(POINTS[: m + 1])
+    others = [points[points != point] for point in points]
+    scale = [[np.prod(point - rest)] for point, rest in zip(points, others, strict=True)]
+    outputs = np.vstack((np.vander(points, m, increasing=True), np.eye(1, m, m - 1))).T
+    filters = np.vstack((np.vander(points, 3, increasing=True) / scale, np.eye(1, 3, 2)))
     patches = np.zeros((m + 2, m + 2))
-    for row, roots in enumerate([*others, list(points)]):
+    for row, roots in enumerate([*others, points]):
         patches[row, : len(roots) + 1] = np.poly(roots)[::-1]
     return Transforms(*(torch.from_numpy(np.kron(one, one)).float() for one in (patches, filters, outputs)))
 
 
 def tile_size(height: int, width: int) -> int:
-    """Choose the tile size that needs the fewest products for an image.
-
-    Args:
-        height: Rows of the output.
-        width: Columns of the output.
-
-    Returns:
-        2, 3 or 4.
-    """
+    """Return the tile size, 2, 3 or 4, that needs the fewest products for an output of this size."""
     return min((4, 3, 2), key=lambda m: -(-height // m) * -(-width // m) * (m + 2) ** 2)
 
 
 class WinogradConvolution(torch.autograd.Function):
-    """Convolves with 3x3 filters, stride 1 and zeros around, so that height and width stay."""
+    """Convolution with 3x3 filters, stride 1 and zero padding of 1, of float32 on the CPU."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, filters: Tensor) -> Tensor:
-        """Compute the output.
-
-        Args:
-            ctx: Keeps what the backward pass needs.
-            images: ``(N, inputs, height, width)``, float32 on the CPU.
-            filters: ``(outputs, inputs, 3, 3)``, float32.
-
-        Returns:
-            ``(N, outputs, height, width)``, channels last in memory.
-        """
+        """Map images ``(N, in, h, w)``, filters ``(out, in, 3, 3)`` to ``(N, out, h, w)``, channels last in memory."""
         num_images, num_in, height, width = images.shape
         num_out = len(filters)
         m = tile_size(height, width)
@@ -88,10 +59,7 @@ class WinogradConvolution(torch.autograd.Function):
         rows, columns = -(-height // m), -(-width // m)
         by = transforms(m)
         padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, 1, columns * m + 1 - width, 1, rows * m + 1 - height))
-        per_image, per_row, per_column, _ = padded.stride()
-        shape = (n, n, num_images, rows, columns, num_in)
-        strides = (per_row, per_column, per_image, m * per_row, m * per_column, 1)
-        patches = padded.as_strided(shape, strides).reshape(n * n, -1)
+        patches = padded.unfold(1, n, m).unfold(2, n, m).permute(4, 5, 0, 1, 2, 3).reshape(n * n, -1)
         transformed = (by.patches @ patches).view(n * n, -1, num_in)
         filters_t = (by.filters @ filters.permute(2, 3, 1, 0).reshape(9, -1)).view(n * n, num_in, num_out)
         products = torch.bmm(transformed, filters_t).view(n * n, -1)
@@ -104,15 +72,7 @@ class WinogradConvolution(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Compute the gradients: each transform's transpose, in the opposite order.
-
-        Args:
-            ctx: What the forward pass kept.
-            gradients: That of the output.
-
-        Returns:
-            Those of the images, where it is asked for, and of the filters.
-        """
+        """Apply the transposed transforms in reverse order; return the gradients of images (or None), filters."""
         transformed, filters_t = ctx.saved_tensors
         num_images, height, width, rows, columns, m = ctx.sizes
         num_in, num_out = filters_t.shape[1:]
@@ -127,7 +87,7 @@ class WinogradConvolution(torch.autograd.Function):
             return None, of_filters
         patches = by.patches.T @ torch.bmm(products, filters_t.mT).view(n * n, -1)
         patches = patches.view(n, n, num_images, rows, columns, num_in).permute(2, 3, 0, 4, 1, 5)
-        # A patch covers its own tile and two rows and columns of the next ones, where the patches are added up.
+        # A patch covers its own tile and two rows and columns of the next ones, where overlapping patches are summed.
         padded = patches.new_zeros(num_images, rows + 1, m, columns + 1, m, num_in)
         padded[:, :rows, :, :columns] = patches[:, :, :m, :, :m]
         padded[:, 1:, :2, :columns] += patches[:, :, m:, :, :m]
@@ -138,14 +98,10 @@ class WinogradConvolution(torch.autograd.Function):
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution without bias that keeps height and width, by Winograd's method where that is faster.
+    """A 3x3 convolution without bias and with padding 1, by Winograd's method where that is faster.
 
-    That is in training with float32 on a CPU and with many channels; everywhere else, so also in an exported network,
-    it is torch's own convolution, which gives the same up to rounding. The first filters begin as the identity.
-
-    Args:
-        num_in: Channels that come in.
-        num_out: Channels that come out.
+    It is faster in float32 training on a CPU with many channels. Otherwise, and so in an exported network, torch's
+    convolution is used, which is equal up to rounding. The first ``num_in`` filters are initialised as the identity.
     """
 
     def __init__(self, num_in: int, num_out: int) -> None:
@@ -153,14 +109,7 @@ class Conv3x3(nn.Conv2d):
         nn.init.dirac_(self.weight.data[:num_in])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Convolve.
-
-        Args:
-            images: ``(N, num_in, height, width)``.
-
-        Returns:
-            ``(N, num_out, height, width)``.
-        """
+        """Map ``(N, num_in, height, width)`` to ``(N, num_out, height, width)``."""
         pays = min(self.in_channels, self.out_channels) >= 64 and torch.is_grad_enabled()
         pays = pays and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
         if pays and images.device.type == "cpu" and images.dtype == self.weight.dtype == torch.float32:

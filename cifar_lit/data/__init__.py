@@ -1,0 +1,42 @@
+"""Data sources: each provides checked uint8 images and labels in memory."""
+
+from pathlib import Path
+from typing import Literal, Protocol
+
+from cifar_lit.data.cifar10 import CIFAR10
+from cifar_lit.data.image_folder import ImageFolder
+from cifar_lit.data.split import Split, SplitName
+from cifar_lit.data.synthetic import Synthetic
+from cifar_lit.errors import UserError
+
+SourceName = Literal["cifar10", "images", "synthetic"]
+
+__all__ = ["Source", "SourceName", "Split", "SplitName", "make_source"]
+
+
+class Source(Protocol):
+    """A dataset with a training and a test split, perhaps with a validation split."""
+
+    title: str  # of the dataset, in reports
+    classes: list[str]
+    has_val: bool
+
+    def prepare(self) -> None:
+        """Download and extract what ``load`` reads; called in one process per machine."""
+
+    def load(self, split: SplitName) -> Split:
+        """Return a split."""
+
+
+def make_source(name: SourceName, *, root: Path, cache_dir: Path, mirror: str | None = None) -> Source:
+    """Return a source by name; only the names of its classes are read. Arguments as for ``CIFAR10DataModule``."""
+    root = root.expanduser()
+    if name == "cifar10":
+        if (root / "train").is_dir() or root.is_file():
+            raise UserError(f"`root` {root} looks like images of your own: set `source` to images as well")
+        return CIFAR10(root, mirror=mirror)
+    if name == "images":
+        return ImageFolder(root, cache_dir=cache_dir.expanduser())
+    if name == "synthetic":
+        return Synthetic()
+    raise UserError(f"`source` is {name}: must be cifar10, images or synthetic")

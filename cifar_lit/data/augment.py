@@ -1,0 +1,132 @@
+"""Augmentation of whole batches of bytes, without a loop over images; its parameters are sampled once per epoch.
+
+Images have the layout ``(N, height, width, 3)``: the pixels of a row are contiguous, so that a crop copies whole rows.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cifar_lit.errors import UserError
+
+Flip = Literal["none", "random", "alternating"]
+
+
+def generator_for(*key: int) -> torch.Generator:
+    """Return a generator whose numbers are a pure function of a key, such as seed and epoch, on any machine.
+
+    The key has numbers of at least 0. Trailing zeros make no difference.
+    """
+    mixed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed >> 1))
+
+
+class AugmentParams(NamedTuple):
+    """The augmentation of each image in one epoch: row ``i`` belongs to image ``i``. None for what is switched off."""
+
+    corners: Tensor | None  # (N, 2), int64: top row and left column of the crop in the padded image
+    flips: Tensor | None  # (N,), int64: 1 where the image is mirrored
+    holes: Tensor | None  # (N, 2), int64: row and column of the centre of the cutout
+
+    def at(self, index: Tensor) -> "AugmentParams":
+        """Return the rows of a batch, ``index`` of shape ``(n,)``, int64."""
+        return AugmentParams(*(None if part is None else part.index_select(0, index) for part in self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random crop, horizontal flip and cutout.
+
+    Attributes:
+        crop_padding: Pixels of reflection padding on each side, from which a random crop of the old size is taken; 0
+            for none.
+        flip: ``random`` mirrors each image with probability 0.5. ``alternating`` mirrors a random half of the images in
+            the first epoch, the other half in the next, and so on, so that two consecutive epochs show each image both
+            ways (arXiv 2404.00498).
+        cutout: Side in pixels of a square around a random pixel that is filled with the mean colour (arXiv 1708.04552),
+            clipped at the edge; 0 for none.
+    """
+
+    crop_padding: int = 0
+    flip: Flip = "none"
+    cutout: int = 0
+
+    def sample(
+        self, num_images: int, size: int, *, seed: int, epoch: int, device: torch.device | str = "cpu"
+    ) -> AugmentParams:
+        """Sample the parameters of one epoch for square images: a pure function of seed and epoch on any device."""
+        generator = generator_for(seed, epoch, 1)
+        corners = flips = holes = None
+        if self.crop_padding:
+            corners = torch.randint(2 * self.crop_padding + 1, (num_images, 2), generator=generator)
+        if self.flip == "random":
+            flips = torch.randint(2, (num_images,), generator=generator)
+        elif self.flip == "alternating":
+            flips = torch.randint(2, (num_images,), generator=generator_for(seed, 0, 2)) ^ (epoch % 2)
+        if self.cutout:
+            holes = torch.randint(size, (num_images, 2), generator=generator)
+        return AugmentParams(*(None if part is None else part.to(device) for part in (corners, flips, holes)))
+
+
+def pad(images: Tensor, padding: int) -> Tensor:
+    """Pad all sides of images ``(N, height, width, 3)`` by reflection, without repeating the edge pixels."""
+    reflected = [np.pad(np.arange(size), padding, mode="reflect") for size in images.shape[1:3]]
+    rows, columns = (torch.from_numpy(index).to(images.device) for index in reflected)
+    return images[:, rows[:, None], columns].contiguous()
+
+
+def crop(padded: Tensor, index: Tensor, corners: Tensor, size: int) -> Tensor:
+    """Select images ``index`` ``(n,)`` of a contiguous dataset ``(N, height, width, 3)``; crop each at its own corner.
+
+    ``corners`` ``(n, 2)`` are the top row and left column of each crop. The result is ``(n, size, size, 3)``, uint8.
+    """
+    _, height, width, channels = padded.shape
+    # A view of all runs of `size` pixels, beginning at any byte: its rows overlap in memory.
+    run = size * channels
+    runs = padded.as_strided((padded.numel() - run + 1, run), (1, 1))
+    first = (index * height + corners[:, 0]) * width + corners[:, 1]
+    rows = first[:, None] + torch.arange(size, device=padded.device) * width
+    return runs.index_select(0, rows.view(-1) * channels).view(len(index), size, size, channels)
+
+
+def flip(images: Tensor, flips: Tensor) -> Tensor:
+    """Mirror the images ``(n, height, width, 3)``, left to right, where ``flips`` ``(n,)`` is 1."""
+    both = torch.cat((images, images.flip(2)))  # indexing is twice as fast as torch.where
+    return both.index_select(0, torch.arange(len(images), device=images.device) + len(images) * flips)
+
+
+def cutout(images: Tensor, holes: Tensor, size: int, colour: Tensor) -> Tensor:
+    """Fill a square of each image ``(n, height, width, 3)`` with a colour ``(3,)``.
+
+    The square is centred on ``holes`` ``(n, 2)`` (for an even side, that is the later of the two middle pixels) and
+    clipped at the edge of the image.
+    """
+    top, left = (holes - size // 2).T
+    rows = torch.arange(images.shape[1], device=images.device) - top[:, None]
+    columns = torch.arange(images.shape[2], device=images.device) - left[:, None]
+    is_hole = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
+    return torch.where(is_hole[..., None], colour, images)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Convert bytes to the network's input; the only place where this happens.
+
+    uint8 ``(N, 3, height, width)`` becomes float32 in [0, 1], channels last in memory (faster convolutions). Floating
+    point is returned unchanged, and another dtype is a ``UserError``.
+    """
+    if images.is_floating_point():
+        return images
+    if images.dtype != torch.uint8:
+        raise UserError(f"`images` has the dtype {images.dtype}: must be uint8, or floating point in [0, 1]")
+    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Resize images ``(N, 3, height, width)``, floating point, to a square: bilinear with antialiasing."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)

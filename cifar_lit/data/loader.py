@@ -1,0 +1,101 @@
+"""Batches of images in memory; order and augmentation are a pure function of (seed, epoch)."""
+
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, field
+
+import torch
+from torch import Tensor
+
+from cifar_lit.data.augment import Augmentation, crop, cutout, flip, generator_for, pad
+
+
+@dataclass(eq=False, repr=False)
+class BatchLoader:
+    """Selects batches by index from images in memory and augments them whole, on the device and without workers.
+
+    With several ranks a shuffled loader yields the same number of batches on each: the ranks share each global batch of
+    ``batch_size * world_size`` images, and a last global batch with fewer images than ranks is dropped. A loader
+    without shuffling, for evaluation, yields each image exactly once over all ranks, so that one rank may have a batch
+    more than another. The augmentation of an image in an epoch does not depend on the ranks.
+
+    Args:
+        images: ``(N, height, width, 3)``, uint8, contiguous; height and width are equal.
+        labels: ``(N,)``, int64.
+        batch_size: Images per batch and rank; the last batch of an epoch may have fewer.
+        shuffle: Use a new random order for each epoch.
+        augmentation: Augmentation of the images; by default none.
+        seed: Seed of the orders and augmentations, at least 0.
+        rank: This process among the ranks, from 0.
+        world_size: Number of ranks.
+        device: Device of the images and batches.
+
+    Yields:
+        Images ``(n, 3, height, width)``, uint8, channels last in memory, and labels ``(n,)``, int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+    _: KW_ONLY
+    batch_size: int
+    shuffle: bool = False
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        self.size = self.images.shape[1]
+        self.images, self.labels = self.images.to(self.device), self.labels.to(self.device)
+        if self.augmentation.cutout:
+            # In parts, because torch converts all that it sums to int64 first.
+            parts = [part.sum((0, 1, 2)) for part in torch.split(self.images, 1000)]
+            self.colour = (torch.stack(parts).sum(0) / (self.images.numel() // 3)).round().byte()
+        if self.augmentation.crop_padding:
+            self.images = pad(self.images, self.augmentation.crop_padding)
+        self.epoch = 0
+        self._start = 0  # batch at which the next iteration begins
+
+    batch_sampler = None  # the Trainer looks for it
+
+    @property
+    def sampler(self) -> "BatchLoader":
+        """The loader itself: the Trainer calls ``loader.sampler.set_epoch``, as it does for torch's samplers."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next iteration, from 0."""
+        self.epoch = epoch
+
+    def start_at(self, num_batches: int) -> None:
+        """Let the next iteration, and only that one, skip the first batches of its epoch."""
+        self._start = num_batches
+
+    def indices(self) -> list[Tensor]:
+        """Return the positions in ``images`` of each batch of the current epoch, one int64 tensor per batch."""
+        num_images = len(self.labels)
+        generator = generator_for(self.seed, self.epoch)
+        order = torch.randperm(num_images, generator=generator) if self.shuffle else torch.arange(num_images)
+        global_batches = torch.split(order.to(self.labels.device), self.batch_size * self.world_size)
+        fewest = self.world_size if self.shuffle else self.rank + 1  # images in the last global batch
+        return [batch[self.rank :: self.world_size] for batch in global_batches if len(batch) >= fewest]
+
+    def __len__(self) -> int:
+        return len(self.indices())
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        params = self.augmentation.sample(
+            len(self.labels), self.size, seed=self.seed, epoch=self.epoch, device=self.device
+        )
+        start, self._start = self._start, 0
+        for index in self.indices()[start:]:
+            corners, flips, holes = params.at(index)
+            if corners is None:
+                images = self.images.index_select(0, index)
+            else:
+                images = crop(self.images, index, corners, self.size)
+            if flips is not None:
+                images = flip(images, flips)
+            if holes is not None:
+                images = cutout(images, holes, self.augmentation.cutout, self.colour)
+            yield images.permute(0, 3, 1, 2), self.labels.index_select(0, index)
