@@ -1,3 +1,21 @@
 """Image classifiers on CIFAR-10 with PyTorch Lightning: the tutorial's run, grown up."""
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cifar_lit.datamodule import CIFAR10DataModule
+    from cifar_lit.module import ImageClassifier
+    from cifar_lit.run import Run
+
+__all__ = ["CIFAR10DataModule", "ImageClassifier", "Run"]
+__version__ = "0.2.0"
+
+_HOMES = {"CIFAR10DataModule": "datamodule", "ImageClassifier": "module", "Run": "run"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a class of the public API when it is first used: without it, no torch is imported."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

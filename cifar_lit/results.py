@@ -1,213 +1,85 @@
-"""The figures of a run: taken, written down, shown."""
+"""The content of ``results.json``: the metrics of a run, and what they come from."""
 
+import dataclasses
 import json
 import math
-import os
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from cifar_lit.errors import UserError
 
-from cifar_lit.datamodule import CIFAR10DataModule
-from cifar_lit.module import ImageClassifier
+VERSION = 2
+"""Version of the schema. Version 1 had no ``version`` and called test-time augmentation "views"."""
 
-Figures = dict[str, float]
+HINT = "delete it, and cifar-lit test RUN --report writes it again"
 
 
-def evaluate(
-    trainer: Trainer,
-    model: ImageClassifier,
-    datamodule: CIFAR10DataModule,
-    checkpoint: str | None,
-    *,
-    splits: tuple[str, ...] = ("val", "test"),
-) -> Figures:
-    """Score a checkpoint on the validation images, where there are any, and on the test images.
+@dataclass(kw_only=True)
+class Results:
+    """The metrics of a checkpoint, the data and network they belong to and, after a fit, its training.
 
-    Args:
-        trainer: What runs it.
-        model: The module that the weights are loaded into.
-        datamodule: The data.
-        checkpoint: The checkpoint's path; None for the weights that the module has.
-        splits: What to score it on: ``val``, ``test`` or both.
-
-    Returns:
-        What the module logs: ``Accuracy/val``, ``Loss/test``, ...
-
-    Raises:
-        ValueError: If validation alone is asked for and there is none.
+    Attributes:
+        num_val: Validation images that were scored, as ``num_test``; 0 for none.
+        checkpoint: The checkpoint that was scored; None for weights that were not saved.
+        best_epoch: The epoch of the best checkpoint, counted from 1.
+        train_seconds: Seconds of training, with validation and saving; ``images_per_second`` is without validation.
+        metrics: ``Accuracy/val``, ``Loss/val``, and what ``Predictions.metrics`` returns. In ``results.json`` they
+            stand beside the other fields: a name with a slash is a metric, named as in TensorBoard.
     """
-    figures: Figures = {}
-    if splits == ("val",) and not datamodule.has_val:
-        raise ValueError("--data.val_size is 0: there are no validation images to score; use test")
-    for split, score in (("val", trainer.validate), ("test", trainer.test)):
-        if split in splits and (split == "test" or datamodule.has_val):
-            score(model, datamodule=datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True)
-            figures.update((name, float(value)) for name, value in trainer.callback_metrics.items() if name != "step")
-    return figures
 
+    source: str
+    title: str
+    num_train: int
+    num_val: int
+    num_test: int
+    num_classes: int
+    network: str
+    num_parameters: int
+    checkpoint: str | None = None
+    recipe: str | None = None
+    seed: int | None = None
+    epochs: int | None = None
+    best_epoch: int | None = None
+    train_seconds: float | None = None
+    images_per_second: float | None = None
+    device: str | None = None
+    versions: dict | None = None  # type: ignore[type-arg]  # a plain type, which isinstance takes
+    command: str | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    version: int = VERSION
 
-def describe_data(datamodule: CIFAR10DataModule) -> dict[str, Any]:
-    """Say what data the figures come from.
+    def of_classes(self, name: str) -> dict[str, float]:
+        """Return a metric per class: ``of_classes("Precision")`` maps each class to its precision on test."""
+        prefix = f"{name}/test/"
+        return {key.removeprefix(prefix): value for key, value in self.metrics.items() if key.startswith(prefix)}
 
-    Args:
-        datamodule: The data, loaded.
+    def to_json(self) -> str:
+        fields = dataclasses.asdict(self)
+        # JSON has no NaN: such a value becomes null.
+        metrics = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in fields.pop("metrics").items()
+        }
+        return json.dumps({"version": fields.pop("version"), **metrics, **fields}, indent=2) + "\n"
 
-    Returns:
-        ``source``, ``title``, ``num_train``, ``num_val``, ``num_test`` (0 for what was not loaded) and ``num_classes``.
-    """
-    sizes = {
-        f"num_{name}": len(split.labels) if split else 0
-        for name, split in (("train", datamodule.train), ("val", datamodule.val), ("test", datamodule.test))
-    }
-    return {
-        "source": datamodule.hparams["source"],
-        "title": datamodule.source.title,
-        **sizes,
-        "num_classes": len(datamodule.classes),
-    }
-
-
-def describe_model(model: ImageClassifier) -> dict[str, Any]:
-    """Say which network it is.
-
-    Args:
-        model: The module.
-
-    Returns:
-        ``network``, the class's name, and ``num_parameters``.
-    """
-    return {
-        "network": type(model.net).__name__,
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-    }
-
-
-def add_report(
-    results: dict[str, Any],
-    model: ImageClassifier,
-    datamodule: CIFAR10DataModule,
-    folder: Path,
-    logger: TensorBoardLogger | None = None,
-) -> None:
-    """Score the test images once more, image by image, and write ``report.html`` into a run's folder.
-
-    Args:
-        results: What is known of the run; the figures of the report are added.
-        model: The model that was tested, which is in evaluation mode after that.
-        datamodule: The data, with its test images loaded.
-        folder: The run's folder.
-        logger: Gets the same pictures, where there is one.
-    """
-    from cifar_lit import report  # matplotlib, which only this needs
-
-    assert datamodule.test is not None
-    images, labels = datamodule.test.images, datamodule.test.labels
-    answers = report.Answers(model.net, images, labels, model.eval().predict(images), model.classes)
-    results |= report.score(answers)
-    report.write_report(folder / "report.html", answers, results, report.read_curves(folder))
-    if logger is not None:
-        for name, figure in report.report_pictures(answers).items():
-            logger.experiment.add_figure(name, figure, results["epochs"])
-
-
-def save_results(results: dict[str, Any], folder: Path) -> None:
-    """Write ``results.json`` into a run's folder.
-
-    Args:
-        results: Everything that is known of the run.
-        folder: The run's folder.
-    """
-    temporary = folder / ".results.json.part"
-    # JSON has no NaN: a figure that is none becomes null.
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in results.items()}
-    temporary.write_text(json.dumps(finite, indent=2) + "\n")
-    temporary.replace(folder / "results.json")
-
-
-def load_results(folder: Path) -> dict[str, Any]:
-    """Read ``results.json`` of a run.
-
-    Args:
-        folder: The run's folder.
-
-    Returns:
-        What ``save_results`` was given; nothing where there is no such file.
-    """
-    path = folder / "results.json"
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
-
-
-def shorten(path: str) -> str:
-    """Write a path relative to the working folder, where that is possible.
-
-    Args:
-        path: A file or folder.
-
-    Returns:
-        The relative path; on another drive, the path as it was.
-    """
-    try:
-        return os.path.relpath(path)
-    except ValueError:
-        return path
-
-
-def format_table(results: dict[str, Any]) -> str:
-    """Lay the figures out for a terminal of 80 columns.
-
-    Args:
-        results: Figures, and what is known beside them; only what is there is shown.
-
-    Returns:
-        The table, of several lines.
-    """
-    lines = [f"{'':<20}{'validation':>12}{'test':>12}"]
-    for title, key in (
-        ("accuracy", "Accuracy"),
-        ("with test views", "ViewsAccuracy"),
-        ("macro accuracy", "MacroAccuracy"),
-        ("top-5 accuracy", "Top5Accuracy"),
-        ("loss", "Loss"),
-    ):
-        values = [results.get(f"{key}/{split}") for split in ("val", "test")]
-        if key == "MacroAccuracy" and "AccuracyInterval/test" in results:
-            low, high = results["AccuracyInterval/test"]
-            lines.append(f"{'95 % interval':<20}{'':>12}{f'{low:.3f}-{high:.3f}':>12}")
-        if any(value is not None for value in values):
-            lines.append(f"{title:<20}" + "".join(f"{'' if v is None else f'{v:.4f}':>12}" for v in values))
-    per_class = {
-        key.removeprefix("ClassAccuracy/test/"): value
-        for key, value in results.items()
-        if key.startswith("ClassAccuracy/test/")
-    }
-    if per_class:
-        lines += ["", "test accuracy per class"]
-    lines += [f"  {name[:29]:<30}{value:>12.4f}" for name, value in per_class.items()]
-    lines += ["", *(f"{title:<12}{text}" for title, text in _remarks(results))]
-    return "\n".join(lines)
-
-
-def _remarks(results: dict[str, Any]) -> list[tuple[str, str]]:
-    parts = (("num_train", "train"), ("num_val", "validation"), ("num_test", "test"))
-    sizes = [f"{results[key]:,} {name}" for key, name in parts if results[key]]
-    remarks = [
-        ("data", f"{results['title']}: {', '.join(sizes)}"),
-        ("network", f"{results['network']}, {results['num_parameters']:,} parameters"),
-    ]
-    if "train_seconds" in results:
-        seconds = results["train_seconds"]
-        speed = f"{seconds:.{0 if seconds >= 10 else 1}f} s, {results['images_per_second']:,.0f} images/s"
-        epochs = "1 epoch" if results["epochs"] == 1 else f"{results['epochs']} epochs"
-        remarks.append(("training", f"{epochs} in {speed}"))
-    kept = f", of epoch {results['best_epoch']}" if results.get("best_epoch") else ""
-    remarks.append(("checkpoint", f"{results['checkpoint']}{kept}"))
-    if "run" in results:
-        run = results["run"]
-        remarks += [("run", run), ("curves", f"tensorboard --logdir {Path(run).parent}")]
-        if not results["checkpoint"].startswith("none"):
-            remarks.append(("test again", f"python scripts/test.py {run}"))
-        if "Confusion/test" in results:
-            remarks.append(("report", f"{run}/report.html"))
-    return remarks
+    @classmethod
+    def from_json(cls, text: str, *, origin: str) -> "Results":
+        """Read the text of ``results.json``; ``origin`` is the file, for the message of the ``UserError``."""
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{origin} is damaged: it is not JSON ({error}); {HINT}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{origin} is damaged: it holds no results; {HINT}")
+        version = content.get("version", 1)
+        if not isinstance(version, int) or version > VERSION:
+            raise UserError(
+                f"{origin} has version {version} of the schema, which is newer than {VERSION}: update cifar_lit"
+            )
+        metrics = {name.replace("ViewsAccuracy/", "TTAAccuracy/"): v for name, v in content.items() if "/" in name}
+        values = {**content, "version": VERSION, "metrics": metrics}
+        for name, kind in get_type_hints(cls).items():
+            value = values.setdefault(name, getattr(cls, name, None))  # a field's default is a class attribute
+            if name != "metrics" and not isinstance(value, kind):
+                raise UserError(f"{origin} is damaged: {name} is missing, or of another type; {HINT}")
+        return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})

@@ -1,6 +1,7 @@
-"""SIGTERM and SIGINT end the process with 143 and 130, where nothing is to be saved first."""
+"""Signals: SIGTERM and SIGINT end the process with 143 and 130, in a training after it was saved."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -8,13 +9,13 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def ending_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGINT end the process with 143 and 130, also where Lightning would see to them itself."""
+def exit_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGINT end the process with 143 and 130, even where Lightning would handle them itself."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {signum: signal.getsignal(signum) or signal.SIG_DFL for signum in (signal.SIGTERM, signal.SIGINT)}
-    end_at_once_on_signals()
+    exit_at_once_on_signals()
     try:
         yield
     finally:
@@ -22,12 +23,46 @@ def ending_on_signals() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def end_at_once_on_signals() -> None:
-    """Take the signals into our hands, in the main thread, where alone that is possible."""
+def exit_at_once_on_signals() -> None:
+    """Install the handlers; only the main thread can."""
     if threading.current_thread() is threading.main_thread():
         for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, _end_at_once)
+            signal.signal(signum, _exit)
 
 
-def _end_at_once(signum: int, _frame: Any) -> None:
+def _exit(signum: int, _frame: Any) -> None:
     raise SystemExit(128 + signum)
+
+
+class SignalListener:
+    """Remembers the number of a signal (``received``, 0 for none) until the training can act on it."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._requeue: Any = None
+
+    def listen(self) -> None:
+        """Install the handlers; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._remember)
+        if hasattr(signal, "SIGUSR1") and callable(requeue := signal.getsignal(signal.SIGUSR1)):
+            self._requeue = requeue  # Lightning's, on a SLURM cluster; it would save in the middle of a step
+            signal.signal(signal.SIGUSR1, self._remember)
+
+    def requeue(self, signum: int) -> bool:
+        """Let Lightning put the job into SLURM's queue again, if that is what the signal asks for."""
+        if self._requeue is None or signum != signal.SIGUSR1:
+            return False
+        self.received = 0
+        self._requeue(signum, None)
+        return True
+
+    def _remember(self, signum: int, frame: Any) -> None:
+        if signum == signal.SIGINT:
+            if self.received == signum:
+                os._exit(128 + signum)  # a file that is being written has not got its name yet
+            with contextlib.suppress(OSError):  # os.write, because print may be what was interrupted
+                os.write(2, b"\nsaving, then stopping; Ctrl-C again stops at once\n")
+        self.received = signum

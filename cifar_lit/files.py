@@ -1,0 +1,44 @@
+"""Atomic writes: under its final name a file is always complete."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+
+def write_atomic(path: Path, write: str | bytes | Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that its name always refers to complete content: the old until the new is on the disk.
+
+    The content is written next to the final place under a random name, flushed to the disk and renamed. It is given as
+    bytes, as text (encoded as UTF-8), or as a function that writes it to an open file.
+    """
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    try:
+        with part.open("xb") as file:
+            if callable(write):
+                write(file)
+            else:
+                file.write(write.encode() if isinstance(write, str) else write)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(OSError):  # flush the rename as well, where the system can flush folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def shorten(path: str | Path) -> str:
+    """Return a path relative to the working folder; on another drive, the path as it was."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:
+        return str(path)

@@ -1,0 +1,232 @@
+"""A run on disk: ``Run`` reads it, ``RunWriter`` is the folder of one that is being trained."""
+
+import contextlib
+import functools
+import inspect
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from cifar_lit.checkpoint import check_exists, first_nonfinite, load_checkpoint, load_safetensors
+from cifar_lit.datamodule import CIFAR10DataModule
+from cifar_lit.errors import UserError
+from cifar_lit.files import write_atomic
+from cifar_lit.module import ImageClassifier
+from cifar_lit.results import Results
+
+LOGS = "lightning_logs"
+CHECKPOINTS = "checkpoints"
+BEST, LAST = "best.ckpt", "last.ckpt"
+CONFIG, RESULTS, REPORT = "config.yaml", "results.json", "report.html"
+SAFETENSORS = "model.safetensors"
+RENAMED = {"test_views": "tta"}
+"""Hyper-parameters that version 0.1 called otherwise."""
+
+
+class Run:
+    """A trained model on disk, with what is known of its training.
+
+    Args:
+        path: The folder of a run (its best checkpoint counts, or the last where there is no best), a checkpoint, or an
+            export with ``model.safetensors``.
+
+    Attributes:
+        file: The checkpoint, or the weights of an export.
+        folder: The run's folder; None for a checkpoint that lies elsewhere and for an export.
+
+    Raises:
+        UserError: If there is no such file; when it is read, if it is damaged or not of this project.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.file = find_checkpoint(self.path)
+        self.folder = run_folder(self.file)
+
+    @functools.cached_property
+    def checkpoint(self) -> dict[str, Any]:
+        """The content of the file, read and checked once; of an export ``hyper_parameters`` and ``state_dict``."""
+        is_export = self.file.suffix == ".safetensors"
+        checkpoint = load_safetensors(self.file) if is_export else load_checkpoint(self.file)
+        model, data = checkpoint["hyper_parameters"], checkpoint.get("datamodule_hyper_parameters")
+        if not {"classes", "net"} <= model.keys() or (data is not None and not {"source", "seed"} <= data.keys()):
+            raise UserError(f"{self.file} is not a checkpoint of this project: its settings belong to another one")
+        checkpoint["hyper_parameters"] = {RENAMED.get(name, name): value for name, value in model.items()}
+        return checkpoint
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """The hyper-parameters of the ``ImageClassifier``, as plain values."""
+        return dict(self.checkpoint["hyper_parameters"])
+
+    @property
+    def data_options(self) -> dict[str, Any]:
+        """The hyper-parameters of the ``CIFAR10DataModule``, as plain values; an export has none: ``UserError``."""
+        if "datamodule_hyper_parameters" not in self.checkpoint:
+            raise UserError(f"{self.file} is an export, which has no data settings: give the run it was made from")
+        return dict(self.checkpoint["datamodule_hyper_parameters"])
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of ``config.yaml``; empty where there is none."""
+        path = self.folder and self.folder / CONFIG
+        if path is None or not path.is_file():
+            return {}
+        try:
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeError, RecursionError) as error:
+            raise UserError(f"{path} is damaged: it is not YAML") from error
+        if not isinstance(config, dict):
+            raise UserError(f"{path} is damaged: it holds no settings")
+        return config
+
+    @functools.cached_property
+    def results(self) -> Results | None:
+        """The content of ``results.json``; None where there is none."""
+        path = self.folder and self.folder / RESULTS
+        if path is None or not path.is_file():
+            return None
+        return Results.from_json(path.read_text(encoding="utf-8", errors="replace"), origin=str(path))
+
+    def model(self, **overrides: Any) -> ImageClassifier:
+        """Return the model, on the CPU and in evaluation mode; ``overrides`` are arguments that differ, as ``tta``."""
+        options = self.model_options | overrides
+        self._check_names(options, ImageClassifier)
+        try:
+            model = ImageClassifier(**options)
+        except UserError as error:
+            raise UserError(f"{self.file}: {error}") from error
+        try:
+            model.load_state_dict(self.checkpoint["state_dict"])
+        except RuntimeError as error:  # what torch says of missing and surplus names, and of other shapes
+            raise UserError(f"{self.file} does not match its network: {error}") from error
+        self.check_finite(model)
+        return model.eval()
+
+    def datamodule(self, **overrides: Any) -> CIFAR10DataModule:
+        """Return the data module, of which nothing is loaded; ``overrides`` are arguments that differ, as ``root``.
+
+        Data with other classes than those of the model is a ``UserError``.
+        """
+        options = self.data_options | overrides
+        self._check_names(options, CIFAR10DataModule)
+        datamodule = CIFAR10DataModule(**options)
+        trained_for = self.model_options["classes"]
+        if datamodule.classes != trained_for:
+            raise UserError(
+                f"{self.path} was trained for the classes {', '.join(trained_for)}, and the data has "
+                f"{', '.join(datamodule.classes)}: give the data that it was trained on with `root`"
+            )
+        return datamodule
+
+    def check_finite(self, model: ImageClassifier) -> None:
+        """Refuse the file if one of the model's parameters is non-finite in it; a buffer may be."""
+        weights = self.checkpoint["state_dict"]
+        if name := first_nonfinite((name, weights[name]) for name, _ in model.named_parameters() if name in weights):
+            raise UserError(f"{self.file} is unusable: {name} has non-finite values, because its training diverged")
+
+    def _check_names(self, options: dict[str, Any], kind: type) -> None:
+        unknown = sorted(options.keys() - inspect.signature(kind).parameters.keys())
+        if unknown:
+            raise UserError(f"{self.file} has settings that this version does not know: {', '.join(unknown)}")
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the file that a run is judged by: the path itself, or the best or else the last checkpoint in it."""
+    if not path.is_dir():
+        check_exists(path)
+        return path
+    for name in (f"{CHECKPOINTS}/{BEST}", f"{CHECKPOINTS}/{LAST}", SAFETENSORS):
+        if (path / name).is_file():
+            return path / name
+    raise UserError(
+        f"{path} is neither a run's folder with {CHECKPOINTS}/{BEST} or {LAST}, nor an export with {SAFETENSORS}"
+    )
+
+
+def run_folder(checkpoint: Path) -> Path | None:
+    """Return the folder of the run that a checkpoint belongs to; None where it lies elsewhere."""
+    folder = checkpoint.parent.parent
+    return folder if checkpoint.parent.name == CHECKPOINTS and (folder / CONFIG).is_file() else None
+
+
+class RunWriter:
+    """The folder of a run that is being trained: locked, and written atomically.
+
+    ``config`` is written to ``config.yaml`` after the first step. A folder that ``is_new`` is removed again if no step
+    is made in it.
+    """
+
+    def __init__(self, path: Path, config: str, *, is_new: bool) -> None:
+        self.path, self.checkpoints = path, path / CHECKPOINTS
+        self._config = config
+        self._is_new = is_new
+        self._is_started = False
+        self._lock = FileLock(path / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+            for left_over in path.rglob(".*.part"):  # of a process that was killed
+                left_over.unlink(missing_ok=True)
+        except Timeout as error:
+            raise UserError(f"{path} is in use by another training: wait for it, or stop it") from error
+        except NotImplementedError:  # a file system without locks
+            pass
+        except OSError as error:
+            raise UserError(f"`default_root_dir`: {path} cannot be written ({error.strerror}): give another") from error
+
+    @classmethod
+    def create(cls, root: Path, config: str) -> "RunWriter":
+        """Make a new folder ``root/lightning_logs/version_N``, which no other process gets."""
+        logs = root / LOGS
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+            numbers = [path.name.removeprefix("version_") for path in logs.glob("version_*")]
+            number = max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
+            while True:
+                path = logs / f"version_{number}"
+                try:
+                    path.mkdir()
+                    break
+                except FileExistsError:  # another run that starts at this moment took it
+                    number += 1
+        except OSError as error:
+            raise UserError(
+                f"`default_root_dir` is {root}: no run can be kept there ({error.strerror}); give another folder"
+            ) from error
+        return cls(path, config, is_new=True)
+
+    def check_space(self, num_bytes: int) -> None:
+        """Raise a ``UserError`` if a checkpoint of this size cannot be written, before there is one to lose."""
+        probe = self.path / ".probe"
+        try:
+            block = bytes(1 << 20)
+            write_atomic(probe, lambda file: file.writelines(itertools.repeat(block, -(-num_bytes // len(block)))))
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"`default_root_dir`: a checkpoint of {num_bytes:,} bytes cannot be written to {self.path} "
+                f"({error.strerror}); free some space or give another folder"
+            ) from error
+
+    def start(self) -> None:
+        """Write ``config.yaml`` after the first step: from here on the folder is a run, and stays."""
+        if not self._is_started:
+            write_atomic(self.path / CONFIG, self._config)
+            self._is_started = True
+
+    def save_results(self, results: Results) -> None:
+        write_atomic(self.path / RESULTS, results.to_json())
+
+    def close(self) -> None:
+        """Release the folder, and remove it if it is new and no step was made."""
+        with contextlib.suppress(OSError):  # Windows keeps an open file
+            Path(self._lock.lock_file).unlink(missing_ok=True)  # while no other process can have it
+        self._lock.release()
+        if self._is_new and not (self.path / CONFIG).exists() and not self.checkpoints.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()  # if it was the first
