@@ -1,6 +1,3 @@
-"""Measure how fast this machine trains: ``python scripts/bench.py --help``."""
+from cifar_lit.benchmarks.report import main
 
-from cifar_lit.bench.report import main
-
-if __name__ == "__main__":
-    main()
+raise SystemExit(main())

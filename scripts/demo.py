@@ -1,11 +1,3 @@
-"""Look at pictures in the browser: ``python scripts/demo.py RUN_OR_CHECKPOINT``."""
+from cifar_lit.main import main
 
-import signal
-import sys
-
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback while PyTorch is imported
-
-from cifar_lit.cli import main  # noqa: E402
-
-if __name__ == "__main__":
-    main(["demo", *sys.argv[1:]])
+raise SystemExit(main(command="demo"))

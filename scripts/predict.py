@@ -1,11 +1,3 @@
-"""Predict: ``python scripts/predict.py RUN_OR_CHECKPOINT PATH...``."""
+from cifar_lit.main import main
 
-import signal
-import sys
-
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback while PyTorch is imported
-
-from cifar_lit.cli import main  # noqa: E402
-
-if __name__ == "__main__":
-    main(["predict", *sys.argv[1:]])
+raise SystemExit(main(command="predict"))

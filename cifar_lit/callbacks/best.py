@@ -1,0 +1,73 @@
+"""The best checkpoint."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from cifar_lit.run import BEST
+
+REMEMBERED = ("best_loss", "best_epoch", "num_val")
+
+
+class Best(ModelCheckpoint):
+    """Keeps ``best.ckpt``: the epoch with the best validation accuracy, of several the one with the lowest loss.
+
+    It is saved at the end of the epoch, as ``last.ckpt`` is, so that a run can resume from either. Only the first
+    process knows the folder, which is broadcast. ``best_epoch`` is counted from 1; 0 before there is one.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename=Path(BEST).stem,
+            monitor="Accuracy/val",
+            mode="max",
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
+        )
+        self.best_loss = math.inf
+        self.best_epoch = 0
+        self.num_val = 0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The validation metrics of the best epoch; empty before there is one."""
+        score = self.best_model_score
+        return {} if score is None else {"Accuracy/val": float(score), "Loss/val": self.best_loss}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor in trainer.callback_metrics:
+            self.num_val = int(pl_module.num_val)  # type: ignore[arg-type]
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Return whether an epoch has the highest accuracy, or the same as the best and a lower loss.
+
+        Few images give few different accuracies, and the first of several equal epochs may hardly have learned.
+        """
+        loss = float(trainer.callback_metrics.get("Loss/val", math.inf))
+        is_better: bool = super().check_monitor_top_k(trainer, current)
+        if current is not None and self.best_model_score is not None and bool(current == self.best_model_score):
+            is_better = loss < self.best_loss
+        if is_better:
+            self.best_loss, self.best_epoch = loss, trainer.current_epoch + 1
+        return is_better
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), **{name: getattr(self, name) for name in REMEMBERED}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what is remembered, if the best checkpoint lies in this run's folder; else start anew."""
+        path = Path(str(self.dirpath), BEST)
+        if not path.is_file():
+            return
+        # Lightning remembers paths as text; the folder may have moved, or be spelled otherwise.
+        paths = {"dirpath": str(path.parent), "best_model_path": str(path), "kth_best_model_path": str(path)}
+        best = {str(path): score for score in state_dict["best_k_models"].values()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": best})
+        for name in REMEMBERED:
+            setattr(self, name, state_dict.get(name, getattr(self, name)))

@@ -1,0 +1,189 @@
+"""The options of ``cifar-lit fit``, and the model and data that they describe."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ActionYesNo
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from cifar_lit.callbacks.saver import Saver
+from cifar_lit.checkpoint import check_exists
+from cifar_lit.cli.parser import FitParser, naming_options, option_names
+from cifar_lit.datamodule import CIFAR10DataModule
+from cifar_lit.errors import UserError, require
+from cifar_lit.module import ImageClassifier
+from cifar_lit.networks import evaluation_mode
+from cifar_lit.recipes import RECIPES, recipe_help
+from cifar_lit.run import CHECKPOINTS, CONFIG, LAST, LOGS, run_folder
+
+SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
+EXAMPLES = """\
+examples:
+  cifar-lit fit
+  cifar-lit fit --recipe tuned --seed_everything 1
+  cifar-lit fit --trainer.max_epochs 3 --model.lr 0.05
+  cifar-lit fit --data.source images --data.root pictures --data.val_size 0.2
+  cifar-lit fit --data.source synthetic --trainer.max_epochs 3
+  cifar-lit fit --ckpt_path last
+"""
+
+
+def with_config(args: Sequence[str]) -> list[str]:
+    """Put one ``--config`` before all other options: that of the run that is resumed, or else the recipe."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option in ("--recipe", "--ckpt_path", "--trainer.default_root_dir"):
+        parser.add_argument(option, nargs="?", dest=option)
+    parser.add_argument("-c", "--config", nargs="?", action="append", default=[])
+    given = vars(parser.parse_known_args(args)[0])
+    if given["--ckpt_path"]:
+        file = _checkpoint_to_resume(given["--ckpt_path"], root=given["--trainer.default_root_dir"] or ".")
+        args = [*args, "--ckpt_path", str(file)]
+        if folder := run_folder(file):
+            if given["--recipe"]:
+                raise UserError("--recipe belongs to a new run: leave it out beside --ckpt_path")
+            return ["--config", str(folder / CONFIG), *args]
+    recipe = given["--recipe"] or next(filter(None, map(_recipe_of, reversed(given["config"]))), "tutorial")
+    return ["--config", str(RECIPES[recipe]), *args] if recipe in RECIPES else list(args)
+
+
+def _checkpoint_to_resume(given: str, root: str) -> Path:
+    """Return the checkpoint that ``--ckpt_path`` means: ``last``, a run's folder, or a file."""
+    if given == "last":
+        found = list((Path(root) / LOGS).glob(f"*/{CHECKPOINTS}/{LAST}"))
+        if not found:
+            raise UserError(f"--ckpt_path last: no run in {Path(root) / LOGS} has a {CHECKPOINTS}/{LAST}")
+        return max(found, key=lambda path: path.stat().st_mtime)
+    return Path(given, CHECKPOINTS, LAST) if Path(given).is_dir() else Path(given)
+
+
+def _recipe_of(config: str | None) -> str | None:
+    """Return the recipe that a configuration file names; None if it names none, or cannot be read."""
+    try:
+        return str(yaml.safe_load(Path(str(config)).read_text(encoding="utf-8"))["recipe"])
+    except (OSError, UnicodeError, yaml.YAMLError, KeyError, TypeError):
+        return None  # what is wrong with the file is said when it is parsed
+
+
+class FitCLI(LightningCLI):
+    """Lightning's command line, for ``fit`` alone: it parses the options, sets the seed, builds model and data.
+
+    The Trainer is built later, when the folder of the run is known. ``config`` holds the options as plain values,
+    ``config_init`` with the Trainer's callbacks, loggers and plugins built.
+    """
+
+    model: ImageClassifier
+    datamodule: CIFAR10DataModule
+
+    def __init__(self, args: Sequence[str]) -> None:
+        super().__init__(
+            ImageClassifier,
+            CIFAR10DataModule,
+            run=False,
+            save_config_callback=None,  # the Saver writes config.yaml
+            parser_class=FitParser,
+            parser_kwargs={
+                "usage": "cifar-lit fit [options]",
+                "description": "Train, keep the checkpoint that is best on validation, and test it once.",
+                "epilog": EXAMPLES,
+            },
+            args=list(args),
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # the module keeps its hyper-parameters itself, as in plain Python
+        )
+
+    @property
+    def names(self) -> dict[str, str]:
+        return {**option_names(self.parser._option_string_actions), "seed": "--seed_everything"}
+
+    @property
+    def trainer_options(self) -> dict[str, Any]:
+        return dict(self.config_init["trainer"])
+
+    @property
+    def has_val(self) -> bool:
+        return self.datamodule.has_val and self.trainer_options["limit_val_batches"] != 0
+
+    @property
+    def keeps_checkpoints(self) -> bool:
+        return self.trainer_options["enable_checkpointing"] is not False and not self.trainer_options["fast_dev_run"]
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--seed_everything", type=int, default=0, help="Seed of the initial weights and of the order of the images."
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--recipe", choices=list(RECIPES), default="tutorial", help=recipe_help())
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="Resume a training: last (the run that was saved last), a run's folder, or a checkpoint.",
+        )
+        parser.add_class_arguments(Saver, "checkpoint", skip={"run", "keep"}, instantiate=False)
+        parser.add_argument(
+            "--report",
+            action=ActionYesNo(no_prefix="no_"),
+            default=True,
+            help="Write report.html into the run's folder: metrics per class, confusion matrix, errors, filters.",
+        )
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+        with naming_options(self.names):
+            _check_options(self.config)
+
+    def instantiate_classes(self) -> None:
+        with naming_options(self.names):
+            self.config_init = self.parser.instantiate_classes(self.config)
+            self.model, self.datamodule = self.config_init["model"], self.config_init["data"]
+            _check_image_sizes(self.model, self.datamodule.hparams["image_sizes"])
+
+    def dump(self) -> str:
+        """Return the text of ``config.yaml``, which starts a new run."""
+        config = self.config.clone()
+        config["ckpt_path"] = None
+        return str(self.parser.dump(config, skip_none=False))
+
+
+def _check_options(config: Any) -> None:
+    seed, trainer = config["seed_everything"], config["trainer"]
+    folder, interval = trainer["default_root_dir"], trainer["val_check_interval"]
+    every = trainer["check_val_every_n_epoch"]
+    check_devices(trainer["devices"], trainer["accelerator"])
+    strategy = str(trainer["strategy"])
+    require("strategy", strategy, not strategy.startswith(SPAWNING), "ddp, which starts its own processes")
+    require("seed", seed, 0 <= seed < 2**32, f"from 0 to {2**32 - 1}")
+    require("default_root_dir", folder, "://" not in str(folder), "a folder")
+    # The checkpoints are chosen at the end of an epoch, so validation belongs there.
+    require("val_check_interval", interval, interval in (None, 1, 1.0), "1.0, or left out")
+    require("check_val_every_n_epoch", every, every is not None and every >= 1, "at least 1")
+    if config["ckpt_path"] == "last":
+        raise UserError("--ckpt_path last: give that on the command line, or the name of the file here")
+    if config["ckpt_path"] is not None:
+        check_exists(config["ckpt_path"])
+
+
+def check_devices(devices: Any, accelerator: Any) -> None:
+    """Refuse more processes than the CPU has cores: they would take the machine down."""
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+    num_cores = os.cpu_count() or 1
+    if on_cpu and str(devices).isdecimal() and int(devices) > num_cores:
+        raise UserError(f"`devices` is {devices}, and this machine has {num_cores} cores: give fewer")
+
+
+def _check_image_sizes(model: ImageClassifier, sizes: Sequence[int]) -> None:
+    for size in set(sizes):
+        try:
+            with torch.no_grad(), evaluation_mode(model.net):
+                model.net(torch.zeros(1, 3, size, size))
+        except RuntimeError as error:
+            name = type(model.net).__name__
+            raise UserError(f"`image_sizes` has {size}, which {name} does not take: leave it out") from error

@@ -1,0 +1,112 @@
+"""``cifar-lit fit``: train, keep the best checkpoint on validation, test it once, write everything down, show it."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from cifar_lit.callbacks.best import Best
+from cifar_lit.callbacks.nonfinite import NonFiniteGuard
+from cifar_lit.callbacks.saver import Saver
+from cifar_lit.callbacks.throughput import Throughput
+from cifar_lit.checkpoint import load_checkpoint
+from cifar_lit.cli.arguments import FitCLI, with_config
+from cifar_lit.cli.filters import filter_logs
+from cifar_lit.cli.parser import naming_options, reader_may_leave
+from cifar_lit.cli.resume import find_resumed
+from cifar_lit.cli.trainer import build_trainer, log_graph, open_run
+from cifar_lit.errors import UserError
+from cifar_lit.evaluation.plots import log_figures
+from cifar_lit.evaluation.report import write_report
+from cifar_lit.evaluation.score import describe, score
+from cifar_lit.evaluation.table import format_table
+from cifar_lit.files import shorten
+from cifar_lit.machine import describe_machine
+from cifar_lit.results import Results
+from cifar_lit.run import REPORT, RunWriter
+
+
+def main(args: Sequence[str]) -> int:
+    fit(args, command=shlex.join(["cifar-lit", "fit", *args]))
+    return 0
+
+
+def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = None) -> Results | None:
+    """Train a model with the options ``args``, and test its best checkpoint once.
+
+    A training with a ``pruner`` is a trial of a sweep: it is not tested, and neither is ``fast_dev_run``.
+    """
+    filter_logs()
+    cli = FitCLI(with_config(args))  # parses the options, seeds, builds model and data
+    with naming_options(cli.names):
+        resumed = find_resumed(cli)
+        with open_run(cli, resumed) as run:
+            throughput = Throughput()
+            best = Best(run.checkpoints if run else None) if cli.keeps_checkpoints and cli.has_val else None
+            saver = Saver(run, keep=cli.keeps_checkpoints, **cli.config["checkpoint"])
+            own = [pruner, throughput, NonFiniteGuard(), best, saver]
+            trainer = build_trainer(cli, run, resumed, [callback for callback in own if callback])
+
+            if not resumed:
+                log_graph(trainer, cli.model)
+            trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resumed.file if resumed else None)
+
+            if pruner or cli.trainer_options["fast_dev_run"]:
+                return None
+            results = evaluate(cli, trainer, throughput, best, saver)
+            results.command = command
+            if trainer.is_global_zero:
+                write(cli, trainer, run, results)
+                with reader_may_leave():  # everything is written
+                    print("\n" + format_table(results, run=shorten(run.path) if run else None))
+            return results
+
+
+def evaluate(cli: FitCLI, trainer: Trainer, throughput: Throughput, best: Best | None, saver: Saver) -> Results:
+    """Test the best checkpoint, or the last where there was no validation."""
+    if throughput.num_images == 0:
+        raise UserError("nothing was trained, so there is nothing to test: give a higher `max_epochs`")
+    val_metrics = best.metrics if best else {}  # those of the best epoch
+    checkpoint = best.best_model_path if best and val_metrics else saver.path
+    if checkpoint:
+        # Not through the Trainer: it would restore the callbacks, too, and with them the weights before averaging.
+        cli.model.load_state_dict(load_checkpoint(Path(checkpoint))["state_dict"])
+    if best and val_metrics:
+        cli.model.num_val = best.num_val
+    splits = ("test",) if val_metrics or not cli.has_val else ("val", "test")
+    metrics = val_metrics | score(trainer, cli.model, cli.datamodule, splits=splits)
+    return describe(
+        cli.model,
+        cli.datamodule,
+        metrics,
+        checkpoint=shorten(checkpoint) if checkpoint else None,
+        recipe=cli.config["recipe"],
+        seed=cli.config["seed_everything"],
+        epochs=trainer.current_epoch,
+        best_epoch=best.best_epoch if best and val_metrics else None,
+        train_seconds=throughput.train_seconds,
+        images_per_second=throughput.images_per_second,
+        **describe_machine(trainer.strategy.root_device),
+    )
+
+
+def write(cli: FitCLI, trainer: Trainer, run: RunWriter | None, results: Results) -> None:
+    """Write the results, the report, and what TensorBoard shows of them."""
+    model, datamodule, logger = cli.model, cli.datamodule, trainer.logger
+    has_report = cli.config["report"] and run is not None
+    images = datamodule.test.images if has_report and datamodule.test and model.predictions else None
+    for one in trainer.loggers:
+        one.save()  # the report reads the curves from the disk
+    if run is not None:
+        run.save_results(results)
+        if images is not None:
+            write_report(run.path / REPORT, results, model, images)
+    if isinstance(logger, TensorBoardLogger):
+        log_figures(logger, results, model, trainer.current_epoch, images)
+        accuracy = results.metrics.get("Accuracy/val")
+        if accuracy is not None:  # never test: hyper-parameters are compared by this metric
+            options = {**model.hparams, **datamodule.hparams}
+            logger.log_hyperparams(options, {"hp_metric": accuracy}, step=trainer.current_epoch)
+        logger.save()

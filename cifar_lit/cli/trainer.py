@@ -1,0 +1,120 @@
+"""The Trainer of a fit, with the folder and the logger of the run."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelSummary
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from cifar_lit.callbacks.progress import NetworkSummary, ProgressBar
+from cifar_lit.checkpoint import SafeCheckpointIO
+from cifar_lit.cli.arguments import FitCLI
+from cifar_lit.cli.resume import epochs_done
+from cifar_lit.errors import UserError, is_raised_by
+from cifar_lit.machine import set_up
+from cifar_lit.module import ImageClassifier
+from cifar_lit.networks import evaluation_mode
+from cifar_lit.run import LOGS, Run, RunWriter
+
+
+@contextlib.contextmanager
+def open_run(cli: FitCLI, resumed: Run | None) -> Iterator[RunWriter | None]:
+    """Open the folder of a fit, in the first process, if something is written into it."""
+    options = cli.trainer_options
+    is_written = not options["fast_dev_run"] and (options["logger"] is not False or cli.keeps_checkpoints)
+    run = rank_zero_only(_open)(cli, resumed) if is_written else None
+    try:
+        if run:
+            # The weights, at most two more numbers for each in the optimizer, and perhaps their average.
+            run.check_space(sum(4 * 4 * weights.numel() for weights in cli.model.parameters()) + 100_000)
+        yield run
+    finally:
+        if run:
+            run.close()
+
+
+def _open(cli: FitCLI, resumed: Run | None) -> RunWriter:
+    if resumed and resumed.folder:
+        return RunWriter(resumed.folder, cli.dump(), is_new=False)
+    return RunWriter.create(Path(cli.trainer_options["default_root_dir"] or "."), cli.dump())
+
+
+def build_trainer(cli: FitCLI, run: RunWriter | None, resumed: Run | None, own: Sequence[Callback]) -> Trainer:
+    """Build the Trainer from its options, with our logger and callbacks where the user has not chosen others."""
+    options = cli.trainer_options
+    options["callbacks"] = [*_as_list(options["callbacks"]), *own]
+    for flag, base, ours in (
+        ("enable_progress_bar", LightningProgressBar, ProgressBar),
+        ("enable_model_summary", ModelSummary, NetworkSummary),
+    ):
+        if options[flag] is not False and not _has(options["callbacks"], base):
+            options["callbacks"].append(ours())
+    options["enable_checkpointing"] = True  # by our callbacks, which know whether to
+    if options["fast_dev_run"]:
+        options["logger"] = False
+    elif options["logger"] in (None, True):
+        options["logger"] = _tensorboard_logger(run, resumed, options["default_root_dir"])
+    elif options["logger"] is False and run:
+        options["default_root_dir"] = str(run.path)
+    if not cli.has_val:
+        options["limit_val_batches"] = 0
+    plugins = _as_list(options["plugins"])
+    if not _has(plugins, CheckpointIO) and isinstance(options["strategy"], str):  # an object may have its own
+        options["plugins"] = [*plugins, SafeCheckpointIO()]
+    return make_trainer(options)
+
+
+def make_trainer(options: dict[str, Any]) -> Trainer:
+    """Build a Trainer, and prepare the machine for it; what Lightning refuses is a ``UserError``."""
+    try:
+        trainer = Trainer(**options)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        if not is_raised_by(error, "lightning"):
+            raise
+        raise UserError(f"--trainer: {error}") from error
+    set_up(trainer.strategy.root_device, str(trainer.precision))
+    return trainer
+
+
+def _tensorboard_logger(run: RunWriter | None, resumed: Run | None, root: str | None) -> TensorBoardLogger:
+    options: dict[str, Any] = {"default_hp_metric": False}
+    if run is None:  # in all processes but the first, where it writes nothing
+        return TensorBoardLogger(root or ".", name=LOGS, **options)
+    if resumed and resumed.folder:  # hides what the curves have of later epochs than the checkpoint
+        options["purge_step"] = epochs_done(resumed.checkpoint)
+    folder = run.path
+    return TensorBoardLogger(folder.parent.parent, name=folder.parent.name, version=folder.name, **options)
+
+
+def log_graph(trainer: Trainer, model: ImageClassifier) -> None:
+    """Draw the network's graph in TensorBoard, with the example batch, in evaluation mode.
+
+    TensorBoard's logger can draw it, too, but again for each validation and test, and with all metrics (#4885).
+    """
+    if not (trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)):
+        return
+    try:
+        with torch.no_grad(), evaluation_mode(model.net):
+            trainer.logger.experiment.add_graph(model.net, model.example_input_array)
+    except OSError:
+        raise  # of TensorBoard's file
+    except Exception as error:  # tracing runs the user's network, which can be trained even if it cannot be traced
+        print(f"no graph in TensorBoard: the network cannot be traced ({type(error).__name__})")
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _has(values: Sequence[Any], kind: type) -> bool:
+    return any(isinstance(value, kind) for value in values)
