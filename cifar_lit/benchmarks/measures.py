@@ -1,12 +1,9 @@
-"""What the benchmark measures: the tutorial's loop, the practical limit, ours, and what stands around them."""
+"""What the benchmark measures: the tutorial's loop, the practical limit, ours, and the time around a training."""
 
 import dataclasses
-import json
 import os
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +17,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from cifar_lit.augment import Augmentation
-from cifar_lit.cli import main as run_cli
-from cifar_lit.datamodule import CIFAR10DataModule, to_float
-from cifar_lit.loader import BatchLoader
+from cifar_lit.benchmarks.processes import run, run_on_terminal
+from cifar_lit.data.augment import Augmentation, to_float
+from cifar_lit.data.loader import BatchLoader
+from cifar_lit.datamodule import CIFAR10DataModule
+from cifar_lit.errors import UserError
 from cifar_lit.machine import set_up
+from cifar_lit.main import main
 from cifar_lit.networks import Network, TutorialCNN
+from cifar_lit.run import Run
 
-FIT = [sys.executable, "-c", "from cifar_lit.cli import main; main()", "fit"]
+FIT = [sys.executable, "-m", "cifar_lit", "fit"]
 IMPORTS = [sys.executable, "-c", "import torch, lightning.pytorch.cli"]
 BATCH_SIZE = 64  # the tutorial's
 LOADER_BATCH_SIZE = 500
@@ -37,20 +37,14 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The training images that are measured with.
-
-    Attributes:
-        source: As for ``--data.source``.
-        root: As for ``--data.root``.
-        num_images: How many at most.
-    """
+    """The training images to measure with: ``--data.source``, ``--data.root``, and the largest number of images."""
 
     source: str
     root: str
     num_images: int
 
     def load(self) -> tuple[Tensor, Tensor]:
-        """Give the images ``(N, 3, 32, 32)``, uint8, and their labels ``(N,)``."""
+        """Return images ``(N, 32, 32, 3)``, uint8, and labels ``(N,)``."""
         data = CIFAR10DataModule(source=self.source, root=self.root)  # type: ignore[arg-type]
         data.prepare_data()
         data.setup("fit")
@@ -63,17 +57,11 @@ class Data:
         return ["--data.source", self.source, "--data.root", self.root]
 
 
-class Pictures(Dataset[tuple[Any, int]]):
-    """Images as torchvision's data set gives them: a PIL image at a time, through a transform.
-
-    Args:
-        images: ``(N, 3, 32, 32)``, uint8.
-        labels: ``(N,)``.
-        transform: From a PIL image to a tensor.
-    """
+class PILDataset(Dataset[tuple[Any, int]]):
+    """Images as torchvision's CIFAR10 returns them: one PIL image at a time, through a transform."""
 
     def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.pixels: NDArray[np.uint8] = images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.images: NDArray[np.uint8] = images.numpy()
         self.labels: list[int] = labels.tolist()
         self.transform = transform
 
@@ -81,14 +69,14 @@ class Pictures(Dataset[tuple[Any, int]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
 class MeanColour(Network):
-    """Nearly nothing: a linear layer on the mean colour, to measure what stands around a network.
+    """A linear layer on the mean colour: nearly nothing, to measure what is around a network.
 
     Args:
-        num_classes: How many logits come out.
+        num_classes: Number of classes.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -102,7 +90,7 @@ class MeanColour(Network):
 
 
 class FirstStep(Callback):
-    """Says when the first step of a fit was made, and ends the process."""
+    """Prints the time at the end of the first step of a fit, and ends the process."""
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Print the time and leave."""
@@ -115,14 +103,14 @@ def tutorial_loop(data: Data, num_workers: int) -> dict[str, float]:
     from torchvision.transforms import ToTensor
 
     images, labels = data.load()
-    pictures = Pictures(images, labels, ToTensor())
-    loader = DataLoader(pictures, batch_size=BATCH_SIZE, shuffle=True, num_workers=num_workers)
+    dataset = PILDataset(images, labels, ToTensor())
+    loader = DataLoader(dataset, batch_size=BATCH_SIZE, shuffle=True, num_workers=num_workers)
     net = TutorialCNN(int(labels.max()) + 1).to(DEVICE)
     return {"images_per_second": len(labels) / _seconds(lambda: _train(net, loader))}
 
 
 def limit_loop(data: Data) -> dict[str, float]:
-    """Train for an epoch on float batches that lie ready on the device in the best layout, and do nothing else."""
+    """Train for an epoch on float batches that are ready on the device in the fastest layout, and do nothing else."""
     set_up(DEVICE, "32-true")
     images, labels = data.load()
     loader = BatchLoader(images, labels, batch_size=BATCH_SIZE, shuffle=True, device=DEVICE)
@@ -132,22 +120,22 @@ def limit_loop(data: Data) -> dict[str, float]:
 
 
 def our_fit(data: Data) -> dict[str, float]:
-    """Train for an epoch as ``scripts/fit.py`` does on a terminal, with all that it has around the network."""
+    """Train for an epoch as ``cifar-lit fit`` does on a terminal, with everything around the network."""
     with tempfile.TemporaryDirectory() as folder:
         num_batches = -(-data.num_images // BATCH_SIZE)
         options = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", str(num_batches)]
-        peak = _run_on_terminal([*FIT, *data.options, *options, "--trainer.default_root_dir", folder])
-        return {"images_per_second": _results(folder)["images_per_second"], "peak_gb": peak}
+        peak = run_on_terminal([*FIT, *data.options, *options, "--trainer.default_root_dir", folder])
+        return {"images_per_second": _fit_speed(folder)[0], "peak_gb": peak}
 
 
 def torchvision_loader(data: Data) -> dict[str, float]:
-    """Make an epoch of float batches, padded by reflection, cropped and mirrored by torchvision in a DataLoader."""
+    """Make an epoch of float batches with torchvision and a DataLoader: padded by reflection, cropped, mirrored."""
     from torchvision import transforms
 
     images, labels = data.load()
     crop = transforms.RandomCrop(32, padding=4, padding_mode="reflect")
     transform = transforms.Compose([crop, transforms.RandomHorizontalFlip(), transforms.ToTensor()])
-    loader = DataLoader(Pictures(images, labels, transform), batch_size=LOADER_BATCH_SIZE, shuffle=True)
+    loader = DataLoader(PILDataset(images, labels, transform), batch_size=LOADER_BATCH_SIZE, shuffle=True)
 
     def epoch() -> None:
         for batch, _ in loader:
@@ -161,9 +149,9 @@ def our_loader(data: Data) -> dict[str, float]:
     """Make an epoch of the same batches with our loader."""
     set_up(DEVICE, "32-true")
     images, labels = data.load()
-    how = Augmentation(crop_padding=4, flip="random")
+    augmentation = Augmentation(crop_padding=4, flip="random")
     options: dict[str, Any] = {"batch_size": LOADER_BATCH_SIZE, "shuffle": True, "device": DEVICE}
-    loader = BatchLoader(images, labels, augmentation=how, **options)
+    loader = BatchLoader(images, labels, augmentation=augmentation, **options)
 
     def epoch() -> None:
         for batch, _ in loader:
@@ -194,20 +182,20 @@ def step_overhead(data: Data, batch_size: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         options = ["--trainer.max_epochs", str(num_epochs), "--data.batch_size", str(batch_size)]
         options += ["--trainer.limit_train_batches", str(len(loader)), "--trainer.default_root_dir", folder]
-        run_cli(["fit", *data.options, "--model.net", "cifar_lit.bench.measures.MeanColour", *options])
-        results = _results(folder)
-    images_per_step = min(batch_size * len(loader), results["num_train"]) / len(loader)
-    ours = images_per_step / results["images_per_second"]
-    return {"added_ms": 1000 * (ours - bare)}
+        if main(["fit", *data.options, "--model.net", f"{__name__}.MeanColour", *options]):
+            raise UserError("the fit failed", exit_code=1)
+        speed, num_train = _fit_speed(folder)
+    images_per_step = min(batch_size * len(loader), num_train) / len(loader)
+    return {"added_ms": 1000 * (images_per_step / speed - bare)}
 
 
-def starting(data: Data) -> dict[str, float]:
+def startup(data: Data) -> dict[str, float]:
     """Time the bare imports, ``--help``, and a fit from its command to the end of its first step."""
     imports = _seconds(lambda: run(IMPORTS))
     help_ = _seconds(lambda: run([*FIT, "--help"]))
     with tempfile.TemporaryDirectory() as folder:
         options = ["--trainer.max_steps", "1", "--trainer.default_root_dir", folder]
-        options += ["--trainer.callbacks+", "cifar_lit.bench.measures.FirstStep"]
+        options += ["--trainer.callbacks+", f"{__name__}.FirstStep"]
         started = time.time()
         output = run([*FIT, *data.options, *options])
         first_step = float(output.partition("first step at ")[2].split()[0]) - started
@@ -222,9 +210,9 @@ MEASURES: dict[str, Callable[[Data], dict[str, float]]] = {
     "d, torchvision": torchvision_loader,
     "d, ours": our_loader,
     **{f"e, batch {size}": lambda data, size=size: step_overhead(data, size) for size in STEP_BATCH_SIZES},  # type: ignore[misc]
-    "f": starting,
+    "f": startup,
 }
-"""What can be measured, by the letter it begins with; each gives its figures by name."""
+"""The measures, by names that start with their letter; each returns its values by name."""
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -245,51 +233,10 @@ def _train(net: nn.Module, batches: Any) -> None:
         optimizer.step()
 
 
-def _results(folder: str) -> dict[str, Any]:
-    (path,) = Path(folder).glob("lightning_logs/*/results.json")
-    return json.loads(path.read_text())  # type: ignore[no-any-return]
-
-
-def run(command: list[str]) -> str:
-    """Run a command.
-
-    Args:
-        command: The program and its arguments.
-
-    Returns:
-        What it printed.
-
-    Raises:
-        RuntimeError: If it fails, with its last lines.
-    """
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()[-2000:]}")
-    return done.stdout
-
-
-def _run_on_terminal(command: list[str]) -> float:
-    """Run a command whose output is a terminal, so that it draws its bars; gives its peak of resident memory in GB."""
-    master, terminal = os.openpty()
-    process = subprocess.Popen(command, stdout=terminal, stderr=terminal)
-    os.close(terminal)
-    output: list[bytes] = []
-
-    def read() -> None:
-        while True:
-            try:
-                output.append(os.read(master, 65536))
-            except OSError:  # how Linux says that the other end was closed
-                return
-            if not output[-1]:
-                return
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    _, status, usage = os.wait4(process.pid, 0)
-    reader.join()
-    os.close(master)
-    process.returncode = os.waitstatus_to_exitcode(status)  # Popen was not asked
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {b''.join(output)[-2000:].decode(errors='replace')}")
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+def _fit_speed(folder: str) -> tuple[float, int]:
+    """Return the images per second and the number of training images of the run below a folder."""
+    (path,) = Path(folder).glob("lightning_logs/version_*")
+    results = Run(path).results
+    assert results is not None
+    assert results.images_per_second is not None
+    return results.images_per_second, results.num_train

@@ -1,0 +1,181 @@
+"""``cifar-lit demo RUN``: classify images in the browser."""
+
+import argparse
+import math
+import os
+import socket
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cifar_lit.cli.parser import CommandParser, naming_options
+from cifar_lit.data.decoding import read_image
+from cifar_lit.errors import UserError, import_extra, require
+from cifar_lit.evaluation.plots import confident_errors
+from cifar_lit.metrics import Predictions
+from cifar_lit.module import ImageClassifier
+from cifar_lit.run import Run
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ZOOM = 8
+"""Screen pixels for each pixel of the model's input."""
+NUM_ERRORS = 10
+EXAMPLES = """
+cifar-lit demo lightning_logs/version_0
+cifar-lit demo lightning_logs/version_0 --port 8000 --max_upload_mb 50
+cifar-lit demo lightning_logs/version_0 --data.root pictures
+"""
+STYLE = "img { image-rendering: pixelated; } footer { display: none !important; }"
+
+Tested = tuple[Predictions, Tensor]
+"""Predictions for the test images, and the images, ``(N, 32, 32, 3)``, uint8."""
+
+
+def main(args: Sequence[str]) -> int:
+    parser = _parser()
+    options = parser.parse_args(args)
+    # Nothing is sent anywhere, and uploads stay in a folder that is removed at the end.
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
+    with naming_options(parser.names), tempfile.TemporaryDirectory(prefix="cifar_lit") as uploads:
+        _check(options)
+        run = Run(options.run)
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        import_extra("gradio", extra="demo")
+        model, tested = run.model(), None
+        try:
+            with naming_options(parser.names):
+                tested = predict_test_images(run, model, {"root": options.root} if options.root else {})
+        except (UserError, OSError) as error:
+            print(f"no errors are shown, because the test images are missing: {error}")
+        page = make_page(model, str(run.path), tested, Path(uploads))
+        url = launch(page, options)
+        try:
+            if options.host not in LOOPBACK:
+                print(f"--host {options.host}: everybody who can reach this machine can use the page")
+            print(f"{url}  (Ctrl-C ends it)", flush=True)
+            threading.Event().wait()
+        finally:
+            page.close(verbose=False)
+    return 0
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "demo", "RUN", "Serve a page on this machine that classifies the pictures that are dropped on it.", EXAMPLES
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder (its best checkpoint), a checkpoint or an export")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
+    parser.add_argument("--port", type=int, help="port (default: the first free one from 7860 on)")
+    parser.add_argument("--max_upload_mb", type=float, default=20, help="largest picture in MB (default: 20)")
+    parser.add_argument("--data.root", dest="root", help="where the test images are, if not where they were")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    require("max_upload_mb", options.max_upload_mb, 0 < options.max_upload_mb < math.inf, "above 0")
+    require("port", options.port, options.port is None or 0 < options.port < 2**16, f"from 1 to {2**16 - 1}")
+    try:
+        socket.getaddrinfo(options.host, options.port)
+    except OSError as error:
+        raise UserError(f"`host` is {options.host}: no such address ({error})") from error
+
+
+def predict_test_images(run: Run, model: ImageClassifier, overrides: dict[str, str]) -> Tested:
+    """Classify the test images of a run, whose data has other hyper-parameters here."""
+    datamodule = run.datamodule(**overrides)
+    datamodule.setup("test")  # without prepare_data, which downloads
+    assert datamodule.test is not None
+    images, labels = datamodule.test
+    log_probs = model.predict(images.permute(0, 3, 1, 2)).log()
+    return Predictions(log_probs, labels, torch.arange(len(labels))), images
+
+
+def make_page(model: ImageClassifier, title: str, tested: Tested | None, uploads: Path) -> Any:
+    """Return the page, Gradio's ``Blocks``, which reads no file outside ``uploads``."""
+    gradio = import_extra("gradio", extra="demo")
+
+    def show(payload: Any) -> tuple[Any, ...]:
+        if payload is None:
+            return None, None, gradio.update(value=None, label="")
+        try:
+            pixels, probabilities = classify(model, _uploaded_file(payload, uploads))
+        except (UserError, OSError) as error:
+            raise gradio.Error(f"This {error}.", print_exception=False) from error
+        label = max(probabilities, key=lambda name: probabilities[name])
+        return enlarge(pixels), probabilities, gradio.update(**errors_as(label, model.classes, tested))
+
+    # Uploads are deleted after about an hour.
+    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gradio.Markdown(f"# {title}\nDrop a picture of any size: {', '.join(model.classes)}.")
+        with gradio.Row():
+            upload = gradio.Image(sources=["upload", "clipboard"], label="picture")
+            seen = gradio.Image(
+                label="input of the model: 32x32", interactive=False, elem_id="seen", buttons=[], format="png"
+            )
+            probabilities = gradio.Label(label="probabilities", num_top_classes=10, elem_id="probabilities")
+        errors = gradio.Gallery(label="", columns=5, elem_id="errors", visible=tested is not None, format="png")
+        # preprocess=False: the uploaded file unchanged, which Gradio would decode in its own way.
+        upload.change(
+            show, upload, [seen, probabilities, errors], api_name="predict", show_progress="minimal", preprocess=False
+        )
+    return page
+
+
+def _uploaded_file(payload: Any, uploads: Path) -> Path:
+    """Return the file that was uploaded; a request may name any other."""
+    path = payload.get("path") if isinstance(payload, dict) else None
+    if not isinstance(path, str) or not Path(path).resolve().is_relative_to(uploads.resolve()):
+        raise UserError("is not a picture that was uploaded")
+    return Path(path)
+
+
+def classify(model: ImageClassifier, path: Path) -> tuple[NDArray[np.uint8], dict[str, float]]:
+    """Return the model's input for an image file, ``(32, 32, 3)``, uint8, and the probability of each class."""
+    with path.open("rb") as file:
+        pixels = read_image(file)
+    (probabilities,) = model.predict(torch.tensor(pixels).permute(2, 0, 1)[None]).tolist()
+    return pixels, dict(zip(model.classes, probabilities, strict=True))
+
+
+def errors_as(label: str, classes: Sequence[str], tested: Tested | None) -> dict[str, Any]:
+    """Return the most confident errors that are predicted as a class: ``value`` and ``label`` of a gallery."""
+    if tested is None:
+        return {"value": None, "label": ""}
+    errors = confident_errors(*tested, classes, limit=NUM_ERRORS, predicted=classes.index(label))
+    images = [(enlarge(image), f"{true}, {confidence:.2f}") for image, true, _, confidence in errors]
+    return {"value": images, "label": f"test images wrongly predicted as {label}, and their classes"}
+
+
+def enlarge(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Repeat each pixel, so that a browser shows it as a square."""
+    return pixels.repeat(ZOOM, 0).repeat(ZOOM, 1)
+
+
+def launch(page: Any, options: argparse.Namespace) -> str:
+    """Serve a page, Gradio's ``Blocks``, and return its URL."""
+    gradio = import_extra("gradio", extra="demo")
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # without downloads
+    try:
+        _, url, _ = page.launch(
+            server_name=options.host,
+            server_port=options.port,
+            max_file_size=int(options.max_upload_mb * 2**20),
+            share=False,
+            show_error=True,
+            quiet=True,
+            prevent_thread_lock=True,
+            ssr_mode=False,
+            theme=theme,
+            css=STYLE,
+        )
+    except OSError as error:
+        taken = f"`host` is {options.host}, `port` is {options.port or 'any from 7860 to 7959'}"
+        raise UserError(f"{taken}: nothing can be served there; give another") from error
+    return str(url)

@@ -1,0 +1,187 @@
+"""``cifar-lit predict RUN PATH...``: classify images of your own."""
+
+import csv
+import glob
+import io
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
+from cifar_lit.data.archives import MAX_BYTES, list_files, read_files
+from cifar_lit.data.decoding import read_image
+from cifar_lit.errors import UserError, require
+from cifar_lit.module import ImageClassifier
+from cifar_lit.run import Run
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+BATCH_SIZE = 256
+"""Images that are decoded and classified together."""
+EXAMPLES = """
+cifar-lit predict lightning_logs/version_0 cat.jpg dog.png
+cifar-lit predict lightning_logs/version_0 pictures/ 'more/*.webp'
+cifar-lit predict lightning_logs/version_0 archive.zip --format csv
+cifar-lit predict lightning_logs/version_0 - < cat.jpg
+"""
+Images = tuple[Path | None, list[str]]
+"""An archive and the names of images in it, or None and names of files, where ``-`` is standard input."""
+Prediction = tuple[str, list[tuple[str, float]]]
+"""The name of an image and its most probable classes, the most probable first, each with its probability."""
+
+
+def main(args: Sequence[str]) -> int:
+    parser = _parser()
+    options = parser.parse_args(args)
+    with naming_options(parser.names):
+        require("top_k", options.top_k, options.top_k >= 1, "at least 1")
+        model = Run(options.run).model()
+        _move(model, options.device)
+        images = find_images(options.paths)
+    num_images, num_broken = sum(len(names) for _, names in images), 0
+    # No bar where the output is not a terminal, or where the table itself shows the progress.
+    with tqdm(total=num_images, desc="Predicting", disable=None if num_images > BATCH_SIZE else True) as bar:
+
+        def predictions() -> Iterator[Prediction]:
+            nonlocal num_broken
+            for name, top in predict(model, images, top_k=options.top_k):
+                bar.update()
+                if not isinstance(top, Exception):
+                    yield name, top
+                    continue
+                num_broken += 1
+                with bar.external_write_mode(file=sys.stderr):
+                    print(f"error: {name} {top}", file=sys.stderr)
+
+        with reader_may_leave():
+            write(predictions(), options.format, sys.stdout)
+    return 1 if num_broken else 0
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "predict", "RUN PATH...", "Classify images of any size and format with a trained model.", EXAMPLES
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder (its best checkpoint), a checkpoint or an export")
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="file, folder, glob, archive, or - for standard input")
+    formats = ("table", "csv", "json", "jsonl")
+    parser.add_argument("--format", choices=formats, default="table", help="format of the output (default: table)")
+    parser.add_argument("--top_k", type=int, default=3, help="classes that are shown for each image (default: 3)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
+    return parser
+
+
+def _move(model: ImageClassifier, device: str) -> None:
+    try:
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        model.to(torch.device(device) if device != "auto" else accelerator or torch.device("cpu"))
+    except (RuntimeError, AssertionError) as error:  # what torch raises for a device that is unknown or missing
+        raise UserError(f"`device` is {device}: not available here ({error})") from error
+
+
+def find_images(paths: Sequence[str]) -> list[Images]:
+    """Return the images at files, folders (with all below them), globs and archives, sorted in each of them."""
+    images = []
+    for path in paths:
+        found = _find(path)
+        if not any(names for _, names in found):
+            raise UserError(f"{path}: no such image, and no folder or archive with one")
+        images += found
+    return images
+
+
+def _find(path: str) -> list[Images]:
+    file = Path(path)
+    if path == "-" or (file.is_file() and not path.lower().endswith(ARCHIVES)):
+        return [(None, [path])]
+    if not file.exists():
+        matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (a Path takes no absolute pattern)
+        return [images for match in matches for images in _find(match)]
+    Image.init()
+    names = sorted({name for name in list_files(file) if _is_image(name)})
+    return [(file, names)] if file.is_file() else [(None, [(file / name).as_posix() for name in names])]
+
+
+def _is_image(name: str) -> bool:
+    is_hidden = any(part.startswith((".", "__")) for part in Path(name).parts)
+    return Path(name).suffix.lower() in Image.EXTENSION and not name.endswith("/") and not is_hidden
+
+
+def predict(
+    model: ImageClassifier, images: Iterable[Images], *, top_k: int = 1
+) -> Iterator[tuple[str, list[tuple[str, float]] | Exception]]:
+    """Classify images, decoded on all cores and batch by batch, so that any number of them fits into memory.
+
+    Yields for each image its name and the most probable classes, or the error if it cannot be read.
+    """
+    top_k = min(top_k, len(model.classes))
+    contents = itertools.chain.from_iterable(itertools.starmap(_read, images))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while batch := list(itertools.islice(contents, BATCH_SIZE)):
+            names, decoded = [], []
+            for (name, _), image in zip(batch, pool.map(_decode, batch), strict=True):
+                if isinstance(image, Exception):
+                    yield name, image
+                else:
+                    names.append(name)
+                    decoded.append(image)
+            if decoded:
+                pixels = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
+                probabilities, labels = model.predict(pixels).topk(top_k)
+                for name, row, columns in zip(names, probabilities.tolist(), labels.tolist(), strict=True):
+                    yield name, [(model.classes[i], p) for i, p in zip(columns, row, strict=True)]
+
+
+def _read(archive: Path | None, names: list[str]) -> Iterator[tuple[str, bytes | Path]]:
+    """Yield each image's name, and its content or the file that it can be read from."""
+    if archive is not None:
+        for name, content in read_files(archive, dict.fromkeys(names)):  # in order, and quick to search
+            yield (archive / name).as_posix(), content
+        return
+    for name in names:
+        yield name, sys.stdin.buffer.read(MAX_BYTES) if name == "-" else Path(name)
+
+
+def _decode(item: tuple[str, bytes | Path]) -> NDArray[np.uint8] | UserError | OSError:
+    _, content = item
+    try:
+        with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+            return read_image(file)
+    except (UserError, OSError) as error:
+        return error
+
+
+def write(predictions: Iterable[Prediction], style: str, file: IO[str]) -> None:
+    """Print predictions as they come: as a ``table`` for people, or as ``csv``, ``jsonl`` or ``json``."""
+    if style == "table":
+        for name, top in predictions:
+            short = name if len(name) <= 36 else "..." + name[-33:]
+            print(f"{short:<36}  " + "  ".join(f"{label[:16]} {p:.3f}" for label, p in top), file=file)
+    elif style == "csv":
+        table = csv.writer(file)
+        for number, (name, top) in enumerate(predictions):
+            row = {"path": name}
+            for rank, (label, p) in enumerate(top, start=1):
+                row |= {f"label_{rank}": label, f"probability_{rank}": f"{p:.6f}"}
+            if number == 0:
+                table.writerow(row)
+            table.writerow(row.values())
+    else:
+        lines = (
+            json.dumps({"path": name, "top": [{"label": label, "probability": round(p, 6)} for label, p in top]})
+            for name, top in predictions
+        )
+        if style == "jsonl":
+            file.writelines(line + "\n" for line in lines)
+        else:
+            file.write("[\n" + ",\n".join(lines) + "\n]\n")

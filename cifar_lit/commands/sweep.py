@@ -1,0 +1,211 @@
+"""Search for hyper-parameters with Optuna, judged on validation."""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import shlex
+import socket
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cifar_lit.callbacks.nonfinite import DivergedError
+from cifar_lit.callbacks.pruning import PruningCallback
+from cifar_lit.cli.filters import without_notices
+from cifar_lit.cli.fit import fit
+from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
+from cifar_lit.errors import UserError, import_extra, is_out_of_memory, require
+from cifar_lit.files import shorten
+from cifar_lit.recipes import RECIPES
+from cifar_lit.run import LOGS
+
+EXAMPLES = """
+cifar-lit sweep --recipe tuned --set model.lr=log:0.01:0.3 --trials 20
+cifar-lit sweep --set model.momentum=lin:0.5:0.95 --set data.batch_size=64,128
+cifar-lit sweep --set model.lr=log:0.01:0.3 --storage postgresql://me@host/db
+"""
+MACHINE_OPTIONS = ("data.root", "data.cache_dir", "data.mirror", "trainer.default_root_dir", "trainer.accelerator")
+"""Options of ``fit`` that may differ between the machines that share a study."""
+TRIAL_OPTIONS = ["--no_report"] + [
+    f"--trainer.{name}=false"
+    for name in ("enable_checkpointing", "logger", "enable_progress_bar", "enable_model_summary")
+]
+"""Options of ``fit`` for a trial: its result goes into the study, and it leaves nothing else behind."""
+RANGES = "NAME=log:LOW:HIGH, NAME=lin:LOW:HIGH, NAME=int:LOW:HIGH or NAME=VALUE,VALUE"
+
+
+def main(args: Sequence[str]) -> int:
+    parser = _parser()
+    options, training = parser.parse_known_args(args)
+    with naming_options(parser.names):
+        require("trials", options.trials, options.trials >= 1, "at least 1")
+        if options.ckpt_path is not None:
+            raise UserError("`ckpt_path`: a trial trains from the start: leave it out")
+        ranges = dict(parse_range(text) for text in options.set)
+        if len(ranges) < len(options.set):
+            raise UserError("`set`: an option is named twice; give all its values at once")
+        machine = {name: value for name in MACHINE_OPTIONS if (value := vars(options)[name]) is not None}
+        searched = json.dumps([options.recipe, sorted(options.set), training])
+        name = options.study or f"{options.recipe}-{hashlib.sha256(searched.encode()).hexdigest()[:8]}"
+        storage = options.storage or _default_storage(machine.get("trainer.default_root_dir", "."))
+        sweep = Sweep(["--recipe", options.recipe, *training, *_as_options(machine)], ranges, options.trials)
+        sweep.open(storage, name, searched)
+        sweep.run()
+        with reader_may_leave():
+            print("\n" + sweep.summary())
+    return 0
+
+
+class Sweep:
+    """A study in a database, and the fits that are its trials."""
+
+    def __init__(self, fit_options: list[str], ranges: dict[str, Callable[[Any], Any]], num_trials: int) -> None:
+        self.optuna = import_extra("optuna", extra="sweep")
+        self.optuna.logging.set_verbosity(self.optuna.logging.ERROR)
+        self.fit_options = fit_options
+        self.ranges = ranges
+        self.num_trials = num_trials
+
+    def open(self, storage: str, name: str, searched: str) -> None:
+        """Open or create the study; under one name it must always search the same."""
+        optuna, sqlalchemy = self.optuna, import_extra("sqlalchemy", extra="sweep")
+        try:
+            self.url = sqlalchemy.make_url(storage)  # whose repr hides the password
+        except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+            raise UserError("`storage` is not the URL of a database, such as sqlite:///sweeps.db") from error
+        try:
+            with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+                database = optuna.storages.RDBStorage(
+                    storage,
+                    heartbeat_interval=15,
+                    grace_period=60,  # seconds of silence after which a process counts as dead
+                    heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=2),
+                )
+            self.study = optuna.create_study(
+                storage=database,
+                study_name=name,
+                direction="maximize",
+                load_if_exists=True,
+                sampler=optuna.samplers.TPESampler(),
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
+            )
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError) as error:
+            raise UserError(f"`storage` is {self.url!r}: cannot be opened ({type(error).__name__}: {error})") from error
+        before = self.study.user_attrs.get("searched", searched)
+        if before != searched:
+            raise UserError(f"`study` is {name}, which searches something else ({before}): give another name")
+        self.study.set_user_attr("searched", searched)
+
+    def trials(self, *states: str) -> list[Any]:
+        return [trial for trial in self.study.get_trials() if trial.state.name in states]
+
+    def run(self) -> None:
+        """Run trials until the study has so many, with those of earlier starts and of other machines."""
+        for trial in self.trials("RUNNING"):  # those of killed processes here; on other machines the heartbeat sees it
+            host, _, pid = trial.user_attrs.get("process", "").rpartition(":")
+            if host == socket.gethostname() and Path("/proc/self").exists() and not Path("/proc", pid).exists():
+                self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
+                self.study.enqueue_trial(trial.params)  # try its values again
+        if done := len(self.trials("COMPLETE", "PRUNED")):
+            print(f"resuming study {self.study.study_name}: {done} of {self.num_trials} trials are done", flush=True)
+        while len(self.trials("COMPLETE", "PRUNED")) < self.num_trials:
+            self.study.optimize(self._run_trial, n_trials=1)
+
+    def _run_trial(self, trial: Any) -> float:
+        """Fit with the trial's values; return the best validation accuracy."""
+        trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
+        values = {name: suggest(trial) for name, suggest in self.ranges.items()}
+        tried = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+        head, title = f"trial {trial.number + 1:<4}", f"trial {trial.number + 1} of {self.num_trials}"
+        try:
+            with tqdm(desc=title, unit="epoch", disable=None, leave=False) as bar, without_notices():
+                pruner = PruningCallback(trial, bar)
+                fit([*TRIAL_OPTIONS, *self.fit_options, *_as_options(values)], pruner=pruner)
+        except SystemExit as stopped:
+            self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)  # Optuna would leave it running
+            if stopped.code in (130, 143):
+                self.study.enqueue_trial(values)  # so that a resumed sweep tries it
+                print("the same command resumes the sweep", flush=True)
+            raise
+        except Exception as error:
+            if isinstance(error, DivergedError):
+                reason = "diverged"
+            elif (isinstance(error, UserError) or is_out_of_memory(error)) and self.trials("COMPLETE"):
+                reason = f"failed ({' '.join(str(error).split())})"
+            else:  # if no values have succeeded so far, it may be the whole command that is wrong
+                raise
+            print(f"{head}  {reason}, {tried}", flush=True)
+            raise self.optuna.TrialPruned from error
+        epochs = f"{'stopped after ' * pruner.is_pruned}{pruner.num_epochs} epoch{'s' * (pruner.num_epochs > 1)}"
+        print(f"{head}  {pruner.best:.4f}  {tried}, {epochs}", flush=True)
+        if pruner.is_pruned:
+            raise self.optuna.TrialPruned
+        return pruner.best
+
+    def summary(self) -> str:
+        """Return the best trial, and the command that trains and tests it, as lines of text."""
+        if not self.trials("COMPLETE"):
+            raise UserError("no trial finished: give other ranges, or more `trials`", exit_code=1)
+        best = self.study.best_trial
+        return (
+            f"best      trial {best.number + 1}: {best.value:.4f} on validation\n"
+            f"trials    {len(self.trials('COMPLETE'))} finished, {len(self.trials('PRUNED'))} stopped early\n"
+            f"study     {self.study.study_name} in {self.url!r}\n\n"
+            + shlex.join(["cifar-lit", "fit", *self.fit_options, *_as_options(best.params)])
+        )
+
+
+def parse_range(text: str) -> tuple[str, Callable[[Any], Any]]:
+    """Read a value of ``--set``; return the option's name, and the function that gives a trial its value."""
+    name, _, values = text.removeprefix("--").partition("=")
+    kind, *ends = values.split(":")
+    try:
+        if not (name and values):
+            raise ValueError("a name or its values are missing")
+        if kind in ("log", "lin", "int") and ends:
+            low, high = (int(end) if kind == "int" else float(end) for end in ends)
+            if not (-math.inf < low < high < math.inf and (kind != "log" or low > 0)):
+                raise ValueError("the first number must be the lower, and above 0 for log")
+            if kind == "int":
+                return name, lambda trial: trial.suggest_int(name, low, high)
+            return name, lambda trial: trial.suggest_float(name, low, high, log=kind == "log")
+        if "," not in values:
+            raise ValueError("one value is no search")
+    except ValueError as error:
+        raise UserError(f"`set` is {text}: {error}; give {RANGES}") from error
+    return name, lambda trial: trial.suggest_categorical(name, values.split(","))
+
+
+def _default_storage(root: str) -> str:
+    file = Path(root, LOGS, "sweeps.db")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"`default_root_dir`: {file.parent} cannot be created ({error.strerror})") from error
+    return f"sqlite:///{shorten(file)}"
+
+
+def _as_options(values: Mapping[str, Any]) -> list[str]:
+    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "sweep",
+        "--set NAME=RANGE [options of fit]",
+        "Search for the hyper-parameters that are best on validation. The test images are not used.",
+        EXAMPLES,
+    )
+    parser.add_argument("--recipe", choices=list(RECIPES), default="tutorial", help="what every trial starts from")
+    parser.add_argument("--set", metavar="NAME=RANGE", action="append", required=True, help=f"what to search: {RANGES}")
+    parser.add_argument("--trials", type=int, default=20, help="trials in all, with earlier ones (default: 20)")
+    parser.add_argument("--study", help="its name (default: made from the recipe and all options)")
+    parser.add_argument("--storage", help=f"URL of a database, for many machines (default: SQLite, {LOGS}/sweeps.db)")
+    for name in ("ckpt_path", *MACHINE_OPTIONS):  # of fit, and passed on to it
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    return parser

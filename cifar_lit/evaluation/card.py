@@ -1,0 +1,63 @@
+"""The card of an exported model: its use, data, training, metrics and limits, for people and the Hugging Face Hub."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cifar_lit.evaluation import templates
+from cifar_lit.files import write_atomic
+from cifar_lit.module import ImageClassifier
+from cifar_lit.results import Results
+
+CARD = "README.md"
+HIDDEN = {"classes", "net", "root", "cache_dir", "mirror", "seed"}
+"""Settings that are paths, or that stand elsewhere in the card."""
+
+
+def write_card(folder: Path, model: ImageClassifier, data: Mapping[str, Any], results: Results | None) -> None:
+    """Write the card of the files in a folder; ``data`` are the data module's settings, empty if they are not known."""
+    environment = templates(autoescape=False)  # Markdown: code samples must stay as they are
+    environment.filters["plain"] = _plain
+    settings = {name: getattr(results, name, None) for name in ("recipe", "seed", "epochs", "device", "versions")}
+    settings |= {name: value for name, value in {**model.hparams, **data}.items() if name not in HIDDEN}
+    card = environment.get_template("card.md.jinja").render(
+        fingerprint=fingerprint(model),
+        classes=model.classes,
+        network=type(model.net).__name__,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        files={path.name: path.stat().st_size for path in sorted(folder.glob("model.*"))},
+        source=data.get("source"),
+        settings={name: value for name, value in settings.items() if value not in (None, [])},
+        results=results,
+        metrics=results.metrics if results else {},
+    )
+    write_atomic(folder / CARD, card)
+
+
+def fingerprint(model: ImageClassifier) -> str:
+    """Return the SHA-256 of a model's class names and weights."""
+    total = hashlib.sha256("\n".join(model.classes).encode())
+    for weights in model.state_dict().values():
+        total.update(weights.contiguous().cpu().numpy().tobytes())
+    return total.hexdigest()
+
+
+def card_fingerprint(folder: Path) -> str | None:
+    """Return the fingerprint of the model that a folder's files belong to; None if it has no card."""
+    try:
+        card = (folder / CARD).read_text(encoding="utf-8")
+    except (OSError, UnicodeError):
+        return None
+    found = re.search(r"^model_sha256: (\w{64})$", card, re.MULTILINE)
+    return found[1] if found else None
+
+
+def _plain(value: Any) -> str:
+    """Return a value as text that Markdown shows as it is, on one line, also in a table."""
+    if isinstance(value, Mapping):
+        value = [f"{name} {part}" for name, part in value.items()]
+    if isinstance(value, list | tuple):
+        value = ", ".join(map(str, value))
+    return re.sub(r"([\\`*_~|&<>\[\]])", r"\\\1", " ".join(str(value).split()))

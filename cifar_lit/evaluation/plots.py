@@ -1,0 +1,125 @@
+"""What is shown of a run: confusion matrix, most confident errors, filters, curves."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from cifar_lit.metrics import Predictions
+from cifar_lit.module import ImageClassifier
+from cifar_lit.results import Results
+
+Curves = Mapping[str, Sequence[tuple[int, float]]]
+"""For ``Loss/train``, ``Accuracy/val``, ...: epoch (from 0) and value of each point."""
+NUM_ERRORS = 30
+"""Most confident errors that are shown."""
+MAX_COUNTS = 30
+"""Classes up to which the cells of a confusion matrix show their counts."""
+IMAGES_PER_ROW = 10
+_INK = "#123456"  # a placeholder for the colour of a page's text
+
+
+def draw_confusion(confusion: ArrayLike, classes: Sequence[str]) -> Figure:
+    """Draw a confusion matrix, ``(C, C)``: a row per true class, a column per predicted class."""
+    counts = np.asarray(confusion)
+    size = min(20.0, 2.5 + 0.55 * len(classes))
+    figure = Figure(figsize=(size, size), layout="tight")
+    axes = figure.subplots()
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    for (row, column), count in np.ndenumerate(counts if len(classes) <= MAX_COUNTS else counts[:0]):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    return figure
+
+
+def draw_images(images: Sequence[NDArray[np.uint8]], titles: Sequence[str]) -> Figure:
+    """Draw small images, one or more of ``(height, width, 3)``, ten in a row, each below its title."""
+    rows = -(-len(images) // IMAGES_PER_ROW)
+    figure = Figure(figsize=(1.3 * IMAGES_PER_ROW, 1.5 * rows), layout="tight")
+    for number, (image, title) in enumerate(zip(images, titles, strict=True)):
+        axes = figure.add_subplot(rows, IMAGES_PER_ROW, number + 1)
+        axes.imshow(image, interpolation="nearest")
+        axes.set_title(title, fontsize=6)
+        axes.axis("off")
+    return figure
+
+
+def draw_curves(curves: Curves) -> Figure:
+    """Draw losses and accuracies over the epochs."""
+    figure = Figure(figsize=(7, 2.8), layout="tight")
+    for axes, name in zip(figure.subplots(1, 2), ("Loss", "Accuracy"), strict=True):
+        for split, label, style in (("train", "train", "--"), ("val", "validation", "-")):
+            points = curves.get(f"{name}/{split}", [])
+            epochs, values = [epoch + 1 for epoch, _ in points], [value for _, value in points]
+            axes.plot(epochs, values, style, marker=".", label=label)
+        axes.set_xlabel("epoch")
+        axes.set_title(name.lower())
+        axes.legend(frameon=False)
+    return figure
+
+
+def confident_errors(
+    predictions: Predictions, images: Tensor, classes: Sequence[str], *, limit: int, predicted: int | None = None
+) -> list[tuple[NDArray[np.uint8], str, str, float]]:
+    """Return image, true class, predicted class and confidence of wrong predictions, the most confident first."""
+    return [
+        (
+            images[predictions.index[row]].numpy(),
+            classes[int(predictions.labels[row])],
+            classes[int(predictions.predicted[row])],
+            float(predictions.confidence[row]),
+        )
+        for row in predictions.most_confident_errors(predicted)[:limit]
+    ]
+
+
+def first_filters(net: nn.Module) -> list[NDArray[np.uint8]]:
+    """Return the filters of the first convolution over colours as images, each scaled to 0..255; [] without one."""
+    layer = next((layer for layer in net.modules() if isinstance(layer, nn.Conv2d) and layer.in_channels == 3), None)
+    if layer is None:
+        return []
+    weights = layer.weight.detach().float().cpu()
+    low, high = weights.amin((1, 2, 3), keepdim=True), weights.amax((1, 2, 3), keepdim=True)
+    scaled = (weights - low) / (high - low).clamp_min(1e-12) * 255
+    return list(scaled.round().byte().permute(0, 2, 3, 1).numpy())
+
+
+def log_figures(
+    logger: TensorBoardLogger, results: Results, model: ImageClassifier, epoch: int, images: Tensor | None = None
+) -> None:
+    """Show the confusion matrix in TensorBoard and, given the test images, the most confident errors and filters."""
+    if model.predictions is None:  # no test image was scored
+        return
+    figures = {"ConfusionMatrix/test": draw_confusion(results.metrics["Confusion/test"], model.classes)}
+    if images is not None:
+        errors = confident_errors(model.predictions, images, model.classes, limit=NUM_ERRORS)
+        if errors:
+            titles = [f"{true}\npredicted {predicted}, {confidence:.2f}" for _, true, predicted, confidence in errors]
+            figures["Errors/test"] = draw_images([image for image, *_ in errors], titles)
+        filters = first_filters(model.net)
+        if filters:
+            figures["Filters"] = draw_images(filters, [""] * len(filters))
+    for name, figure in figures.items():
+        logger.experiment.add_figure(name, figure, epoch)
+
+
+def to_svg(draw: Callable[..., Figure], *args: object) -> str:
+    """Draw a figure as an ``<svg>`` element, in the colour of the text around it."""
+    coloured = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "cifar_lit", **dict.fromkeys(coloured, _INK)}
+    buffer = io.StringIO()
+    with mpl.rc_context(style):
+        draw(*args).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    drawing = buffer.getvalue()
+    return drawing[drawing.index("<svg") :].replace(_INK, "currentColor")

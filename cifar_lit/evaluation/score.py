@@ -1,0 +1,49 @@
+"""One pass over the images of a split -> metrics -> ``Results``."""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from cifar_lit.datamodule import CIFAR10DataModule
+from cifar_lit.errors import UserError
+from cifar_lit.module import ImageClassifier
+from cifar_lit.results import Results
+
+
+def score(
+    trainer: Trainer,
+    model: ImageClassifier,
+    datamodule: CIFAR10DataModule,
+    *,
+    splits: tuple[str, ...] = ("val", "test"),
+) -> dict[str, Any]:
+    """Return the metrics of the model's weights on validation (where there is one) and test; set its predictions."""
+    if splits == ("val",) and not datamodule.has_val:
+        raise UserError("`val_size` is 0: there are no validation images to score; use cifar-lit test")
+    metrics: dict[str, Any] = {}
+    if "val" in splits and datamodule.has_val:
+        trainer.validate(model, datamodule=datamodule, verbose=False)
+        metrics |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.endswith("/val")}
+    if "test" in splits:
+        model.predictions = None  # those of an earlier test
+        trainer.test(model, datamodule=datamodule, verbose=False)
+        metrics |= model.predictions.metrics(model.classes) if model.predictions else {}
+    return metrics
+
+
+def describe(
+    model: ImageClassifier, datamodule: CIFAR10DataModule, metrics: dict[str, Any], **training: Any
+) -> Results:
+    """Return the results of a model that was just scored; ``training`` are other fields of ``Results``."""
+    return Results(
+        source=datamodule.hparams["source"],
+        title=datamodule.source.title,
+        num_train=len(datamodule.train.labels) if datamodule.train else 0,
+        num_val=model.num_val if metrics.get("Accuracy/val") is not None else 0,
+        num_test=len(model.predictions.labels) if model.predictions else 0,
+        num_classes=len(model.classes),
+        network=type(model.net).__name__,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        metrics={"Accuracy/val": None, "Loss/val": None, **metrics},
+        **training,
+    )

@@ -1,0 +1,63 @@
+"""The table that a run ends with."""
+
+from pathlib import Path
+
+from cifar_lit.results import Results
+from cifar_lit.run import REPORT
+
+TITLES = {
+    "accuracy": "Accuracy",
+    "95 % interval": "AccuracyInterval",
+    "with TTA": "TTAAccuracy",
+    "macro accuracy": "MacroAccuracy",
+    "top-5 accuracy": "Top5Accuracy",
+    "loss": "Loss",
+}
+"""The metric of each row."""
+
+
+def format_table(results: Results, *, run: str | None = None) -> str:
+    """Return the metrics as a table for a terminal of 80 columns; what is not known has no row."""
+    lines = [f"{'':<20}{'validation':>12}{'test':>12}"]
+    for title, name in TITLES.items():
+        val, test = (_format(results.metrics.get(f"{name}/{split}")) for split in ("val", "test"))
+        if val or test:
+            lines.append(f"{title:<20}{val:>12}{test:>12}")
+    per_class = results.of_classes("ClassAccuracy")
+    if per_class:
+        lines += ["", "test accuracy per class"]
+    lines += [f"  {name[:29]:<30}{_format(value):>12}" for name, value in per_class.items()]
+    lines += ["", *(f"{title:<12}{text}" for title, text in _describe(results, run).items())]
+    return "\n".join(lines)
+
+
+def describe_data(results: Results) -> str:
+    """Return the title of the data and how many images there are."""
+    sizes = {"train": results.num_train, "validation": results.num_val, "test": results.num_test}
+    return f"{results.title}: {', '.join(f'{number:,} {name}' for name, number in sizes.items() if number)}"
+
+
+def _format(value: float | list[float] | None) -> str:
+    if value is None:
+        return ""
+    return "-".join(f"{end:.3f}" for end in value) if isinstance(value, list) else f"{value:.4f}"
+
+
+def _describe(results: Results, run: str | None) -> dict[str, str]:
+    rows = {
+        "data": describe_data(results),
+        "network": f"{results.network}, {results.num_parameters:,} parameters",
+    }
+    epochs, seconds, speed = results.epochs, results.train_seconds, results.images_per_second
+    if epochs is not None and seconds is not None and speed is not None:
+        time = f"{seconds:.{0 if seconds >= 10 else 1}f} s"
+        rows["training"] = f"{epochs} epoch{'s' if epochs != 1 else ''} in {time}, {speed:,.0f} images/s"
+    epoch = f", of epoch {results.best_epoch}" if results.best_epoch else ""
+    rows["checkpoint"] = f"{results.checkpoint or 'none: the last weights'}{epoch}"
+    if run is not None:
+        rows |= {"run": run, "curves": f"tensorboard --logdir {Path(run).parent}"}
+        if results.checkpoint:
+            rows["test again"] = f"cifar-lit test {run}"
+        if Path(run, REPORT).is_file():
+            rows["report"] = f"{run}/{REPORT}"
+    return rows
