@@ -1,4 +1,4 @@
-"""The data module: the split, what is read when, what a batch becomes."""
+"""The data module: what is read when, what is in a batch, which arguments are refused."""
 
 import functools
 from pathlib import Path
@@ -8,93 +8,22 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from torchvision.transforms import ToTensor
 
-from cifar_lit.augment import Augmentation
-from cifar_lit.datamodule import CIFAR10DataModule, hold_out, to_float
-from cifar_lit.loader import BatchLoader
+from cifar_lit.data import Split
+from cifar_lit.data.augment import Augmentation
+from cifar_lit.data.loader import BatchLoader
+from cifar_lit.datamodule import CIFAR10DataModule
+from cifar_lit.errors import UserError
 from cifar_lit.module import ImageClassifier
-from cifar_lit.sources import Split
-from tests.conftest import tiny_files, write_files
-from tests.networks.test_base import WideNet
+from tests.helpers.images import tiny_files, write_files
+from tests.helpers.networks import WideNet
 
 
-def numbered(counts: list[int]) -> Split:
-    """Make a split whose images are told apart by their first two bytes."""
-    num_images = sum(counts)
-    images = torch.zeros(num_images, 3, 32, 32, dtype=torch.uint8)
-    images[:, 0, 0, 0] = (torch.arange(num_images) % 256).to(torch.uint8)
-    images[:, 0, 0, 1] = (torch.arange(num_images) // 256).to(torch.uint8)
-    return Split(images, torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)))
-
-
-def numbers(split: Split) -> list[int]:
-    return (split.images[:, 0, 0, 0].int() + 256 * split.images[:, 0, 0, 1].int()).tolist()
-
-
-@pytest.mark.parametrize(
-    ("counts", "val_size", "expected"),
-    [
-        ([500] * 10, 500, [50] * 10),
-        ([500] * 10, 0.1, [50] * 10),
-        ([100, 200, 300], 60, [10, 20, 30]),
-        ([5, 5, 5], 4, [2, 1, 1]),
-        ([7, 2, 91], 10, [1, 0, 9]),
-    ],
-)
-def test_the_split_is_stratified_and_disjoint(counts: list[int], val_size: float, expected: list[int]) -> None:
-    split = numbered(counts)
-    train, val = hold_out(split, val_size, seed=0)
-    assert torch.bincount(val.labels, minlength=len(counts)).tolist() == expected
-    assert sorted(numbers(train) + numbers(val)) == list(range(sum(counts)))
-    for part in (train, val):  # images and labels stayed together
-        assert torch.equal(part.labels, split.labels[torch.tensor(numbers(part))])
-
-
-def test_a_split_of_images_with_their_channels_last_has_them_last() -> None:
-    split = numbered([200, 300])
-    images = split.images.contiguous(memory_format=torch.channels_last)
-    for part, same in zip(hold_out(Split(images, split.labels), 50, seed=0), hold_out(split, 50, seed=0), strict=True):
-        assert part.images.is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(part.images, same.images)
-
-
-def test_the_split_depends_on_its_own_seed_alone() -> None:
-    split = numbered([200, 300])
-    torch.manual_seed(1)
-    first = numbers(hold_out(split, 50, seed=0)[1])
-    torch.manual_seed(2)
-    assert numbers(hold_out(split, 50, seed=0)[1]) == first
-    assert numbers(hold_out(split, 50, seed=1)[1]) != first
-
-
-@pytest.mark.parametrize(("counts", "val_size"), [([5, 5], 10), ([5, 5], 5000), ([50, 50], 0.001)])
-def test_a_split_that_leaves_nothing_is_refused(counts: list[int], val_size: float) -> None:
-    with pytest.raises(ValueError, match=rf"--data\.val_size is {val_size}, and there are {sum(counts)} training"):
-        hold_out(numbered(counts), val_size, seed=0)
-
-
-def test_a_split_that_empties_a_class_is_refused() -> None:
-    with pytest.raises(ValueError, match="a class would be left without training images"):
-        hold_out(numbered([1, 99]), 60, seed=0)
-
-
-def test_bytes_become_what_totensor_makes_of_them() -> None:
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32), dtype=np.uint8))
-    expected = torch.stack([ToTensor()(image.permute(1, 2, 0).numpy()) for image in images])
-    result = to_float(images)
-    assert torch.equal(result, expected)
-    assert result.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_a_batch_is_converted_and_an_example_image_is_not(tiny_root: Path) -> None:
-    data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=0)
-    images, labels = torch.full((2, 3, 32, 32), 51, dtype=torch.uint8), torch.tensor([0, 1])
-    batch = data.on_after_batch_transfer((images, labels), 0)
-    assert torch.equal(batch[0], torch.full((2, 3, 32, 32), 0.2))
-    assert batch[1] is labels
-    example = torch.zeros(64, 3, 32, 32)
-    assert data.on_after_batch_transfer(example, 0) is example
+def test_only_image_sizes_make_floats_of_a_batch(tiny_root: Path) -> None:
+    batch = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1])
+    for image_sizes in ([], [16]):
+        data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=0, image_sizes=image_sizes)
+        assert data.on_after_batch_transfer(batch, 0) is batch  # in no training
 
 
 def test_each_stage_reads_what_it_needs_and_fit_never_reads_test(tiny_root: Path) -> None:
@@ -124,14 +53,14 @@ def test_each_stage_reads_what_it_needs_and_fit_never_reads_test(tiny_root: Path
 
 def test_training_images_grow_with_the_epochs_and_others_keep_their_size(tiny_root: Path) -> None:
     data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=12, batch_size=48, image_sizes=[16, 24])
-    sizes: list[tuple[str, int]] = []
+    sizes: list[tuple[str, int, torch.dtype]] = []
 
     class Recorder(Callback):
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, *args: Any) -> None:
-            sizes.append(("train", batch[0].shape[-1]))
+            sizes.append(("train", batch[0].shape[-1], batch[0].dtype))
 
         def on_validation_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, *args: Any) -> None:
-            sizes.append(("val", batch[0].shape[-1]))
+            sizes.append(("val", batch[0].shape[-1], batch[0].dtype))
 
     trainer = Trainer(
         accelerator="cpu",
@@ -144,7 +73,8 @@ def test_training_images_grow_with_the_epochs_and_others_keep_their_size(tiny_ro
         enable_checkpointing=False,
     )
     trainer.fit(ImageClassifier(classes=data.classes, net=functools.partial(WideNet, width=3)), datamodule=data)
-    assert sizes == [("train", 16), ("val", 32), ("train", 24), ("val", 32), ("train", 24), ("val", 32)]
+    val = ("val", 32, torch.uint8)
+    assert sizes == [part for size in (16, 24, 24) for part in (("train", size, torch.float32), val)]
 
 
 def test_a_sample_of_the_images_is_spread_over_the_classes(tiny_root: Path) -> None:
@@ -153,8 +83,8 @@ def test_a_sample_of_the_images_is_spread_over_the_classes(tiny_root: Path) -> N
     assert data.train is not None
     sample = data.sample_images(6)
     assert sample.shape == (6, 3, 32, 32)
-    assert torch.equal(sample[0], to_float(data.train.images)[0])
-    assert torch.equal(sample[-1], to_float(data.train.images)[-1])
+    for i, position in ((0, 0), (1, 11), (5, 59)):
+        assert torch.equal(sample[i], data.train.images[position].permute(2, 0, 1) / 255)
     assert len(data.sample_images(1000)) == 60
 
 
@@ -192,27 +122,29 @@ def test_a_val_folder_takes_the_place_of_the_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"batch_size": 0}, "--data.batch_size is 0: give 1 or more"),
-        ({"batch_size": -3}, "--data.batch_size is -3: give 1 or more"),
-        ({"val_size": -1}, "--data.val_size is -1: give 0 or more"),
-        ({"val_size": 1.5}, "--data.val_size is 1.5: give a whole number of images, or a fraction below 1"),
-        ({"split_seed": -1}, "--data.split_seed is -1: give 0 or more"),
-        ({"seed": -1}, "--seed_everything is -1: give 0 or more"),
-        ({"crop_padding": -1}, "--data.crop_padding is -1: give 0 or more"),
-        ({"crop_padding": 32}, "--data.crop_padding is 32: give less than 32, the size of the images"),
-        ({"cutout": -2}, "--data.cutout is -2: give 0 or more"),
-        ({"flip": "twice"}, "--data.flip is twice: give one of none, random, alternating"),
-        ({"image_sizes": [16, 7]}, "--data.image_sizes is 7: give 8 or more"),
+        ({"batch_size": 0}, "`batch_size` is 0: must be at least 1"),
+        ({"batch_size": -3}, "`batch_size` is -3: must be at least 1"),
+        ({"val_size": float("nan")}, "`val_size` is nan: must be at least 0"),
+        ({"source": "imagenet"}, "`source` is imagenet: must be cifar10, images or synthetic"),
+        ({"val_size": -1}, "`val_size` is -1: must be at least 0"),
+        ({"val_size": 1.5}, "`val_size` is 1.5: must be a whole number of images, or a fraction below 1"),
+        ({"split_seed": -1}, "`split_seed` is -1: must be at least 0"),
+        ({"seed": -1}, "`seed` is -1: must be at least 0"),
+        ({"crop_padding": -1}, "`crop_padding` is -1: must be at least 0"),
+        ({"crop_padding": 32}, "`crop_padding` is 32: must be less than 32, the image size"),
+        ({"cutout": -2}, "`cutout` is -2: must be at least 0"),
+        ({"flip": "twice"}, "`flip` is twice: must be one of none, random, alternating"),
+        ({"image_sizes": [16, 7]}, r"`image_sizes` is \[16, 7\]: must be sizes of at least 8"),
     ],
 )
 def test_an_argument_outside_its_range_is_named(options: dict[str, Any], expected: str) -> None:
-    with pytest.raises(ValueError, match=f"^{expected}$"):
-        CIFAR10DataModule(source="synthetic", **options)
+    with pytest.raises(UserError, match=f"^{expected}$"):
+        CIFAR10DataModule(**{"source": "synthetic"} | options)
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny_root: Path) -> None:
     data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=10, batch_size=51)
-    with pytest.raises(ValueError, match=r"--data\.batch_size is 51, and there are 50 training images"):
+    with pytest.raises(UserError, match="`batch_size` is 51, and there are 50 training images"):
         data.setup("fit")
 
 
@@ -221,3 +153,19 @@ def test_cifar10_is_the_default_and_nothing_is_read_or_downloaded_for_its_classe
     assert data.classes[3] == "cat"
     assert data.source.title == "CIFAR-10"
     assert not (tmp_path / "data").exists()
+
+
+def test_images_given_as_cifar10_are_named(tiny_root: Path) -> None:
+    with pytest.raises(UserError, match=r"`root` .*tiny looks like images of your own: set `source` to images"):
+        CIFAR10DataModule(root=str(tiny_root))
+
+
+def test_hyper_parameters_are_plain_values() -> None:
+    options = {"batch_size": np.int64(32), "val_size": np.float64(0.1), "root": Path("here"), "image_sizes": (16, 32)}
+    hparams = CIFAR10DataModule(source="synthetic", **options).hparams  # type: ignore[arg-type]
+    assert hparams["root"] == str(Path("here").absolute())
+    assert {name: type(value) for name, value in hparams.items()} == {
+        **dict.fromkeys(("source", "root", "cache_dir", "flip"), str),
+        **dict.fromkeys(("batch_size", "split_seed", "seed", "crop_padding", "cutout"), int),
+        **{"mirror": type(None), "val_size": float, "image_sizes": list},
+    }

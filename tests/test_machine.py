@@ -1,4 +1,4 @@
-"""What the machine is, and what is asked of it."""
+"""The description of the machine, and the settings for speed."""
 
 import subprocess
 import sys
@@ -33,23 +33,24 @@ print(min(faults() for _ in range(10)))  # where a block comes to lie varies at 
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only glibc keeps memory when told so")
-def test_freed_memory_is_used_again_without_asking_the_kernel() -> None:
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc has these settings")
+def test_freed_memory_is_used_again_without_the_kernel() -> None:
     counts = {}
-    for what in ("given back", "kept"):
+    for what in ("returned", "kept"):
         done = subprocess.run([sys.executable, "-c", FAULTS, what], capture_output=True, text=True, check=True)
         counts[what] = int(done.stdout)
-    assert counts["kept"] < 100 < counts["given back"]
+    assert counts["kept"] < 100 < counts["returned"]
 
 
-def test_elsewhere_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_systems_keep_their_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     assert keep_freed_memory() is False
 
 
-def test_bfloat16_on_a_cpu_without_it_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_bfloat16_on_a_cpu_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cifar_lit.machine.has_fast_bfloat16", lambda: False)
-    with pytest.warns(UserWarning, match="--trainer.precision bf16-mixed: this CPU has no instructions for bfloat16"):
+    with pytest.warns(UserWarning, match="precision bf16-mixed: this CPU has no instructions for bfloat16"):
         set_up(torch.device("cpu"), "bf16-mixed")
     monkeypatch.setattr("cifar_lit.machine.has_fast_bfloat16", lambda: True)
     with warnings.catch_warnings():
@@ -59,7 +60,7 @@ def test_bfloat16_on_a_cpu_without_it_is_warned_of(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("capability", "expected"), [("avx512_bf16", True), ("amx_bf16", True), ("avx2", False)])
-def test_the_cpus_instructions_tell_whether_it_has_bfloat16(
+def test_bfloat16_is_fast_with_its_own_instructions(
     capability: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True}, raising=False)

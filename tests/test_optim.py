@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cifar_lit.optim import Muon, Schedule, lr_factor, orthogonalize
+from cifar_lit.optim import Muon, Schedule, lr_factor, make_optimizer, make_scheduler, orthogonalize
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_muon_is_its_formula_for_filters_and_sgd_for_the_rest() -> None:
         assert torch.equal(ours[1], theirs)
 
 
-def test_muon_goes_on_from_its_state() -> None:
+def test_muon_resumes_from_its_state() -> None:
     def fresh() -> tuple[list[Tensor], Muon]:
         generator = torch.Generator().manual_seed(2)
         parts = [torch.randn(5, 2, 3, 3, generator=generator), torch.randn(5, generator=generator)]
@@ -111,3 +111,29 @@ def test_muon_evaluates_a_closure_with_gradients() -> None:
 
     assert optimizer.step(closure) == 3.0
     assert float(bias.detach()) == 0.5
+
+
+def test_muon_is_for_filters_and_frozen_parameters_are_left_out() -> None:
+    weights = [nn.Parameter(torch.ones(shape)) for shape in ((4, 3, 3, 3), (4, 12), (4,))]
+    frozen = nn.Parameter(torch.ones(4, 3, 1, 1), requires_grad=False)
+    sgd = make_optimizer([*weights, frozen], muon_lr=0, muon_momentum=0.6, lr=0.1)
+    assert type(sgd) is torch.optim.SGD
+    muon = make_optimizer([*weights, frozen], muon_lr=0.3, muon_momentum=0.6, lr=0.1)
+    assert isinstance(muon, Muon)
+    for optimizer, expected in ((sgd, [(weights, 0.1)]), (muon, [(weights[1:], 0.1), (weights[:1], 0.3)])):
+        for group, (parameters, lr) in zip(optimizer.param_groups, expected, strict=True):
+            assert {id(parameter) for parameter in group["params"]} == {id(parameter) for parameter in parameters}
+            assert group["lr"] == lr
+
+
+@pytest.mark.parametrize(
+    ("num_warmup_steps", "expected"), [(2, [0.5, 1, 1, 0.5]), (9, [1 / 3, 2 / 3, 1, 1])], ids=["short", "too long"]
+)
+def test_a_scheduler_multiplies_the_rate_of_each_group(num_warmup_steps: int, expected: list[float]) -> None:
+    weights = [nn.Parameter(torch.ones(2, 2, 1, 1)), nn.Parameter(torch.ones(2))]
+    optimizer = make_optimizer(weights, muon_lr=0.4, muon_momentum=0.6, lr=0.2)
+    scheduler = make_scheduler(optimizer, "linear", num_steps=4, num_warmup_steps=num_warmup_steps)
+    for factor in expected:
+        assert scheduler.get_last_lr() == pytest.approx([0.2 * factor, 0.4 * factor])
+        optimizer.step()
+        scheduler.step()

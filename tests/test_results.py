@@ -1,58 +1,77 @@
-"""The table that a run ends with, and its file."""
+"""``results.json``: its schema, older and newer versions, damaged files."""
 
 import json
-from pathlib import Path
+from typing import Any
 
-from cifar_lit.results import format_table, save_results
+import pytest
 
-RESULTS = {
-    "Accuracy/val": 0.65,
-    "Loss/val": 1.01,
-    "Accuracy/test": 0.64321,
-    "ViewsAccuracy/test": 0.65432,
-    "Loss/test": 1.02,
-    "MacroAccuracy/test": 0.643,
-    "ClassAccuracy/test/cat": 0.5,
-    "ClassAccuracy/test/a class with a very long name": 0.75,
-    "title": "synthetic",
-    "num_train": 20_000,
-    "num_val": 5_000,
-    "num_test": 5_000,
+from cifar_lit.errors import UserError
+from cifar_lit.results import VERSION, Results
+
+FIELDS: dict[str, Any] = {
+    "source": "images",
+    "title": "pictures",
+    "num_train": 48,
+    "num_val": 12,
+    "num_test": 24,
+    "num_classes": 3,
     "network": "TutorialCNN",
-    "num_parameters": 145_578,
-    "checkpoint": "lightning_logs/version_0/checkpoints/best.ckpt",
+    "num_parameters": 145_123,
+}
+METRICS = {
+    "Accuracy/test": 0.5,
+    "Precision/test/cat": 0.25,
+    "Precision/test/a/b": 1.0,
+    "Confusion/test": [[1, 2], [3, 4]],
 }
 
 
-def test_the_table_shows_the_figures_and_fits_a_terminal() -> None:
-    lines = format_table({**RESULTS, "epochs": 3, "train_seconds": 61.4, "images_per_second": 1234.5}).splitlines()
-    assert "accuracy                  0.6500      0.6432" in lines
-    assert "macro accuracy                        0.6430" in lines
-    assert not any("top-5" in line for line in lines)
-    assert "  cat                                 0.5000" in lines
-    assert "  a class with a very long name       0.7500" in lines
-    assert "data        synthetic: 20,000 train, 5,000 validation, 5,000 test" in lines
-    assert "network     TutorialCNN, 145,578 parameters" in lines
-    assert "training    3 epochs in 61 s, 1,234 images/s" in lines
-    assert max(len(line) for line in lines) <= 80
-    one = format_table({**RESULTS, "epochs": 1, "train_seconds": 61.4, "images_per_second": 1234.5})
-    assert "training    1 epoch in 61 s, 1,234 images/s" in one.splitlines()
+def read(content: object) -> Results:
+    return Results.from_json(json.dumps(content), origin="results.json")
 
 
-def test_a_run_without_validation_has_no_validation_figures() -> None:
-    lines = format_table({**RESULTS, "Accuracy/val": None, "Loss/val": None, "num_val": 0}).splitlines()
-    assert "accuracy                              0.6432" in lines
-    assert "data        synthetic: 20,000 train, 5,000 test" in lines
-    assert not any(line.startswith(("training", "run")) for line in lines)
+def test_a_file_gives_back_what_was_written() -> None:
+    results = Results(**FIELDS, seed=3, best_epoch=1, train_seconds=1.5, versions={"torch": "2"}, metrics=METRICS)
+    content = json.loads(results.to_json())
+    assert content["version"] == VERSION
+    assert content["Accuracy/test"] == 0.5  # metrics stand beside the fields
+    assert Results.from_json(results.to_json(), origin="") == results
 
 
-def test_the_file_holds_what_was_given_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
-    save_results(RESULTS, tmp_path)
-    assert json.loads((tmp_path / "results.json").read_text()) == RESULTS
-    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+def test_a_metric_that_is_not_finite_becomes_null() -> None:
+    text = Results(**FIELDS, metrics={"Loss/test": float("nan"), "Loss/val": float("inf")}).to_json()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert read(json.loads(text)).metrics == {"Loss/test": None, "Loss/val": None}
 
 
-def test_a_figure_that_is_no_number_becomes_null(tmp_path: Path) -> None:
-    save_results({"Loss/test": float("nan"), "epochs": 3}, tmp_path)
-    assert json.loads((tmp_path / "results.json").read_text()) == {"Loss/test": None, "epochs": 3}
-    assert "NaN" not in (tmp_path / "results.json").read_text()
+def test_the_metrics_of_the_classes() -> None:
+    assert Results(**FIELDS, metrics=METRICS).of_classes("Precision") == {"cat": 0.25, "a/b": 1.0}
+
+
+def test_a_file_of_version_1_is_read() -> None:
+    results = read({**FIELDS, "ViewsAccuracy/test": 0.6, "Accuracy/test": 0.5, "epochs": 2})
+    assert results.version == VERSION
+    assert results.metrics == {"TTAAccuracy/test": 0.6, "Accuracy/test": 0.5}
+    assert results.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"source": "ima', "results.json is damaged: it is not JSON"),
+        ("[" * 100_000, "results.json is damaged"),
+        ("null", "results.json is damaged: it holds no results"),
+        ("{}", "results.json is damaged: source is missing, or of another type"),
+        (json.dumps({**FIELDS, "num_test": "many"}), "num_test is missing, or of another type"),
+        (json.dumps({**FIELDS, "seed": "0"}), "seed is missing, or of another type"),
+        (json.dumps({**FIELDS, "version": 99}), "results.json has version 99 of the schema"),
+        (json.dumps({**FIELDS, "version": "new"}), "results.json has version new of the schema"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_a_damaged_file_is_named_in_one_line(text: str, expected: str) -> None:
+    with pytest.raises(UserError) as error:
+        Results.from_json(text, origin="results.json")
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)

@@ -6,10 +6,11 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
+from cifar_lit.data.loader import BatchLoader
+from cifar_lit.data.synthetic import Synthetic
 from cifar_lit.datamodule import CIFAR10DataModule
-from cifar_lit.loader import BatchLoader
 from cifar_lit.module import ImageClassifier
-from cifar_lit.sources.synthetic import Synthetic
+from tests.helpers.trainers import quiet_trainer
 
 NUM_STEPS = 40
 # Ours keeps the channels last in memory, so the convolutions add the same products in another order: float32 sums then
@@ -68,17 +69,7 @@ def test_the_lightning_run_is_the_plain_loop() -> None:
     plain_losses = plain_loop(plain, batches[:NUM_STEPS])
 
     losses = Losses()
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=NUM_STEPS,
-        limit_val_batches=0,
-        logger=False,
-        callbacks=[losses],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-    trainer.fit(module, datamodule=data)
+    quiet_trainer(max_steps=NUM_STEPS, limit_val_batches=0, callbacks=[losses]).fit(module, datamodule=data)
 
     assert len(losses.values) == NUM_STEPS
     assert max(abs(a - b) for a, b in zip(losses.values, plain_losses, strict=True)) < LOSS_TOLERANCE

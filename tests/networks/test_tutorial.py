@@ -1,4 +1,4 @@
-"""The tutorial's network: its two written forms, its sizes, its learning."""
+"""The tutorial's network: both forms of the tutorial, sizes, learning."""
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ def sequential() -> nn.Sequential:
 
 
 def with_weights_of(net: nn.Module, form: nn.Module) -> nn.Module:
-    """Give a written form the weights of our network, in the order of the layers."""
+    """Copy the weights of our network to one of the two forms, in the order of the layers."""
     form.load_state_dict(dict(zip(form.state_dict(), net.state_dict().values(), strict=True)))
     return form
 
@@ -85,7 +85,7 @@ def test_gradients_reach_every_parameter_and_it_overfits_32_images() -> None:
     torch.manual_seed(0)
     net, images, labels = TutorialCNN(7), torch.rand(32, 3, 32, 32), torch.arange(32) % 7
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
-    for _ in range(150):
+    for _ in range(100):
         optimizer.zero_grad()
         F.cross_entropy(net(images), labels).backward()  # type: ignore[no-untyped-call]
         assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in net.parameters())

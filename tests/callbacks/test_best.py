@@ -1,0 +1,104 @@
+"""The best checkpoint: chosen on validation, and remembered by a run that resumes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cifar_lit.callbacks.best import Best
+from cifar_lit.datamodule import CIFAR10DataModule
+from cifar_lit.evaluation.report import read_curves
+from cifar_lit.main import main
+from tests.helpers.runs import RUN, read_results
+from tests.helpers.trainers import Scripted, quiet_trainer
+
+
+def fit(root: Path, best: Best, validations: list[tuple[float, float]]) -> None:
+    """Train for an epoch per validation."""
+    data = CIFAR10DataModule(source="images", root=str(root), val_size=0.2, batch_size=24)
+    trainer = quiet_trainer(
+        max_epochs=len(validations), callbacks=[best], enable_checkpointing=True, num_sanity_val_steps=0
+    )
+    trainer.fit(Scripted(classes=data.classes, validations=validations), datamodule=data)
+
+
+@pytest.mark.parametrize(
+    ("validations", "expected"),
+    [
+        ([(0.5, 1.0), (0.7, 0.9), (0.6, 0.1)], 2),  # the accuracy counts, not the loss
+        ([(0.7, 0.9), (0.7, 0.5), (0.7, 0.6)], 2),  # of several, the one with the lowest loss
+        ([(0.7, 0.5), (0.7, 0.5), (0.1, 0.1)], 1),  # of equal ones the first
+        ([(0.7, 0.9), (0.8, 1.5), (0.8, 1.2), (0.7, 0.1)], 3),
+        ([(0.0, 2.0), (0.0, 1.0)], 2),
+    ],
+)
+def test_the_best_epoch_is_kept(validations: list[tuple[float, float]], expected: int, tiny_root: Path) -> None:
+    best = Best(Path("kept"))
+    assert best.metrics == {}
+    fit(tiny_root, best, validations)
+    assert best.best_epoch == expected
+    accuracy, loss = validations[expected - 1]
+    assert best.metrics == pytest.approx({"Accuracy/val": accuracy, "Loss/val": loss})
+    assert [path.name for path in Path("kept").iterdir()] == ["best.ckpt"]
+    assert torch.load("kept/best.ckpt", weights_only=True)["epoch"] == expected - 1
+
+
+def test_it_is_saved_at_the_end_of_the_epoch(tiny_root: Path) -> None:
+    fit(tiny_root, Best(Path("kept")), [(0.5, 1.0)])
+    loop = torch.load("kept/best.ckpt", weights_only=True)["loops"]["fit_loop"]
+    assert loop["epoch_progress"]["current"]["processed"] == 1  # so that a run can resume from it
+
+
+def test_without_validation_nothing_is_kept(tiny_root: Path) -> None:
+    data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=0.2, batch_size=24)
+    best = Best(Path("kept"))
+    trainer = quiet_trainer(max_epochs=2, callbacks=[best], enable_checkpointing=True, check_val_every_n_epoch=5)
+    trainer.fit(Scripted(classes=data.classes, validations=[(0.5, 1.0)]), datamodule=data)
+    assert (best.metrics, best.best_epoch) == ({}, 0)
+    assert not list(Path("kept").rglob("*.ckpt"))
+
+
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty")  # as in a run that resumes
+def test_a_run_that_resumes_in_a_moved_folder_remembers_its_best(tiny_root: Path) -> None:
+    best = Best(Path("kept"))
+    fit(tiny_root, best, [(0.8, 0.4), (0.7, 0.3)])
+    Path("kept").rename("moved")
+    again = Best(Path("moved"))
+    again.load_state_dict(best.state_dict())
+    assert again.best_epoch == 1
+    assert again.metrics == best.metrics
+    assert again.best_model_path == str(Path("moved/best.ckpt").absolute())
+    fit(tiny_root, again, [(0.79, 0.1)])
+    assert again.best_epoch == 1  # a worse epoch does not replace it
+    assert torch.load("moved/best.ckpt", weights_only=True)["epoch"] == 0
+
+
+def test_a_run_that_resumes_away_from_its_best_starts_anew(tiny_root: Path) -> None:
+    best = Best(Path("kept"))
+    fit(tiny_root, best, [(0.8, 0.4)])
+    again = Best(Path("elsewhere"))
+    again.load_state_dict(best.state_dict())
+    assert again.metrics == {}
+    fit(tiny_root, again, [(0.2, 1.0)])
+    assert again.metrics == pytest.approx({"Accuracy/val": 0.2, "Loss/val": 1.0})
+    assert Path("elsewhere/best.ckpt").is_file()
+
+
+def test_a_fit_tests_the_best_epoch(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--trainer.max_epochs", "12", "--data.batch_size", "8", "--model.lr", "0.03", "--no_report"]
+    assert main(["fit", *tiny_args, *options]) == 0
+    curves = read_curves(RUN)
+    accuracies, losses = dict(curves["Accuracy/val"]), dict(curves["Loss/val"])
+    equal = [epoch for epoch in accuracies if accuracies[epoch] == max(accuracies.values())]
+    assert len(equal) > 1  # so that this tests something
+    epoch = min(equal, key=lambda epoch: losses[epoch])
+    assert epoch > equal[0]
+    assert torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)["epoch"] == epoch
+    results = read_results()
+    assert results["best_epoch"] == epoch + 1
+    # Those of the training, to the last bit that TensorBoard keeps.
+    assert results["Accuracy/val"] == pytest.approx(accuracies[epoch], rel=1e-6)
+    assert results["Loss/val"] == pytest.approx(losses[epoch], rel=1e-6)
+    assert f"best.ckpt, of epoch {epoch + 1}\n" in capsys.readouterr().out
+    # All images of all epochs, in the time outside validation, whichever epoch was tested.
+    assert results["images_per_second"] * results["train_seconds"] >= 12 * 48

@@ -1,0 +1,144 @@
+"""Non-finite losses and weights stop a training before they are kept."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from cifar_lit.callbacks.best import Best
+from cifar_lit.callbacks.nonfinite import DivergedError, NonFiniteGuard
+from cifar_lit.callbacks.saver import Saver
+from cifar_lit.checkpoint import first_nonfinite
+from cifar_lit.datamodule import CIFAR10DataModule
+from cifar_lit.module import ImageClassifier
+from tests.helpers.processes import LAST
+from tests.helpers.runs import FEW_EPOCHS, Refused
+from tests.helpers.trainers import quiet_trainer
+
+BAD = [math.nan, math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_the_first_tensor_with_a_non_finite_value_is_named(value: float, dtype: torch.dtype) -> None:
+    good = torch.linspace(-9, 9, 24, dtype=dtype).reshape(2, 3, 4)
+    bad = good.clone()
+    bad[1, 2, 1] = value
+    finite: list[tuple[str, Any]] = [
+        ("weights", good),
+        ("counts", torch.tensor([1, 2])),
+        ("none", torch.zeros(0, dtype=dtype)),
+        ("text", "nan"),
+        ("largest", torch.tensor(torch.finfo(dtype).max, dtype=dtype)),
+    ]
+    assert first_nonfinite(finite) is None
+    assert first_nonfinite([*finite, ("second", bad), ("third", bad)]) == "second"
+
+
+class Spoil(Callback):
+    """Changes a loss or a weight in one step.
+
+    Args:
+        step: The step of the training, counted from 1.
+        value: The new value.
+        weights: Change a weight after the step, not the loss.
+    """
+
+    def __init__(self, step: int, value: float, *, weights: bool = False) -> None:
+        self.step, self.value, self.weights = step, value, weights
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            if self.weights:
+                next(pl_module.parameters()).data[0, 0, 0, 0] = self.value
+            else:
+                outputs["loss"] = torch.tensor(self.value)
+
+
+def fit(root: Path, *callbacks: Callback, **options: Any) -> Trainer:
+    """Train for three epochs of six batches."""
+    data = CIFAR10DataModule(source="images", root=str(root), val_size=0.2, batch_size=8)
+    trainer = quiet_trainer(max_epochs=3, callbacks=[*callbacks, NonFiniteGuard()], **options)
+    trainer.fit(ImageClassifier(classes=data.classes), datamodule=data)
+    return trainer
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize(
+    ("step", "place"), [(3, "step 3 of epoch 1"), (6, "step 6 of epoch 1"), (9, "step 3 of epoch 2")]
+)
+def test_a_non_finite_loss_is_named_with_its_step(step: int, place: str, value: float, tiny_root: Path) -> None:
+    with pytest.raises(DivergedError, match=f"the loss is {value} in {place}: start again with a lower `lr`") as error:
+        fit(tiny_root, Spoil(step, value))
+    assert error.value.exit_code == 1
+
+
+def test_in_a_long_epoch_the_losses_are_checked_from_time_to_time(
+    tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cifar_lit.callbacks.nonfinite.CHECK_STEPS", 2)
+    steps = []
+
+    class Count(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+            steps.append(trainer.global_step)
+
+    with pytest.raises(DivergedError, match="step 3 of epoch 1"):
+        fit(tiny_root, Count(), Spoil(3, math.nan))
+    assert steps == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("has_val", [True, False])
+def test_non_finite_weights_are_neither_validated_nor_kept(value: float, has_val: bool, tiny_root: Path) -> None:
+    best = Best(Path("kept"))
+    options = {} if has_val else {"limit_val_batches": 0}
+    validated = []
+
+    class Count(Callback):
+        def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            validated.append(trainer.current_epoch)
+
+    with pytest.raises(DivergedError, match="weight has non-finite values in epoch 2, after step 12") as error:
+        fit(
+            tiny_root,
+            best,
+            Count(),
+            Spoil(12, value, weights=True),
+            enable_checkpointing=True,
+            num_sanity_val_steps=0,
+            **options,
+        )
+    assert validated == ([0] if has_val else [])
+    assert ("; the best checkpoint so far is " in str(error.value)) == has_val
+    for path in Path("kept").glob("*.ckpt"):
+        weights = torch.load(path, weights_only=True)["state_dict"]
+        assert first_nonfinite(weights.items()) is None
+
+
+def test_a_fit_that_diverges_ends_in_one_line(tiny_args: list[str], refused: Refused) -> None:
+    code, line = refused(["fit", *tiny_args, *FEW_EPOCHS, "--model.lr", "1e20"])
+    assert code == 1
+    assert "the loss is nan in step 2 of epoch 1: start again with a lower --model.lr, or resume with" in line
+    assert not LAST.exists()
+
+
+@pytest.mark.parametrize("value", BAD)
+def test_a_fit_saves_no_non_finite_weights(
+    value: float, tiny_args: list[str], refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save: Callable[..., None] = Saver._save
+
+    def spoil(saver: Saver, trainer: Trainer) -> None:
+        next(trainer.lightning_module.parameters()).data.fill_(value)
+        save(saver, trainer)
+
+    monkeypatch.setattr(Saver, "_save", spoil)
+    code, line = refused(["fit", *tiny_args, *FEW_EPOCHS])
+    assert code == 1
+    assert "net.layers.conv1.weight has non-finite values in epoch 1" in line
+    assert not LAST.exists()

@@ -1,0 +1,185 @@
+"""Errors of ``fit``: one line that names the option, and nothing left behind; bugs keep their traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from cifar_lit.errors import UserError
+from cifar_lit.main import main
+from cifar_lit.networks import TutorialCNN
+from tests.helpers.processes import SCRIPT
+from tests.helpers.runs import FEW_EPOCHS, Refused
+from tests.helpers.server import Behaviour, serving
+
+ENDLESS = ["--trainer.max_epochs", "-1"]
+NEEDS_LENGTH = (
+    "--model.schedule and --model.warmup_epochs depend on the length of the training: give --trainer.max_epochs"
+)
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--model.learning_rate", "1"], "--model.learning_rate"),
+        (["--trainer.max_epoch", "3"], "--trainer.max_epoch 3; did you mean --trainer.max_epochs?"),
+        (["--trainer.max_epochs", "three"], "trainer.max_epochs"),
+        (
+            ["--trainer.max_epochs", "0"],
+            "nothing was trained, so there is nothing to test: give a higher --trainer.max",
+        ),
+        (["--model.lr", "fast"], "model.lr"),
+        (["--model.lr", "-1"], "--model.lr is -1.0: must be above 0"),
+        (["--model.net", "ResNet"], "ResNet"),
+        (["--model.net", "torch.nn.Linear"], "torch.nn.Linear"),
+        (["--model.net.depth", "3"], "Option 'depth' is not accepted (--help lists all options)"),
+        (["--model.tta", "all"], "Expected a typing.Literal['none', 'mirror', 'mirror_shift']. Got value: all"),
+        (["--data.source", "imagenet"], "imagenet"),
+        (["--data.batch_size", "0"], "--data.batch_size is 0"),
+        (["--data.val_size", "5000"], "--data.val_size is 5000, and there are 60 training images"),
+        (["--data.root", "nowhere"], "--data.root nowhere: no such folder or archive"),
+        (
+            ["--data.image_sizes", "[16, 32]"],
+            "--data.image_sizes has 16, which TutorialCNN does not take: leave it out",
+        ),
+        (["--seed_everything", "-1"], "--seed_everything is -1: must be from 0 to 4294967295"),
+        (["--seed_everything", "true"], "seed_everything"),
+        (["--recipe", "slow"], "recipe"),
+        (["--recipe"], "recipe"),
+        (["--config", "nothing.yaml"], "nothing.yaml"),
+        (["--trainer.devices", "99"], "--trainer.devices is 99, and this machine has"),
+        (["--trainer.accelerator", "abacus"], "--trainer: You selected an invalid accelerator name"),
+        (["--trainer.fast_dev_run", "-1"], "--trainer: fast_dev_run=-1 is not a valid configuration"),
+        (["--trainer.default_root_dir", "s3://bucket/runs"], "--trainer.default_root_dir is s3://bucket/runs"),
+        (["--trainer.val_check_interval", "0.5"], "--trainer.val_check_interval is 0.5: must be 1.0, or left out"),
+        (["--trainer.check_val_every_n_epoch", "0"], "--trainer.check_val_every_n_epoch is 0: must be at least 1"),
+        (["--checkpoint.every_n_steps", "-1"], "--checkpoint.every_n_steps is -1: must be at least 0"),
+        (["--ckpt_path", "nothing.ckpt"], "nothing.ckpt: no such checkpoint"),
+        (["--ckpt_path", "http://127.0.0.1/last.ckpt"], "http://127.0.0.1/last.ckpt is a URL: download the checkpoint"),
+        (
+            [*ENDLESS, "--trainer.max_time", "00:00:00:09", "--model.schedule", "cosine"],
+            NEEDS_LENGTH,
+        ),
+        (
+            [*ENDLESS, "--trainer.max_steps", "9", "--model.warmup_epochs", "1"],
+            NEEDS_LENGTH,
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_options_end_in_one_line_and_exit_code_2(
+    args: list[str], expected: str, tiny_args: list[str], refused: Refused
+) -> None:
+    code, line = refused(["fit", *tiny_args, "--data.batch_size", "8", *args])
+    assert code == 2
+    assert line.startswith("error: ")
+    assert expected in line
+    assert not Path("lightning_logs").exists()
+
+
+def test_images_without_their_source_are_recognised(tiny_root: Path, refused: Refused) -> None:
+    code, line = refused(["fit", "--data.root", str(tiny_root)])
+    assert code == 2
+    assert line.endswith("tiny looks like images of your own: set --data.source to images as well")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tiny_args: list[str], refused: Refused) -> None:
+    Path("lightning_logs").write_text("not a folder")
+    for options in ([], ["--trainer.logger", "false"], ["--trainer.logger", "CSVLogger"]):
+        options += ["--trainer.logger.save_dir", "csv"] * ("CSVLogger" in options)
+        code, line = refused(["fit", *tiny_args, *FEW_EPOCHS, *options])
+        assert code == 2
+        assert "--trainer.default_root_dir is .: no run can be kept there (File exists); give another folder" in line
+    assert main(["fit", *tiny_args, *FEW_EPOCHS, "--trainer.default_root_dir", "other"]) == 0
+
+
+# Bugs.
+
+
+class BrokenNet(TutorialCNN):
+    """Has a bug in its constructor."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        len(num_classes)  # type: ignore[arg-type]
+
+
+class BrokenForward(TutorialCNN):
+    """Has a bug in its forward pass."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images, 1)  # type: ignore[call-arg]
+
+
+class BrokenCallback(Callback):
+    """Has a bug that the constructor of the Trainer meets, or one in a hook, or one in its own constructor.
+
+    Args:
+        where: The place of the bug.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        if where == "init":
+            raise TypeError("a bug in init")
+
+    @property
+    def state_key(self) -> str:
+        if self.where == "state_key":
+            raise TypeError("a bug in state_key")
+        return "broken"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def on_train_start(self, *args: Any) -> None:
+        if self.where == "hook":
+            raise ValueError("a bug in hook")
+
+
+@pytest.mark.parametrize("where", ["init", "state_key", "hook"])
+def test_a_bug_in_a_callback_keeps_its_traceback(where: str, tiny_args: list[str]) -> None:
+    options = ["--trainer.callbacks+", "tests.cli.test_errors.BrokenCallback", "--trainer.callbacks.where", where]
+    with pytest.raises((TypeError, ValueError), match=f"a bug in {where}") as error:
+        main(["fit", *tiny_args, *FEW_EPOCHS, *options])
+    assert not isinstance(error.value, UserError)
+
+
+@pytest.mark.parametrize(
+    ("net", "expected"),
+    [("BrokenNet", "object of type 'int' has no len"), ("BrokenForward", "takes 2 positional arguments but 3")],
+)
+def test_a_bug_in_a_network_keeps_its_traceback(net: str, expected: str, tiny_args: list[str]) -> None:
+    with pytest.raises(TypeError, match=expected):
+        main(["fit", *tiny_args, *FEW_EPOCHS, "--model.net", f"tests.cli.test_errors.{net}"])
+    assert not Path("lightning_logs").exists()  # no step was made
+
+
+def test_a_bug_of_ours_keeps_its_traceback(tiny_args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # It is raised by torch, in a line of ours: the buffer has the wrong shape.
+    monkeypatch.setattr("cifar_lit.module.torch.tensor", lambda values: torch.zeros(5, 3, 7)[: len(values)].reshape(-1))
+    with pytest.raises(RuntimeError, match="invalid for input of size"):
+        main(["fit", *tiny_args, *FEW_EPOCHS])
+
+
+# The machine.
+
+
+def test_with_no_network_the_script_says_what_was_tried_and_the_ways_out(tmp_path: Path) -> None:
+    with serving(Behaviour(b"", statuses=[404] * 9)) as url:
+        options = ["--data.mirror", url, "--trainer.max_epochs", "1"]
+        code = (
+            "import sys, runpy, cifar_lit.data.cifar10 as c, dataclasses;"
+            "c.CIFAR10.__init__.__kwdefaults__['archive'] = dataclasses.replace(c.ARCHIVE, urls=());"
+            f"sys.argv = ['fit.py', *{options!r}]; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for part in (f"{url}: answered 404", "--data.mirror URL", "by hand", "--data.source synthetic", "images"):
+        assert part in line

@@ -1,0 +1,84 @@
+"""What ``fit`` offers: its help, its defaults, its configuration."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cifar_lit.cli.parser import CommandParser, naming_options, option_names
+from cifar_lit.errors import UserError
+from cifar_lit.main import main
+from cifar_lit.recipes import RECIPES
+
+
+def test_print_config_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--print_config", "--model.lr", "0.05"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["lr"] == 0.05
+    assert config["trainer"]["max_epochs"] == 20
+    assert config["data"]["batch_size"] == 64
+
+
+def test_the_defaults_are_the_tutorials(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    model = config["model"]
+    assert model["net"]["class_path"].endswith("TutorialCNN")
+    assert (model["lr"], model["momentum"], model["weight_decay"], model["schedule"]) == (0.01, 0, 0, "constant")
+    assert model["mean"] == [0, 0, 0]
+    assert model["std"] == [1, 1, 1]
+    assert (config["data"]["source"], config["data"]["root"], config["data"]["val_size"]) == ("cifar10", "data", 5000)
+
+
+def test_a_recipe_is_overridden_by_a_file_and_that_by_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--recipe", "tuned", "--print_config"]) == 0
+    tuned = yaml.safe_load(capsys.readouterr().out)
+    Path("own.yaml").write_text("recipe: tuned\nmodel: {momentum: 0.5}\ndata: {batch_size: 7}\n")
+    assert main(["fit", "--config", "own.yaml", "--data.batch_size", "9", "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config["model"]["momentum"], config["data"]["batch_size"]) == (0.5, 9)
+    assert config["model"]["schedule"] == tuned["model"]["schedule"]
+    assert config["model"]["net"] == tuned["model"]["net"]
+    assert tuned["model"]["momentum"] != 0.5
+    # An option names another recipe than the file.
+    assert main(["fit", "--config", "own.yaml", "--recipe", "fast", "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["recipe"] == "fast"
+    assert config["model"]["net"]["class_path"].endswith("FastCNN")
+    assert config["model"]["momentum"] == 0.5
+
+
+def test_help_lists_the_recipes_and_the_documented_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith("usage: cifar-lit fit [options] Train, keep the checkpoint")
+    for recipe, path in RECIPES.items():
+        assert f"{recipe} ({path.read_text().splitlines()[0].removeprefix('# ')})" in text
+    assert "Peak learning rate of SGD, above 0." in text
+    assert "TutorialCNN" in text
+    assert "ConvReLU" not in text  # only networks of ours are offered, not every module of torch
+    assert "--checkpoint.every_n_steps" in text
+    assert "--checkpoint.run" not in text
+
+
+def test_options_are_named_as_they_were_typed() -> None:
+    parser = CommandParser("try", "RUN", "Try.", "cifar-lit try x")
+    parser.add_argument("--data.batch_size")
+    parser.add_argument("--report")
+    assert parser.names == option_names(["-h", "--help", "--data.batch_size", "--report"])
+    with pytest.raises(UserError) as error, naming_options(parser.names):
+        raise UserError("`batch_size` is 0, and `root` and batch_size are not options; see `report`")
+    assert str(error.value) == "--data.batch_size is 0, and `root` and batch_size are not options; see --report"
+
+
+def test_a_misspelt_option_is_suggested_and_none_may_be_abbreviated() -> None:
+    parser = CommandParser("try", "RUN", "Try.", "cifar-lit try x")
+    parser.add_argument("--batch_size")
+    for args, expected in (
+        (["--batch_siz", "3"], "unrecognized arguments: --batch_siz 3; did you mean --batch_size?"),
+        (["--batch", "3"], "unrecognized arguments: --batch 3; did you mean --batch_size?"),
+        (["--batch_size"], "argument --batch_size: expected one argument"),
+    ):
+        with pytest.raises(UserError) as error:
+            parser.parse_args(args)
+        assert expected in str(error.value)

@@ -1,0 +1,153 @@
+"""Resuming: which run, in which folder, and with which options."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cifar_lit.main import main
+from tests.helpers.processes import LAST, curves, run, state_of, stopped_at
+from tests.helpers.runs import EPOCHS, FEW_EPOCHS, RUN, Refused, read_metrics, read_results
+
+
+def test_a_run_that_was_moved_knows_its_best(tiny_args: list[str], tmp_path: Path) -> None:
+    assert run(["fit", *tiny_args, *EPOCHS]).code == 0
+    undisturbed = state_of(), read_metrics()
+    shutil.rmtree("lightning_logs")
+    stopped_at(14, ["fit", *tiny_args, *EPOCHS])
+    moved = tmp_path / "elsewhere" / "mine"
+    moved.parent.mkdir()
+    RUN.rename(moved)
+    done = run(["fit", "--ckpt_path", str(moved / "checkpoints/last.ckpt")])
+    assert done.code == 0, done.err
+    assert (state_of(moved / "checkpoints/last.ckpt"), read_metrics(moved)) == undisturbed
+    assert not RUN.exists()
+
+
+@pytest.mark.parametrize("step", [8, 12])
+def test_a_checkpoint_away_from_its_run_resumes_in_a_new_folder(step: int, tiny_args: list[str]) -> None:
+    assert run(["fit", *tiny_args, *EPOCHS]).code == 0
+    undisturbed = state_of()
+    shutil.rmtree("lightning_logs")
+    stopped_at(step, ["fit", *tiny_args, *EPOCHS])
+    LAST.rename("kept.ckpt")
+    before = LAST.with_name("best.ckpt").read_bytes()
+    done = run(["fit", *tiny_args, *EPOCHS, "--ckpt_path", "kept.ckpt"])
+    assert done.code == 0, done.err
+    new = Path("lightning_logs/version_1")
+    # Its best is that of the epochs in its own folder; all else is as in a run that was not stopped.
+    ended, accuracies = state_of(new / "checkpoints/last.ckpt"), curves(new)["Accuracy/val"]
+    del undisturbed["best"], ended["best"]
+    assert ended == undisturbed
+    assert read_metrics(new)["Accuracy/val"] == pytest.approx(max(accuracy for _, accuracy in accuracies))
+    assert read_results(new)["checkpoint"] == str(new / "checkpoints/best.ckpt")
+    assert LAST.with_name("best.ckpt").read_bytes() == before
+
+
+def test_an_epoch_of_another_length_is_not_resumed_in_its_middle(tiny_args: list[str]) -> None:
+    stopped_at(3, ["fit", *tiny_args, *EPOCHS])
+    done = run(["fit", "--ckpt_path", "last", "--trainer.limit_train_batches", "5"])
+    assert done.code == 2
+    expected = "--trainer.limit_train_batches: the checkpoint was saved in the middle of an epoch of 6 batches, and "
+    assert f"error: {expected}there are 5: give the same" in done.err
+    assert torch.load(LAST, weights_only=True)["global_step"] == 3
+
+
+def test_more_epochs_than_it_began_with(tiny_args: list[str]) -> None:
+    assert run(["fit", *tiny_args, *EPOCHS, "--trainer.max_epochs", "4"]).code == 0
+    undisturbed = state_of()["state_dict"], curves(), read_metrics()
+    shutil.rmtree("lightning_logs")
+    assert run(["fit", *tiny_args, *EPOCHS]).code == 0
+    done = run(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "4"])
+    assert done.code == 0, done.err
+    assert "4 epochs in" in done.out
+    assert (state_of()["state_dict"], curves(), read_metrics()) == undisturbed
+    again = run(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "4"])
+    assert again.code == 2
+    assert f"error: --trainer.max_epochs is 4, and {LAST} has finished 4 epochs: give more" in again.err
+
+
+def test_a_run_that_was_killed_before_its_test_is_tested(tiny_args: list[str]) -> None:
+    assert main(["fit", *tiny_args, *EPOCHS]) == 0
+    undisturbed, before = read_metrics(), read_results()
+    (RUN / "results.json").unlink()
+    assert main(["fit", "--ckpt_path", "last"]) == 0
+    assert read_metrics() == undisturbed
+    assert read_results()["images_per_second"] == pytest.approx(before["images_per_second"], rel=0.5)
+
+
+@pytest.mark.parametrize("logger", ["false", "CSVLogger"])
+def test_a_run_without_tensorboard_resumes_in_its_folder(logger: str, tiny_args: list[str]) -> None:
+    options = ["fit", *tiny_args, *EPOCHS, "--trainer.logger", logger]
+    options += ["--trainer.logger.save_dir", "csv"] * (logger == "CSVLogger")
+    assert main([*options, "--trainer.max_epochs", "1"]) == 0
+    results = read_results()
+    assert results["epochs"] == 1
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+    assert read_results()["epochs"] == 2
+    assert {path.name for path in RUN.iterdir()} >= {"checkpoints", "config.yaml", "results.json"}
+    assert not list(Path().rglob("*tfevents*"))
+    assert not list(Path("csv").rglob("*.ckpt"))
+
+
+def test_last_is_the_run_that_was_saved_last(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in ("1", "2"):
+        assert main(["fit", *tiny_args, *FEW_EPOCHS, "--seed_everything", seed]) == 0
+    assert main(["fit", "--ckpt_path", str(RUN), "--trainer.max_epochs", "3"]) == 0
+    capsys.readouterr()
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "4"]) == 0
+    assert f"resuming {LAST}: 3 epochs and 18 steps are done" in capsys.readouterr().out
+    assert (read_results()["seed"], read_results()["epochs"]) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        (["--model.lr", "0.5"], "lr 0.01 (given: 0.5)"),
+        (["--data.split_seed", "7"], "split_seed 0 (given: 7)"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_other_settings_of_model_and_data_are_refused(
+    run: str, tiny_args: list[str], option: list[str], expected: str, refused: Refused
+) -> None:
+    path = str(RUN / "checkpoints/last.ckpt")
+    options = [*tiny_args, "--data.batch_size", "8", "--seed_everything", "3", "--ckpt_path", path, *option]
+    code, line = refused(["fit", *options])
+    assert code == 2
+    assert line == (
+        f"error: --ckpt_path {path} resumes with its own settings of model and data: {expected}; "
+        "give the same, or leave them out"
+    )
+    assert not Path("lightning_logs/version_1").exists()
+
+
+def test_the_data_may_have_moved(run: str, tiny_root: Path) -> None:
+    tiny_root.rename("moved")
+    options = ["--data.root", "moved", "--data.cache_dir", "other", "--trainer.max_epochs", "3"]
+    assert main(["fit", "--ckpt_path", str(RUN), *options]) == 0
+    assert read_results()["epochs"] == 3
+
+
+def test_a_finished_run_has_nothing_left_to_train(run: str, tiny_args: list[str], refused: Refused) -> None:
+    path = str(RUN / "checkpoints/last.ckpt")
+    code, line = refused(["fit", *tiny_args, *FEW_EPOCHS, "--seed_everything", "3", "--ckpt_path", path])
+    assert code == 2
+    assert f"--trainer.max_epochs is 2, and {path} has finished 2 epochs: give more" in line
+
+
+def test_a_bad_checkpoint_is_named(tiny_args: list[str], refused: Refused) -> None:
+    Path("text.ckpt").write_text("no checkpoint")
+    code, line = refused(["fit", *tiny_args, "--data.batch_size", "8", "--ckpt_path", "text.ckpt"])
+    assert code == 2
+    assert "text.ckpt is not a checkpoint of this project" in line
+
+
+def test_without_a_run_there_is_no_last_one(tiny_args: list[str], refused: Refused) -> None:
+    code, line = refused(["fit", *tiny_args, "--ckpt_path", "last"])
+    assert (code, "--ckpt_path last: no run in lightning_logs" in line) == (2, True), line
+    Path("last.yaml").write_text("ckpt_path: last\n")
+    code, line = refused(["fit", *tiny_args, "--config", "last.yaml"])
+    assert (code, "--ckpt_path last: give that on the command line" in line) == (2, True), line

@@ -1,0 +1,78 @@
+"""The comparison of runs: its tables, and its accuracies against those of the single runs."""
+
+import shutil
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+from cifar_lit.commands.compare import Scored, format_comparison
+from cifar_lit.main import main
+from tests.helpers.runs import FEW_EPOCHS, RUN, Refused, read_results
+
+
+def scored(name: str, correct: str, **options: object) -> Scored:
+    is_correct = torch.tensor([letter == "+" for letter in correct])
+    given = {"recipe": "tuned", "seed": 0, "settings": {"lr": 0.1}, **options}
+    return Scored(name=name, labels=torch.arange(len(correct)), correct=is_correct, **given)  # type: ignore[arg-type]
+
+
+def test_the_table() -> None:
+    runs = [
+        scored("a", "++++++----"),
+        scored("b", "++++++++--", seed=1),
+        scored("c" * 60, "---+++++++", settings={"lr": 0.2}),
+        scored("d", "+-", recipe="fast"),
+    ]
+    table = format_comparison(runs)
+    assert all(len(line) <= 80 for line in table.splitlines())
+    lines = [line.split() for line in table.splitlines()]
+    assert ["a", "tuned", "0", "0.6000"] in [line[:4] for line in lines]
+    assert ["tuned,", "lr", "0.1", "2", "2", "0.7000", f"{statistics.stdev([0.6, 0.8]):.4f}"] in lines
+    assert ["tuned,", "lr", "0.2", "1", "1", "0.7000", "-"] in lines
+    assert ["fast", "1", "1", "0.5000", "-"] in lines
+    assert ["b", "0", "2", "+0.2000±0.2479", "1"] in lines
+    assert ["..." + "c" * 26, "3", "4", "+0.1000±0.5148", "1"] in lines
+    assert ["d", "other", "test", "images"] in lines
+
+
+def test_runs_are_compared(run: str, tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *tiny_args, *FEW_EPOCHS, "--seed_everything", "4"])
+    main(["fit", *tiny_args, *FEW_EPOCHS, "--trainer.gradient_clip_val", "1"])
+    accuracies = [read_results(Path(f"lightning_logs/version_{number}"))["Accuracy/test"] for number in (0, 1)]
+    capsys.readouterr()
+    Path("tiny").rename("elsewhere")
+    runs = [str(RUN), "lightning_logs/version_1/checkpoints/best.ckpt", "lightning_logs/version_2"]
+    assert main(["compare", *runs, "--data.root", "elsewhere"]) == 0
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines()]
+    shown = [float(line[3]) for line in lines if line[1:2] == ["tutorial"] and len(line) == 5][:2]
+    assert shown == pytest.approx(accuracies, abs=1e-4)
+    assert [line[2] for line in lines if line[1:2] == ["tutorial"] and len(line) == 5] == ["3", "4", "0"]
+    (group,) = [line[3:] for line in lines if line[:5] == ["tutorial,", "gradient_clip_val", "None", "2", "2"]]
+    assert any(line[:4] == ["tutorial,", "gradient_clip_val", "1", "1"] for line in lines)
+    assert float(group[2]) == pytest.approx(statistics.mean(accuracies), abs=1e-4)
+    assert main(["test", *runs, "--data.root", "elsewhere"]) == 0  # the same by its other name
+    assert capsys.readouterr().out == out
+
+
+def test_what_cannot_be_compared_is_named(run: str, refused: Refused) -> None:
+    shutil.copytree("tiny", "other")
+    for split in ("train", "test"):
+        Path(f"other/{split}/dark").rename(f"other/{split}/night")
+    best, last = (str(RUN / f"checkpoints/{name}.ckpt") for name in ("best", "last"))
+    for args, expected in (
+        ([str(RUN), "nothing"], "nothing: no such checkpoint"),
+        ([str(RUN)], "compare needs two or more runs"),
+        ([str(RUN), best], "is given twice: name each run once"),
+        ([str(RUN), last, "--data.root", "other"], "was trained for the classes bright, dark, green"),
+        ([str(RUN), last, "--data.root", "nowhere"], "--data.root nowhere"),
+        ([str(RUN), "x", "--report"], "unrecognized arguments: --report"),
+    ):
+        code, line = refused(["compare", *args])
+        assert code == 2
+        assert expected in line
+    (RUN / "config.yaml").write_text("trainer: [")
+    code, line = refused(["compare", str(RUN), last])
+    assert "config.yaml is damaged" in line

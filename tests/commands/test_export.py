@@ -1,0 +1,219 @@
+"""Exported files: they compute what the model does, take any number of images, and say nothing of this machine."""
+
+import json
+import re
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from cifar_lit import Run
+from cifar_lit.commands import export as exporting
+from cifar_lit.commands.export import check, export
+from cifar_lit.errors import UserError
+from cifar_lit.main import main
+from cifar_lit.module import ImageClassifier
+from cifar_lit.networks import FastCNN, StrongCNN, TutorialCNN
+
+Refused = Callable[[list[str]], tuple[int, str]]
+RUN = Path("lightning_logs/version_0")
+IMAGES = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+FOLDER = RUN / "export"
+
+
+def exported(*args: str) -> None:
+    assert main(["export", str(RUN), *args]) == 0
+
+
+def a_model(net: Any = TutorialCNN) -> ImageClassifier:
+    torch.manual_seed(0)
+    return ImageClassifier(classes=list("abc"), net=net, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)).eval()
+
+
+def expected_logits(model: ImageClassifier, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(images / 255)
+    return logits
+
+
+def test_a_run_in_all_formats(run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "NUM_TIMED", 1)
+    exported("--to", "onnx", "pt2", "safetensors", "--benchmark")
+    printed = capsys.readouterr().out
+    assert "12 images of the run's own data and 988 synthetic images" in printed
+    assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("checked"))
+    assert len(re.findall(r"^(?:PyTorch|model\.\w+) +[\d,]+$", printed, re.MULTILINE)) == 4
+    names = ["README.md", "config.json", "model.onnx", "model.pt2", "model.safetensors"]
+    assert sorted(path.name for path in FOLDER.iterdir()) == names
+    model = Run(RUN).model()
+    logits = expected_logits(model, IMAGES)
+
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(FOLDER / "model.onnx")
+    assert [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()] == [("images", "tensor(uint8)", [3, 32, 32])]
+    for size in (1, 7, 40):
+        (found,) = session.run(["logits"], {"images": IMAGES[:size].numpy()})
+        assert torch.allclose(torch.from_numpy(found), logits[:size], atol=1e-5)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == model.classes
+
+    files = {"classes.json": ""}
+    network = torch.export.load(str(FOLDER / "model.pt2"), extra_files=files).module()
+    for size in (1, 7, 40):
+        assert torch.allclose(network(IMAGES[:size]), logits[:size], atol=1e-6)
+    assert json.loads(files["classes.json"]) == model.classes
+
+    again = Run(FOLDER).model()
+    assert again.classes == model.classes
+    assert torch.equal(again.predict(IMAGES), model.predict(IMAGES))
+    for path in FOLDER.iterdir():  # neither images nor folders of this machine are inside
+        parts = [path.read_bytes()]
+        if path.suffix == ".pt2":
+            with zipfile.ZipFile(path) as archive:
+                parts = [archive.read(name) for name in archive.namelist()]
+        assert not any(str(Path.cwd()).encode() in part or b"cifar_lit/" in part for part in parts), path
+    assert (FOLDER / "model.pt2").stat().st_size < 1.2 * (FOLDER / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("net", [FastCNN, pytest.param(StrongCNN, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [pytest.param("onnx", marks=pytest.mark.slow), "pt2", "safetensors"])
+def test_every_network_can_be_exported(net: type[nn.Module], kind: str, tmp_path: Path) -> None:
+    model = a_model(net)
+    difference, runs = export(model, kind, IMAGES, tmp_path)
+    assert difference < 1e-5
+    assert torch.allclose(runs(IMAGES[:3]), expected_logits(model, IMAGES[:3]), atol=1e-5)
+
+
+def test_a_file_that_computes_something_else_is_not_kept(
+    run: str, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(nn.Module):
+        def __init__(self, model: ImageClassifier) -> None:
+            super().__init__()
+            self.model, self.classes = model, model.classes
+
+        def forward(self, images: Tensor) -> Tensor:
+            return -1 * self.model.forward(images)
+
+    write = exporting.write_pt2
+    monkeypatch.setattr(exporting, "write_pt2", lambda model, *args: write(cast(Any, Wrong(model).eval()), *args))
+    code, line = refused(["export", str(RUN), "--to", "pt2"])
+    assert code == 1
+    assert re.search(r"model.pt2 is not kept: it predicts another class for \d+ of 1,000 images", line)
+    assert [file.name for file in FOLDER.iterdir()] == ["README.md"]  # the card, which marks it as an export
+
+
+def test_the_comparison() -> None:
+    expected = torch.tensor([[1.0, 2.0], [20.0, 3.0]])
+    assert check("it", expected + 1e-3, expected) == pytest.approx(1e-3, rel=1e-2)
+    for found in (expected + 3e-3, expected.flip(1), expected * torch.nan):
+        with pytest.raises(UserError, match=r"it is not kept: it predicts another class for \d of 2 images"):
+            check("it", found, expected)
+
+
+def test_a_checkpoint_alone_has_a_card_too(run: str) -> None:
+    (RUN / "checkpoints/best.ckpt").rename("alone.ckpt")
+    Path("tiny").rename("gone")
+    assert main(["export", "alone.ckpt", "--to", "safetensors", "--output", "out"]) == 0
+    assert "Not known" in Path("out/README.md").read_text()
+    assert main(["export", "out", "--to", "safetensors", "--output", "again"]) == 0  # of an export, once more
+    assert Path("again/model.safetensors").read_bytes() == Path("out/model.safetensors").read_bytes()
+
+
+def test_damaged_exports_are_refused(run: str, refused: Refused) -> None:
+    exported("--to", "safetensors")
+    weights, config = FOLDER / "model.safetensors", FOLDER / "config.json"
+    complete, text = weights.read_bytes(), config.read_text()
+    weights.write_bytes(complete[:-1] + bytes([complete[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"model.safetensors is damaged, .*config.json: checksum mismatch"):
+        Run(FOLDER).model()
+    weights.write_bytes(complete)
+    for args in (["test", str(FOLDER)], ["test", str(RUN), str(FOLDER)], ["fit", "--ckpt_path", str(weights)]):
+        code, line = refused(args)
+        assert code == 2
+        assert "model.safetensors is an export, which has no" in line
+    for bad in ("{", "[]", '{"hyper_parameters": {}, "sha256": ""}'):
+        config.write_text(bad)
+        with pytest.raises(UserError, match=r"config.json does not describe a model of this project"):
+            Run(FOLDER).model()
+    for old, new, expected in (
+        ('"lr": 0.01', '"lr": 0.01, "newer": 1', "has settings that this version does not know: newer"),
+        ('"lr": 0.01', '"lr": -1', "model.safetensors: `lr` is -1"),
+        ("cifar_lit.networks.tutorial.", "evil_package.", "names a network of evil_package: import that first"),
+    ):
+        assert old in text
+        config.write_text(text.replace(old, new))
+        with pytest.raises(UserError, match=expected):
+            Run(FOLDER).model()
+    config.write_text(text)
+    Run(FOLDER).model()
+
+
+def test_bad_arguments_end_in_one_line(run: str, refused: Refused) -> None:
+    for args, expected in (
+        ([str(RUN)], "the following arguments are required: --to"),
+        ([str(RUN), "--to", "tflite"], "argument --to: invalid choice: 'tflite'"),
+        (["nothing", "--to", "pt2"], "nothing: no such checkpoint"),
+        ([str(RUN), "--to", "pt2", "--output", "tiny/train/dark/1.png"], "--output is tiny/train/dark/1.png"),
+    ):
+        code, line = refused(["export", *args])
+        assert code == 2
+        assert expected in line
+
+
+def test_a_folder_of_something_else_is_left_alone(run: str, refused: Refused) -> None:
+    Path("mine").mkdir()
+    Path("mine/README.md").write_text("---\ntitle: mine\n---\n")
+    code, line = refused(["export", str(RUN), "--to", "pt2", "--output", "mine"])
+    assert (code, Path("mine/README.md").read_text()) == (2, "---\ntitle: mine\n---\n")
+    assert "--output is mine, which holds other files than an export: give another folder" in line
+    exported("--to", "safetensors")
+    code, line = refused(["export", str(FOLDER), "--to", "pt2", "--output", str(FOLDER)])
+    assert "the folder of the model itself" in line
+
+
+def test_the_card_has_the_scores_of_the_exported_checkpoint_only(run: str) -> None:
+    exported("--to", "safetensors")
+    assert "Accuracy on test, of one run" in (FOLDER / "README.md").read_text()
+    assert main(["export", str(RUN / "checkpoints/last.ckpt"), "--to", "safetensors", "--output", "last"]) == 0
+    assert "Not known: there are no results of a test." in Path("last/README.md").read_text()
+
+
+def test_a_folder_holds_one_model(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exported("--to", "safetensors", "--output", "out")
+    exported("--to", "pt2", "--output", "out")
+    assert {"model.safetensors", "model.pt2", "config.json"} < {path.name for path in Path("out").iterdir()}
+    checkpoint = torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)
+    next(iter(checkpoint["state_dict"].values())).add_(1e-3)
+    torch.save(checkpoint, "other.ckpt")
+    assert main(["export", "other.ckpt", "--to", "safetensors", "--output", "out"]) == 0
+    assert "files of another model are removed from out" in capsys.readouterr().out
+    assert {path.name for path in Path("out").iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    assert "pt2" not in Path("out/README.md").read_text()
+
+
+def test_a_package_that_is_missing_is_named(run: str, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    code, line = refused(["export", str(RUN), "--to", "onnx"])
+    assert code == 2
+    assert line == "error: this needs onnxscript, which is not installed: pip install 'cifar-lit[export]'"
+
+
+def test_pillow_images_are_predicted_as_files_are(run: str) -> None:
+    model = Run(RUN).model()
+    images = [Image.new("I;16", (7, 90), 40_000), Image.linear_gradient("L").rotate(30), Image.new("RGBA", (3, 3))]
+    for number, image in enumerate(images):
+        image.save(f"{number}.png")
+    from_files = model.predict(["0.png", Path("1.png"), "2.png"])
+    assert torch.equal(model.predict(images), from_files)
+    assert model.predict([]).shape == (0, 3)
+    Path("text.png").write_text("no image")
+    with pytest.raises(UserError, match=r"text.png"):
+        model.predict(["0.png", "text.png"])
+    with pytest.raises(UserError, match=r"`images` has the shape \(2, 3, 28, 28\): must be \(N, 3, 32, 32\)"):
+        model.predict(torch.zeros(2, 3, 28, 28))

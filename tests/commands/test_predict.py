@@ -1,0 +1,127 @@
+"""Predictions: the same as those of the test, from wherever and whatever the images are."""
+
+import csv
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cifar_lit import Run
+from cifar_lit.commands.predict import find_images, predict
+from cifar_lit.main import main
+from tests.helpers.images import tiny_image
+from tests.helpers.runs import RUN, Refused, read_results
+
+Predicted = Callable[..., tuple[int, list[list[str]], str]]
+
+
+@pytest.fixture
+def predicted(run: str, capsys: pytest.CaptureFixture[str]) -> Predicted:
+    """Return a function that predicts with the tiny run: exit code, lines of CSV, standard error."""
+
+    def call(*args: str) -> tuple[int, list[list[str]], str]:
+        code = main(["predict", str(RUN), *args, "--format", "csv"])
+        printed = capsys.readouterr()
+        return code, list(csv.reader(io.StringIO(printed.out)))[1:], printed.err
+
+    return call
+
+
+def test_it_agrees_with_the_test_of_the_run(predicted: Predicted) -> None:
+    code, lines, _ = predicted("tiny/test")
+    assert (code, len(lines)) == (0, 24)
+    assert [line[0] for line in lines] == sorted(line[0] for line in lines)
+    right = sum(Path(path).parent.name == label for path, label, *_ in lines)
+    assert right / 24 == pytest.approx(read_results()["Accuracy/test"])
+
+
+def test_folders_archives_globs_and_files_give_the_same(predicted: Predicted) -> None:
+    _, expected, _ = predicted("tiny/test")
+    with zipfile.ZipFile("images.zip", "w") as packed:
+        for path in Path("tiny/test").rglob("*.*"):
+            packed.write(path)
+    with tarfile.open("images.tar.gz", "w:gz") as tar:
+        tar.add("tiny/test")
+    for paths in (["images.zip"], ["images.tar.gz"], ["tiny/test/*/1*"], [line[0] for line in expected]):
+        code, lines, _ = predicted(*paths)
+        assert code == 0
+        found = [[line[0].removeprefix(f"{paths[0]}/"), *line[1:]] for line in lines]
+        assert sorted(found) == sorted(expected)
+
+
+def test_a_broken_image_does_not_stop_the_others(predicted: Predicted) -> None:
+    Path("odd").mkdir()
+    Path("odd/a.jpg").write_bytes(b"no image")
+    tiny_image("dark", 1).resize((300, 20)).convert("CMYK").save("odd/b.jpg")
+    Image.new("I;16", (7, 90)).save("odd/c.png")
+    tiny_image("green", 1).convert("RGBA").save("odd/d.webp")
+    Path("odd/notes.txt").write_text("not asked for")
+    Path("odd/.hidden.png").write_bytes(b"not asked for")
+    Path("odd/folder.png").mkdir()
+    code, lines, err = predicted("odd")
+    assert code == 1
+    assert [line[0] for line in lines] == ["odd/b.jpg", "odd/c.png", "odd/d.webp"]
+    assert [line for line in err.splitlines() if line.startswith("error")] == ["error: odd/a.jpg is not an image"]
+
+
+def test_standard_input(predicted: Predicted, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = Path("tiny/test/dark/101.png").read_bytes()
+    _, (expected,), _ = predicted("tiny/test/dark/101.png")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    code, (line,), _ = predicted("-")
+    assert (code, line[0], line[1:]) == (0, "-", expected[1:])
+
+
+def test_bad_arguments_end_in_one_line(run: str, refused: Refused) -> None:
+    Path("empty").mkdir()
+    Path("half.zip").write_bytes(b"PK")
+    for args, expected in (
+        ([str(RUN), "nowhere"], "nowhere: no such image"),
+        ([str(RUN), "empty"], "empty: no such image, and no folder or archive with one"),
+        ([str(RUN), "half.zip"], "error: half.zip is not a complete .tar, .tar.gz or .zip archive"),
+        (["nothing", "tiny"], "nothing: no such checkpoint"),
+        ([str(RUN), "tiny", "--top_k", "0"], "--top_k is 0: must be at least 1"),
+        ([str(RUN), "tiny", "--device", "abacus"], "--device is abacus: not available here"),
+        ([str(RUN)], "the following arguments are required: PATH"),
+        ([str(RUN), "tiny", "--top", "2"], "unrecognized arguments: --top"),
+    ):
+        code, line = refused(["predict", *args])
+        assert code == 2
+        assert expected in line
+
+
+def test_the_formats_say_the_same(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = {}
+    for style in ("table", "csv", "json", "jsonl"):
+        assert main(["predict", str(RUN), "tiny/test/dark", "--format", style, "--top_k", "2"]) == 0
+        printed[style] = capsys.readouterr().out
+    found = json.loads(printed["json"])
+    assert [json.loads(line) for line in printed["jsonl"].splitlines()] == found
+    assert len(found) == len(printed["table"].splitlines()) == len(printed["csv"].splitlines()) - 1 == 8
+    for one, line, row in zip(found, printed["table"].splitlines(), printed["csv"].splitlines()[1:], strict=True):
+        label, probability = one["top"][0]["label"], one["top"][0]["probability"]
+        assert len(one["top"]) == 2
+        assert f"{label} {probability:.3f}" in line
+        assert len(line) <= 80
+        assert row.startswith(f"{one['path']},{label},{probability:.6f},")
+
+
+def test_predictions_from_python_are_those_of_the_model(run: str, tiny_root: Path) -> None:
+    model, data = Run(RUN).model(), Run(RUN).datamodule()
+    data.setup("test")
+    assert data.test is not None
+    probabilities = model.predict(data.test.images.permute(0, 3, 1, 2))
+    found = list(predict(model, find_images([str(tiny_root / "test")]), top_k=9))
+    tops = [top for _, top in found if not isinstance(top, Exception)]
+    assert [[label for label, _ in top] for top in tops] == [
+        [model.classes[label] for label in row] for row in probabilities.argsort(1, descending=True).tolist()
+    ]
+    assert [top[0][1] for top in tops] == pytest.approx(probabilities.amax(1).tolist(), abs=1e-6)
+    Path("odd.jpg").write_bytes(b"no image")
+    ((name, error),) = predict(model, find_images(["odd.jpg"]))
+    assert (name, str(error)) == ("odd.jpg", "is not an image")

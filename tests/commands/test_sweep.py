@@ -1,0 +1,224 @@
+"""Sweeps: what is searched, what is kept, what a stop costs, and that the test images are left alone."""
+
+import shlex
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar_lit.commands.sweep import parse_range
+from cifar_lit.data.image_folder import ImageFolder
+from cifar_lit.data.split import Split, SplitName
+from cifar_lit.errors import UserError
+from cifar_lit.main import main
+from tests.helpers.processes import at_step, run, signal_at
+
+optuna = pytest.importorskip("optuna")
+Refused = Callable[[list[str]], tuple[int, str]]
+STORAGE = "sqlite:///lightning_logs/sweeps.db"
+LRS = ["--set", "model.lr=log:0.001:0.1"]
+GOOD_FIRST = 1  # with this seed Optuna's grid begins with the first of two values
+SHORT = ["--trainer.max_epochs", "2", "--data.batch_size", "16"]
+
+
+def sweep(*args: str, code: int = 0) -> None:
+    assert main(["sweep", *args]) == code
+
+
+def the_study() -> Any:
+    (name,) = optuna.get_all_study_names(STORAGE)
+    return optuna.load_study(study_name=name, storage=STORAGE)
+
+
+@pytest.mark.parametrize(
+    ("text", "distribution"),
+    [
+        ("model.lr=log:0.01:0.3", "FloatDistribution(high=0.3, log=True, low=0.01, step=None)"),
+        ("--model.momentum=lin:0:0.9", "FloatDistribution(high=0.9, log=False, low=0.0, step=None)"),
+        ("data.cutout=int:0:16", "IntDistribution(high=16, log=False, low=0, step=1)"),
+        ("data.flip=none,random", "CategoricalDistribution(choices=('none', 'random'))"),
+        ("model.net=log:x", ""),
+        ("model.lr=0.01:0.1", ""),
+        ("model.lr=log:0:1", ""),
+        ("model.lr=lin:1:1", ""),
+        ("model.lr=lin:0:inf", ""),
+        ("model.lr=int:1:2:3", ""),
+        ("model.lr=int:0.5:2", ""),
+        ("model.lr", ""),
+        ("=1,2", ""),
+    ],
+)
+def test_ranges(text: str, distribution: str) -> None:
+    if not distribution:
+        with pytest.raises(UserError, match=r"`set` is .*; give NAME=log:LOW:HIGH"):
+            parse_range(text)
+        return
+    name, suggest = parse_range(text)
+    assert name == text.removeprefix("--").partition("=")[0]
+    trial = optuna.create_study().ask()
+    suggest(trial)
+    assert repr(trial.distributions[name]) == distribution
+
+
+def test_the_best_is_a_command_and_test_is_left_alone(
+    tiny_args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = ImageFolder.load
+
+    def not_test(self: ImageFolder, split: SplitName) -> Split:
+        assert split != "test"
+        return load(self, split)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFolder, "load", not_test)
+        sweep(*LRS, "--set", "data.flip=none,random", "--trials", "3", *tiny_args, *SHORT)
+        printed = capsys.readouterr().out
+        study = the_study()
+        assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
+        assert all(len(trial.intermediate_values) == 2 for trial in study.trials)
+        assert all(trial.value == max(trial.intermediate_values.values()) for trial in study.trials)
+        assert f"best      trial {study.best_trial.number + 1}: {study.best_value:.4f} on validation" in printed
+        assert [path.name for path in Path("lightning_logs").iterdir()] == ["sweeps.db"]
+        sweep(*LRS, "--set", "data.flip=none,random", "--trials", "4", *tiny_args, *SHORT)  # resumes
+        printed = capsys.readouterr().out
+        assert ": 3 of 4 trials are done" in printed
+        assert len(the_study().trials) == 4
+    program, *args = shlex.split(printed.splitlines()[-1])
+    assert program == "cifar-lit"
+    assert main([*args, "--no_report"]) == 0
+    score = f"{the_study().best_value:.4f}"
+    assert score in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy"))
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        ("model.lr=0.02,1e30", "diverged, model.lr 1e30"),
+        ("data.batch_size=16,100000", "failed (--data.batch_size is 100000"),
+    ],
+)
+def test_bad_values_are_passed_over(
+    choices: str,
+    expected: str,
+    tiny_args: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name, _, values = choices.partition("=")
+    grid = optuna.samplers.GridSampler({name: values.split(",")}, seed=GOOD_FIRST)
+    monkeypatch.setattr(optuna.samplers, "TPESampler", lambda: grid)
+    sweep("--set", choices, "--trials", "2", *tiny_args, "--data.batch_size", "16", "--trainer.max_epochs", "2")
+    states = {trial.params[name]: trial.state.name for trial in the_study().trials}
+    good, bad = values.split(",")
+    assert states == {good: "COMPLETE", bad: "PRUNED"}
+    assert f"trial 2     {expected}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_costs_the_running_trial(
+    signum: signal.Signals, tiny_args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = [*LRS, "--trials", "2", *tiny_args, *SHORT]
+    with monkeypatch.context() as patch:
+        at_step(8, lambda: signal.raise_signal(signum), patch)  # in the second trial, of 6 steps each
+        sweep(*args, code=128 + signum)
+    assert "the same command resumes the sweep" in capsys.readouterr().out
+    assert [trial.state.name for trial in the_study().trials] == ["COMPLETE", "FAIL", "WAITING"]
+    sweep(*args)
+    assert ": 1 of 2 trials are done" in capsys.readouterr().out
+    _, stopped, again = the_study().trials
+    assert (stopped.state.name, again.state.name) == ("FAIL", "COMPLETE")
+    assert again.params == stopped.params
+
+
+@pytest.mark.slow
+def test_a_kill_costs_the_running_trial(tiny_args: list[str]) -> None:
+    args = [*LRS, "--trials", "2", *tiny_args, *SHORT]
+    assert run(["sweep", *args], inside=signal_at(8, signal.SIGKILL)).code == -signal.SIGKILL
+    assert [trial.state.name for trial in the_study().trials] == ["COMPLETE", "RUNNING"]
+    sweep(*args)
+    _, killed, again = the_study().trials
+    assert (killed.state.name, again.state.name) == ("FAIL", "COMPLETE")
+    assert again.params == killed.params
+
+
+def test_what_a_dead_process_was_trying_is_tried_again(tiny_args: list[str]) -> None:
+    args = [*LRS, *tiny_args, *SHORT]
+    sweep(*args, "--trials", "1")
+    for process in (f"{socket.gethostname()}:999999999", "elsewhere:1"):
+        trial = the_study().ask()
+        trial.suggest_float("model.lr", 0.001, 0.1, log=True)
+        trial.set_user_attr("process", process)
+    sweep(*args, "--trials", "2")
+    _, dead, elsewhere, again = the_study().trials
+    assert [trial.state.name for trial in (dead, elsewhere, again)] == ["FAIL", "RUNNING", "COMPLETE"]
+    assert again.params == dead.params
+
+
+def test_where_all_are_stopped_early_there_is_no_best(
+    tiny_args: list[str], refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruners = optuna.pruners
+    monkeypatch.setattr(pruners, "MedianPruner", lambda **_: pruners.ThresholdPruner(lower=1.1))
+    code, line = refused(["sweep", *LRS, *tiny_args, *SHORT, "--trials", "2"])
+    assert code == 1
+    assert line == "error: no trial finished: give other ranges, or more --trials"
+    assert [trial.state.name for trial in the_study().trials] == ["PRUNED"] * 2
+
+
+def test_a_bug_keeps_its_traceback(tiny_args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep(*LRS, *tiny_args, *SHORT, "--trials", "1")
+
+    def broken(*args: Any, **options: Any) -> None:
+        raise TypeError("a bug in a network")
+
+    for target in ("cifar_lit.commands.sweep.fit", "optuna.create_study"):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, broken)
+            with pytest.raises(TypeError, match="a bug in a network"):
+                main(["sweep", *LRS, *tiny_args, *SHORT, "--trials", "2"])
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ([], "the following arguments are required: --set"),
+        ([*LRS, "--trials", "0"], "--trials is 0: must be at least 1"),
+        ([*LRS, "--ckpt_path", "last"], "--ckpt_path: a trial trains from the start"),
+        ([*LRS, "--storage", "sweeps.db"], "--storage is not the URL of a database"),
+        ([*LRS, "--storage", "sqlite://here:port/db"], "--storage is not the URL of a database"),
+        ([*LRS, "--storage", "sqlite:///nowhere/sweeps.db"], "cannot be opened (OperationalError: "),
+        ([*LRS, "--storage", "nothing://here"], "--storage is nothing://here: cannot be opened (NoSuchModuleError: "),
+        (["--set", "model.nothing=1,2"], "model.nothing"),
+        ([*LRS, "--data.val_size", "0"], "--data.val_size: a sweep is judged on validation, and there is none"),
+        (["--set", "model.lr=-1,-2"], "--model.lr is -"),
+        ([*LRS, *LRS], "--set: an option is named twice"),
+        (
+            [*LRS, "--trainer.check_val_every_n_epoch", "5"],
+            "--trainer.check_val_every_n_epoch or --trainer.limit_val_batches: no epoch",
+        ),
+        (
+            [*LRS, "--trainer.default_root_dir", "tiny/train/dark/1.png"],
+            "--trainer.default_root_dir: tiny/train/dark/1.",
+        ),
+        ([*LRS, "--storage", "nothing://me:secret@here/db"], "--storage is nothing://me:***@here/db: cannot be opened"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(args: list[str], expected: str, tiny_args: list[str], refused: Refused) -> None:
+    code, line = refused(["sweep", *tiny_args, *SHORT, *args])
+    assert code == 2
+    assert expected in line
+
+
+def test_a_study_of_something_else_is_refused(tiny_args: list[str], refused: Refused) -> None:
+    sweep(*LRS, "--trials", "1", "--study", "first", *tiny_args, *SHORT)
+    Path("tiny").rename("moved")
+    moved = ["--data.root", "moved"]  # that is the same study, as on another machine
+    sweep(*LRS, "--trials", "1", "--study", "first", *tiny_args, *SHORT, *moved)
+    for options in (["--set", "model.lr=1,2", *SHORT], [*LRS, *SHORT, "--model.momentum", "0.5"]):
+        code, line = refused(["sweep", "--study", "first", *tiny_args, *moved, *options])
+        assert code == 2
+        assert "--study is first, which searches something else" in line

@@ -1,0 +1,148 @@
+"""A small archive in the official format: download, repair, refuse, read."""
+
+import hashlib
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from cifar_lit.data.cifar10 import ARCHIVE, CIFAR10, Archive
+from cifar_lit.errors import UserError
+from tests.helpers.cifar10 import NAMES, pack, small_files
+from tests.helpers.server import Behaviour, serving
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[Path, Archive]:
+    """Put a small archive where a user would put it by hand."""
+    content, archive = pack(small_files())
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / archive.name).write_bytes(content)
+    return root, archive
+
+
+def test_the_checksums_are_those_of_torchvision() -> None:
+    theirs = torchvision.datasets.CIFAR10
+    assert (ARCHIVE.md5, ARCHIVE.name, ARCHIVE.folder) == (theirs.tgz_md5, theirs.filename, theirs.base_folder)
+    assert ARCHIVE.urls[0] == theirs.url
+    expected = dict([*theirs.train_list, *theirs.test_list, (theirs.meta["filename"], theirs.meta["md5"])])
+    assert ARCHIVE.members == expected
+
+
+def test_an_archive_put_there_by_hand_is_read(small: tuple[Path, Archive]) -> None:
+    root, archive = small
+    source = CIFAR10(root, archive=archive)
+    source.prepare()
+    files = {name: pickle.loads(content, encoding="bytes") for name, content in small_files().items()}
+    for split, names in (("train", NAMES[:5]), ("test", NAMES[5:])):
+        loaded = source.load(split)  # type: ignore[arg-type]
+        assert loaded.images.dtype == torch.uint8
+        assert loaded.images.shape == (4 * len(names), 32, 32, 3)
+        assert loaded.images.is_contiguous()
+        # Each row holds the red plane, then the green one, then the blue one.
+        expected = np.concatenate([files[name][b"data"] for name in names])
+        assert np.array_equal(loaded.images.permute(0, 3, 1, 2).reshape(-1, 3072).numpy(), expected)
+        assert loaded.labels.tolist() == [label for name in names for label in files[name][b"labels"]]
+    assert {path.name for path in root.iterdir()} == {archive.name, archive.folder, ".lock"}
+
+
+def test_it_is_downloaded_from_the_mirror_first(tmp_path: Path) -> None:
+    content, archive = pack(small_files())
+    mirror, official = Behaviour(content), Behaviour(content)
+    with serving(mirror) as url, serving(official) as other:
+        archive_at = Archive(archive.name, archive.md5, (other,), archive.folder, archive.members)
+        source = CIFAR10(tmp_path / "deep" / "data", mirror=url, archive=archive_at)
+        source.prepare()
+        source.prepare()  # nothing is left to do
+    assert len(mirror.requests) == 1
+    assert official.requests == []
+    assert len(source.load("train").labels) == 20
+
+
+@pytest.mark.parametrize("damage", ["lost", "changed"])
+def test_a_damaged_file_of_an_earlier_extraction_is_repaired(damage: str, small: tuple[Path, Archive]) -> None:
+    root, archive = small
+    source = CIFAR10(root, archive=archive)
+    source.prepare()
+    path = root / archive.folder / "batches.meta"
+    expected = path.read_bytes()
+    path.unlink() if damage == "lost" else path.write_bytes(b"x" + expected[1:])
+    source.prepare()
+    assert path.read_bytes() == expected
+
+
+def test_a_damaged_file_is_not_read(small: tuple[Path, Archive]) -> None:
+    root, archive = small
+    source = CIFAR10(root, archive=archive)
+    source.prepare()
+    (root / archive.folder / "data_batch_2").write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
+    with pytest.raises(UserError, match="data_batch_2 is damaged"):
+        source.load("train")
+    assert not Path("hacked").exists()
+
+
+def test_a_wrong_archive_put_there_by_hand_is_replaced_by_a_download(small: tuple[Path, Archive]) -> None:
+    root, archive = small
+    content = (root / archive.name).read_bytes()
+    (root / archive.name).write_bytes(b"another file")
+    with serving(Behaviour(content)) as url:
+        CIFAR10(root, mirror=url, archive=archive).prepare()
+    assert (root / archive.name).read_bytes() == content
+
+
+def link(kind: bytes) -> tarfile.TarInfo:
+    member = tarfile.TarInfo("cifar-10-batches-py/data_batch_9")
+    member.type, member.linkname = kind, "/etc/hostname"
+    return member
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        lambda: link(tarfile.SYMTYPE),
+        lambda: link(tarfile.LNKTYPE),
+        lambda: tarfile.TarInfo("../outside"),
+        lambda: tarfile.TarInfo("cifar-10-batches-py/../../outside"),
+        lambda: tarfile.TarInfo("/tmp/outside"),
+    ],
+    ids=["symbolic link", "hard link", "..", "inner ..", "absolute"],
+)
+def test_only_the_known_files_are_extracted(extra: Callable[[], tarfile.TarInfo], tmp_path: Path) -> None:
+    content, archive = pack(small_files(), [extra()])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / archive.name).write_bytes(content)
+    CIFAR10(tmp_path / "data", archive=archive).prepare()
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {archive.name, archive.folder, ".lock"}
+    assert {path.name for path in (tmp_path / "data" / archive.folder).iterdir()} == set(small_files())
+    assert not (tmp_path / "outside").exists()
+
+
+def test_an_archive_without_a_known_file_is_named_and_not_read(tmp_path: Path) -> None:
+    files = small_files()
+    del files["test_batch"]
+    content, archive = pack(files)
+    (tmp_path / archive.name).write_bytes(content)
+    source = CIFAR10(tmp_path, archive=archive)
+    for _ in range(2):  # what was extracted is not taken for complete by the next start
+        with pytest.raises(UserError, match="test_batch is missing"):
+            source.prepare()
+
+
+def test_half_an_archive_is_named(tmp_path: Path) -> None:
+    content = pack(small_files())[0][:2000]
+    archive = Archive("cifar.tar.gz", hashlib.md5(content).hexdigest(), (), "cifar-10-batches-py", {"test_batch": "0"})
+    (tmp_path / archive.name).write_bytes(content)
+    with pytest.raises(UserError, match=r"cifar\.tar\.gz is not a complete .* archive"):
+        CIFAR10(tmp_path, archive=archive).prepare()
+
+
+def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"`root` .*data cannot be written"):
+        CIFAR10(tmp_path / "file" / "data").prepare()

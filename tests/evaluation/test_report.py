@@ -1,0 +1,189 @@
+"""The report and its plots: one complete page, the right images, nothing from elsewhere."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from cifar_lit.evaluation.plots import draw_confusion, draw_curves, first_filters, log_figures
+from cifar_lit.evaluation.report import read_curves, write_report
+from cifar_lit.metrics import Predictions
+from cifar_lit.module import ImageClassifier
+from cifar_lit.networks import TutorialCNN
+from cifar_lit.results import Results
+
+CLASSES = ["cat", "dog & <fox>", "ship"]
+LABELS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
+PREDICTED = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 0])
+CONFIDENCE = torch.tensor([0.9, 0.8, 0.95, 0.7, 0.9, 0.6, 0.99, 0.5, 0.8, 0.6])
+IMAGES = torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(20, 32, 32, 3).contiguous()
+
+
+@pytest.fixture
+def model() -> ImageClassifier:
+    """Return a model with predictions for every second of twenty images, each of one value."""
+    model = ImageClassifier(classes=CLASSES)
+    probabilities = ((1 - CONFIDENCE) / 2)[:, None].repeat(1, 3)
+    probabilities[torch.arange(10), PREDICTED] = CONFIDENCE
+    model.predictions = Predictions(probabilities.log(), LABELS, torch.arange(0, 20, 2))
+    return model
+
+
+def results_of(model: ImageClassifier) -> Results:
+    assert model.predictions is not None
+    return Results(
+        source="images",
+        title="pictures <mine>",
+        num_train=9,
+        num_val=0,
+        num_test=10,
+        num_classes=3,
+        network="TutorialCNN",
+        num_parameters=5,
+        checkpoint="best.ckpt",
+        seed=0,
+        metrics={"Accuracy/val": None, **model.predictions.metrics(CLASSES)},
+    )
+
+
+class Checker(HTMLParser):
+    """Checks that each tag is closed, and collects the cells of the tables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open_tags: list[str] = []
+        self.rows: list[list[str]] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in ("meta", "img", "br"):
+            self.open_tags.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        pass
+
+    def handle_data(self, data: str) -> None:
+        if self.open_tags and self.open_tags[-1] in ("th", "td"):
+            self.rows[-1].append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open_tags.pop() == tag
+
+
+def test_the_page_is_one_file_and_shows_everything(model: ImageClassifier, tmp_path: Path) -> None:
+    writer = SummaryWriter(str(tmp_path))
+    for epoch, value in ((0, 1.0), (1, 0.5)):
+        writer.add_scalar("Loss/train", value, epoch)
+        writer.add_scalar("Accuracy/val", 1 - value, epoch)
+    writer.close()
+    write_report(tmp_path / "report.html", results_of(model), model, IMAGES)
+    page = (tmp_path / "report.html").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir() if "tfevents" not in path.name) == ["report.html"]
+    assert "<fox>" not in page
+    assert "<mine>" not in page
+    assert "dog &amp; &lt;fox&gt;" in page
+    assert re.findall("<h2>(.*?)</h2>", page) == [
+        *("Metrics", "Classes", "Confusion matrix", "Most confident errors"),
+        *("Filters of the first layer", "Training", "Run"),
+    ]
+    assert "prefers-color-scheme: dark" in page
+    assert 'name="viewport"' in page
+    assert page.count("<svg") == 2
+    assert "currentColor" in page
+    links = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
+    assert sum(link.startswith("data:") for link in links) == 3 + 32 + 1  # errors, filters, the colours of the matrix
+
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open_tags == []
+    assert ["accuracy", "0.7000"] in checker.rows
+    assert ["95 % interval", "0.3968 to 0.8922"] in checker.rows
+    assert ["cat", "0.750", "0.750", "0.750", "4"] in checker.rows
+    assert ["dog & <fox>", "0.667", "0.667", "0.667", "3"] in checker.rows
+    assert ["data", "pictures <mine>: 9 train, 10 test"] in checker.rows
+    assert ["seed", "0"] in checker.rows
+    assert not {"top-5 accuracy", "accuracy on validation", "command", "time"} & {row[0] for row in checker.rows}
+
+
+def test_the_errors_are_shown_with_their_own_images(model: ImageClassifier, tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", results_of(model), model, IMAGES)
+    page = (tmp_path / "report.html").read_text()
+    section = page[page.index("Most confident errors") : page.index("Filters of")]
+    shown = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"base64,([^\"]*)", section)]
+    assert [np.asarray(image)[0, 0, 0] for image in shown] == [12, 6, 18]  # the rows 6, 3, 9 of every second image
+    captions = re.findall(r"<figcaption><b>(.*?)</b><br>(.*?)</figcaption>", section)
+    assert captions == [
+        ("dog &amp; &lt;fox&gt;", "predicted ship, 0.99"),
+        ("cat", "predicted dog &amp; &lt;fox&gt;, 0.70"),
+        ("ship", "predicted cat, 0.60"),
+    ]
+
+
+def test_a_model_without_errors_filters_and_curves(model: ImageClassifier, tmp_path: Path) -> None:
+    assert model.predictions is not None
+    model.predictions = Predictions(model.predictions.log_probs, PREDICTED, torch.arange(10))
+    model.net = torch.nn.Linear(3, 3)  # type: ignore[assignment]
+    write_report(tmp_path / "report.html", results_of(model), model, IMAGES)
+    page = (tmp_path / "report.html").read_text()
+    assert "<p>None.</p>" in page
+    assert "Filters" not in page
+    assert "Training" not in page
+
+
+@pytest.mark.parametrize("images", [None, IMAGES], ids=["few", "all"])
+def test_tensorboard_shows_the_confusion_matrix_and_with_the_images_the_errors_and_filters(
+    images: Tensor | None, model: ImageClassifier, tmp_path: Path
+) -> None:
+    logger = TensorBoardLogger(str(tmp_path), name="", version="")
+    results, predictions = results_of(model), model.predictions
+    model.predictions = None  # no test image was scored
+    log_figures(logger, results, model, 4, images)
+    assert list(tmp_path.iterdir()) == []
+    model.predictions = predictions
+    log_figures(logger, results, model, 4, images)
+    logger.experiment.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    expected = ["ConfusionMatrix/test"] + (["Errors/test", "Filters"] if images is not None else [])
+    assert sorted(events.Tags()["images"]) == expected
+    assert [image.step for image in events.Images("ConfusionMatrix/test")] == [4]
+
+
+def test_filters_span_the_whole_range() -> None:
+    filters = first_filters(TutorialCNN(3))
+    assert [filter_.shape for filter_ in filters] == [(5, 5, 3)] * 32
+    assert {int(filter_.min()) for filter_ in filters} == {0}
+    assert {int(filter_.max()) for filter_ in filters} == {255}
+    assert first_filters(torch.nn.Linear(3, 3)) == []
+
+
+@pytest.mark.parametrize("num_classes", [3, 31])
+def test_a_confusion_matrix_has_its_counts_unless_there_are_too_many(num_classes: int) -> None:
+    counts = np.arange(num_classes**2).reshape(num_classes, num_classes)
+    (axes,) = draw_confusion(counts, [str(i) for i in range(num_classes)]).axes
+    shown = [text.get_text() for text in axes.texts]
+    assert shown == ([str(count) for count in counts.flatten()] if num_classes == 3 else [])
+    (image,) = axes.images
+    rows = np.asarray(image.get_array()).sum(1)
+    assert rows == pytest.approx(np.ones(num_classes))  # shares of each true class
+
+
+def test_curves_count_epochs_from_one() -> None:
+    loss, accuracy = draw_curves({"Loss/train": [(0, 2.0), (1, 1.0)], "Accuracy/val": [(1, 0.5)]}).axes
+    assert [np.asarray(line.get_xdata()).tolist() for line in loss.lines] == [[1, 2], []]
+    assert [np.asarray(line.get_ydata()).tolist() for line in accuracy.lines] == [[], [0.5]]
+
+
+def test_curves_of_a_run_without_tensorboard_are_empty(tmp_path: Path) -> None:
+    assert read_curves(tmp_path) == {}

@@ -1,0 +1,31 @@
+"""Networks that are not part of the project."""
+
+import torch
+from torch import Tensor, nn
+
+from cifar_lit.networks import Network, TutorialCNN
+
+
+class WideNet(Network):
+    """A network with an option of its own.
+
+    Args:
+        num_classes: Number of logits.
+        width: Channels of its one convolution.
+    """
+
+    def __init__(self, num_classes: int, *, width: int = 2) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3)
+        self.last = nn.Linear(width, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.conv(images).mean((2, 3)))
+        return logits
+
+
+class DropoutNet(TutorialCNN):
+    """Drops inputs at random in each step."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(torch.nn.functional.dropout(images, 0.3, self.training))

@@ -1,0 +1,30 @@
+"""What the tests of the command line share: the folder of their run, and the options of a short training."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Refused = Callable[[list[str]], tuple[int, str]]
+"""The fixture ``refused``: runs a command line that must fail, and returns its exit code and its one line."""
+
+RUN = Path("lightning_logs/version_0")
+EPOCHS = ["--trainer.max_epochs", "3", "--data.batch_size", "8", "--no_report"]  # of 6 steps on the tiny images
+FEW_EPOCHS = ["--trainer.max_epochs", "2", "--data.batch_size", "8", "--no_report"]  # which takes half a second
+
+
+def read_results(run: Path = RUN) -> dict[str, Any]:
+    """Read ``results.json``."""
+    content: dict[str, Any] = json.loads((run / "results.json").read_text())
+    return content
+
+
+def read_metrics(run: Path = RUN) -> dict[str, Any]:
+    """Read the metrics from ``results.json``, and the epochs that they belong to."""
+    content = read_results(run)
+    return {name: value for name, value in content.items() if "/" in name or name in ("epochs", "best_epoch")}
+
+
+def table_of(printed: str) -> str:
+    """Cut the metrics out of what ``fit`` or ``test`` printed."""
+    return printed[printed.index("validation") : printed.index("\ndata")]

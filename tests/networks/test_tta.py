@@ -1,0 +1,27 @@
+"""Test-time augmentation against its formula."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from cifar_lit.networks.tta import tta_logits
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.GELU(), nn.Linear(16, 4))
+
+
+def test_the_logits_are_the_weighted_mean_of_six_versions() -> None:
+    net, images = network(), torch.rand(5, 3, 8, 8)
+    padded = torch.from_numpy(np.pad(images.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect"))
+    versions = [(images, 0.25), (padded[:, :, :8, :8], 0.125), (padded[:, :, 2:, 2:], 0.125)]
+    expected = sum(weight * (net(version) + net(version.flip(3))) for version, weight in versions)
+    assert torch.allclose(tta_logits(net, images, "mirror_shift"), torch.as_tensor(expected), atol=1e-6)
+
+
+def test_an_image_and_its_mirror_image_have_the_same_logits() -> None:
+    net, images = network(), torch.rand(5, 3, 8, 8)
+    logits = tta_logits(net, images, "mirror")
+    assert torch.allclose(logits, tta_logits(net, images.flip(3), "mirror"), atol=1e-6)
+    assert not torch.allclose(logits, net(images), atol=1e-3)

@@ -1,0 +1,124 @@
+"""Workarounds for other packages: each test fails once the package is mended, and says what can be deleted then."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+
+class Loader:
+    """Two batches, and a position that Lightning may save and restore."""
+
+    batch_sampler = sampler = None
+
+    def __init__(self) -> None:
+        self.loaded: list[dict[str, int]] = []
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(torch.ones(2, 1, 1))
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": 1}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.loaded.append(state_dict)
+
+
+class Module(LightningModule):
+    def __init__(self, asks_for_steps: bool = False) -> None:
+        super().__init__()
+        self.asks_for_steps = asks_for_steps
+        self.layer = nn.Linear(1, 1, bias=False)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss: Tensor = self.layer(batch).square().mean()
+        return loss
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.tested = self.layer.weight.detach().clone()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.asks_for_steps:
+            assert self.trainer.estimated_stepping_batches
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def make_trainer(**options: Any) -> Trainer:
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return Trainer(accelerator="cpu", **{**quiet, **options})
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.parametrize("asks_for_steps", [False, True])
+def test_lightning_forgets_the_position_of_a_loader_where_the_steps_are_asked_for(asks_for_steps: bool) -> None:
+    """Lightning #20550. Then: BatchLoader.start_at and its call in Saver.on_train_start; give the loader a state."""
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(Module(), Loader())
+    trainer.save_checkpoint("middle.ckpt", weights_only=False)
+    loader = Loader()
+    make_trainer(max_steps=2, max_epochs=1).fit(Module(asks_for_steps), loader, ckpt_path="middle.ckpt")
+    assert bool(loader.loaded) is not asks_for_steps
+
+
+def test_lightning_saves_checkpoints_without_a_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning #21253, #21744. Then: SafeCheckpointIO.save_checkpoint."""
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    TorchCheckpointIO().save_checkpoint({"weights": torch.ones(1)}, Path("some.ckpt"))
+    assert Path("some.ckpt").is_file()
+    assert not flushed
+
+
+def test_mean_metric_without_its_check_for_nan_ignores_weights() -> None:
+    """Torchmetrics #3434. Then: MeanLoss."""
+    metric = MeanMetric(nan_strategy="disable")
+    metric.update(1.0, weight=1)
+    metric.update(4.0, weight=3)
+    assert metric.compute() == 2.5
+
+
+def test_muon_of_torch_takes_no_filters() -> None:
+    """Pytorch #166209. Then: orthogonalize and Muon in optim.py, if it can also work in float32."""
+    with pytest.raises(ValueError, match="2D"):
+        torch.optim.Muon([nn.Parameter(torch.zeros(2, 2, 3, 3))])
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_a_test_of_a_checkpoint_with_averaged_weights_takes_those_of_the_last_step() -> None:
+    """No upstream issue yet (Lightning 2.6). Then: fit may pass ckpt_path to trainer.test."""
+    trainer = make_trainer(max_epochs=2, callbacks=[EMAWeightAveraging(decay=0.5)])
+    module = Module()
+    module.on_train_epoch_end = lambda: trainer.save_checkpoint("averaged.ckpt", weights_only=False)  # type: ignore[method-assign]
+    trainer.fit(module, Loader())
+    checkpoint = torch.load("averaged.ckpt", weights_only=True)
+    trainer.test(module, Loader(), ckpt_path="averaged.ckpt", verbose=False, weights_only=True)
+    assert torch.equal(module.tested, checkpoint["current_model_state"]["layer.weight"])
+    assert not torch.equal(module.tested, checkpoint["state_dict"]["layer.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_an_epoch_that_ends_with_max_steps_is_not_completed() -> None:
+    """No upstream issue yet (Lightning 2.6). Then: the first part of Saver.on_load_checkpoint."""
+    trainer = make_trainer(max_steps=2)
+    trainer.fit(Module(), Loader())
+    trainer.save_checkpoint("end.ckpt", weights_only=False)
+    loops = torch.load("end.ckpt", weights_only=True)["loops"]["fit_loop"]
+    assert loops["epoch_loop.batch_progress"]["current"]["processed"] == 2
+
+
+def test_torch_copies_lists_of_tensors_by_a_private_name() -> None:
+    """Saver uses it at each step; where it is gone, a loop does the same."""
+    target = [torch.zeros(2)]
+    torch._foreach_copy_(target, [torch.ones(2)])
+    assert target[0].tolist() == [1, 1]
