@@ -13,7 +13,7 @@ from cifar_lit.errors import UserError
 from cifar_lit.main import main
 from cifar_lit.networks import TutorialCNN
 from tests.helpers.processes import SCRIPT
-from tests.helpers.runs import FEW_EPOCHS, Refused
+from tests.helpers.runs import FEW_EPOCHS, RUN, Refused, read_results
 from tests.helpers.server import Behaviour, serving
 
 ENDLESS = ["--trainer.max_epochs", "-1"]
@@ -183,3 +183,23 @@ def test_with_no_network_the_script_says_what_was_tried_and_the_ways_out(tmp_pat
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     for part in (f"{url}: answered 404", "--data.mirror URL", "by hand", "--data.source synthetic", "images"):
         assert part in line
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook"])
+def test_a_strategy_that_copies_the_process_is_refused_before_the_first_step(strategy: str, refused: Refused) -> None:
+    code, line = refused(["fit", "--data.source", "synthetic", "--trainer.strategy", strategy])
+    assert (code, line) == (2, f"error: --trainer.strategy is {strategy}: must be ddp, which starts its own processes")
+    assert not Path("lightning_logs").exists()
+
+
+def test_a_recipe_beside_a_run_to_resume_is_refused(run: str, refused: Refused) -> None:
+    config = (RUN / "config.yaml").read_bytes()
+    code, line = refused(["fit", "--ckpt_path", str(RUN), "--recipe", "tuned"])
+    assert (code, line) == (2, "error: --recipe belongs to a new run: leave it out beside --ckpt_path")
+    assert (RUN / "config.yaml").read_bytes() == config
+
+
+def test_a_fit_without_test_images_still_ends_with_results(tiny_args: list[str]) -> None:
+    assert main(["fit", *tiny_args, *FEW_EPOCHS, "--report", "--trainer.limit_test_batches", "0"]) == 0
+    assert read_results()["num_test"] == 0
+    assert read_results()["Accuracy/val"] > 0
