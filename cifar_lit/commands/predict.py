@@ -15,17 +15,17 @@ from typing import IO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
-from cifar_lit.data.archives import MAX_BYTES, list_files, read_files
+from cifar_lit.data.archives import read_each
 from cifar_lit.data.decoding import read_image
+from cifar_lit.data.listing import is_archive, list_images, say
+from cifar_lit.data.unpacking import MAX_BYTES
 from cifar_lit.errors import UserError, require
 from cifar_lit.module import ImageClassifier
 from cifar_lit.run import Run
 
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 BATCH_SIZE = 256
 """Images that are decoded and classified together."""
 EXAMPLES = """
@@ -102,19 +102,15 @@ def find_images(paths: Sequence[str]) -> list[Images]:
 
 def _find(path: str) -> list[Images]:
     file = Path(path)
-    if path == "-" or (file.is_file() and not path.lower().endswith(ARCHIVES)):
+    if path == "-" or (file.exists() and not file.is_dir() and not is_archive(file)):
         return [(None, [path])]
     if not file.exists():
         matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (a Path takes no absolute pattern)
         return [images for match in matches for images in _find(match)]
-    Image.init()
-    names = sorted({name for name in list_files(file) if _is_image(name)})
-    return [(file, names)] if file.is_file() else [(None, [(file / name).as_posix() for name in names])]
-
-
-def _is_image(name: str) -> bool:
-    is_hidden = any(part.startswith((".", "__")) for part in Path(name).parts)
-    return Path(name).suffix.lower() in Image.EXTENSION and not name.endswith("/") and not is_hidden
+    found = list_images(file)
+    if passed_over := found.describe():
+        say(passed_over)
+    return [(None, [(file / name).as_posix() for name in found.images])] if file.is_dir() else [(file, found.images)]
 
 
 def predict(
@@ -142,22 +138,23 @@ def predict(
                     yield name, [(model.classes[i], p) for i, p in zip(columns, row, strict=True)]
 
 
-def _read(archive: Path | None, names: list[str]) -> Iterator[tuple[str, bytes | Path]]:
-    """Yield each image's name, and its content or the file that it can be read from."""
+def _read(archive: Path | None, names: list[str]) -> Iterator[tuple[str, bytes | Path | UserError]]:
+    """Yield each image's name, and its content, the file that it can be read from, or what is wrong with it."""
     if archive is not None:
-        for name, content in read_files(archive, dict.fromkeys(names)):  # in order, and quick to search
+        for name, content in read_each(archive, dict.fromkeys(names)):  # in order, and quick to search
             yield (archive / name).as_posix(), content
         return
     for name in names:
         yield name, sys.stdin.buffer.read(MAX_BYTES) if name == "-" else Path(name)
 
 
-def _decode(item: tuple[str, bytes | Path]) -> NDArray[np.uint8] | UserError | OSError:
+def _decode(item: tuple[str, bytes | Path | UserError]) -> NDArray[np.uint8] | UserError:
     _, content = item
     try:
-        with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
-            return read_image(file)
-    except (UserError, OSError) as error:
+        if isinstance(content, UserError):
+            raise content
+        return read_image(io.BytesIO(content) if isinstance(content, bytes) else content)
+    except UserError as error:
         return error
 
 

@@ -5,6 +5,7 @@ from typing import Literal, Protocol
 
 from cifar_lit.data.cifar10 import CIFAR10
 from cifar_lit.data.image_folder import ImageFolder
+from cifar_lit.data.listing import looks_like_images
 from cifar_lit.data.split import Split, SplitName
 from cifar_lit.data.synthetic import Synthetic
 from cifar_lit.errors import UserError
@@ -32,8 +33,9 @@ def make_source(name: SourceName, *, root: Path, cache_dir: Path, mirror: str | 
     """Return a source by name; only the names of its classes are read. Arguments as for ``CIFAR10DataModule``."""
     root = root.expanduser()
     if name == "cifar10":
-        if (root / "train").is_dir() or root.is_file():
-            raise UserError(f"`root` {root} looks like images of your own: set `source` to images as well")
+        if root.is_file() or looks_like_images(root):
+            way_out = "set `source` to images as well, or give another folder for CIFAR-10"
+            raise UserError(f"`root` {root} looks like images of your own: {way_out}")
         return CIFAR10(root, mirror=mirror)
     if name == "images":
         return ImageFolder(root, cache_dir=cache_dir.expanduser())

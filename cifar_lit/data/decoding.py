@@ -1,7 +1,9 @@
 """Decoding of one image: any size and mode -> 32x32 RGB."""
 
-from collections.abc import Sequence
-from pathlib import Path
+import functools
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
 from typing import IO
 
 import numpy as np
@@ -10,26 +12,64 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from cifar_lit.data.archives import read_file
 from cifar_lit.errors import UserError
 
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
+"""What is decoded: raster formats only. Pillow would also start Ghostscript for an EPS file, and so on."""
 MAX_PIXELS = 64_000_000
 
 
-def read_image(file: IO[bytes]) -> NDArray[np.uint8]:
+@functools.cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]  # AVIF is missing in older ones
+
+
+@functools.cache
+def _suffixes() -> frozenset[str]:
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
+
+
+def is_named_image(name: str) -> bool:
+    """Return whether the name of a file is that of an image."""
+    return PurePath(name).suffix.lower() in _suffixes()
+
+
+def is_image(open_file: Callable[[], IO[bytes]]) -> bool:
+    """Return whether the content of a file is that of an image; only its header is read."""
+    try:
+        with open_file() as file, Image.open(file, formats=_formats()):
+            return True
+    except Image.DecompressionBombError:
+        return True  # an image, which read_image refuses
+    except Exception:
+        return False
+
+
+def read_image(source: IO[bytes] | Path) -> NDArray[np.uint8]:
     """Read an encoded image the way the models see it: ``(32, 32, 3)``, uint8, RGB.
 
     The EXIF orientation is applied. Of an animation the first frame is taken. Transparent pixels become white, and 16
     bits become 8. Other sizes are resized (bilinear, antialiased), without keeping the aspect ratio.
 
-    What cannot be read, or has more than ``MAX_PIXELS`` pixels, is a ``UserError``; its message continues a file name.
+    What is not one of ``FORMATS``, cannot be read, has more than ``MAX_PIXELS`` pixels or has pixels of an unknown
+    range (floats, 32 bits) is a ``UserError``; its message continues a file name.
     """
+    if isinstance(source, Path):
+        content = read_file(source)
+        if isinstance(content, UserError):
+            raise content
+        source = io.BytesIO(content)
     try:
-        with Image.open(file) as image:
+        with Image.open(source, formats=_formats()) as image:
             num_pixels = image.width * image.height
             if num_pixels <= MAX_PIXELS:
                 return fit_image(image)
     except UnidentifiedImageError as error:
         raise UserError("is not an image") from error
+    except (UserError, MemoryError):
+        raise
     except Exception as error:  # Pillow does not document what it raises for a broken file
         raise UserError(f"is broken ({error})") from error
     raise UserError(f"has {num_pixels:,} pixels, more than {MAX_PIXELS:,}")
@@ -38,9 +78,12 @@ def read_image(file: IO[bytes]) -> NDArray[np.uint8]:
 def fit_image(image: Image.Image) -> NDArray[np.uint8]:
     """Convert an open image to what ``read_image`` returns."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
+    if image.mode.startswith(("I", "F")):
+        pixels = np.asarray(image)
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+            raise UserError("has pixels of more than 16 bits, whose range is unknown: convert it to 8 bits")
         # Pillow clips 16-bit grey to 8 bits instead of scaling it.
-        image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((pixels // 257).astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -57,9 +100,8 @@ def load_images(images: Sequence[Image.Image | str | Path]) -> Tensor:
         if isinstance(image, Image.Image):
             loaded[i] = fit_image(image)
             continue
-        with Path(image).open("rb") as file:
-            try:
-                loaded[i] = read_image(file)
-            except UserError as error:
-                raise UserError(f"{image} {error}") from error
+        try:
+            loaded[i] = read_image(Path(image))
+        except UserError as error:
+            raise UserError(f"{image} {error}") from error
     return torch.from_numpy(loaded)

@@ -106,7 +106,7 @@ def test_what_was_decoded_is_not_decoded_again_until_it_changes(
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish", b"\x80\x04N."])
-@pytest.mark.parametrize("name", ["train.pt", "index.json"])
+@pytest.mark.parametrize("name", ["train.pt", "index.pt"])
 def test_a_damaged_cache_is_made_anew(name: str, content: bytes, tiny_root: Path) -> None:
     first = source(tiny_root).load("train")
     (entry,) = [path for path in Path("cache").iterdir() if path.is_dir()]
@@ -249,7 +249,7 @@ def test_many_that_start_at_once_on_an_empty_cache_all_get_the_pictures(tiny_roo
         loaded = list(pool.map(lambda _: source(tiny_root).load("train"), range(16)))
     assert all(torch.equal(split.images, expected) for split in loaded)
     (entry,) = [path for path in Path("cache").iterdir() if path.is_dir()]
-    assert {path.name for path in entry.iterdir()} <= {"index.json", "train.pt", ".lock"}
+    assert {path.name for path in entry.iterdir()} <= {"index.pt", "train.pt", ".lock"}
 
 
 def test_links_to_nothing_and_encrypted_archives(tiny_root: Path, tmp_path: Path) -> None:
