@@ -3,6 +3,7 @@
 import os
 import stat
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from filelock import FileLock
 from cifar_lit.data.unpacking import DAMAGE, MAX_BYTES, Member, opener, read_tar, read_zip
 from cifar_lit.errors import UserError
 
+MAX_VISITS = 10
 MAX_FILES = 2_000_000  # in a folder or archive
 
 
@@ -20,6 +22,7 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result | None]]:
     """Yield name and status of what is below a folder; links are followed: None if to nowhere or in a circle."""
     top = root.stat()
     folders = [("", frozenset({(top.st_dev, top.st_ino)}))]
+    visits: Counter[tuple[int, int]] = Counter()  # of a folder by several links: in a maze of links there is no end
     while folders:
         folder, above = folders.pop()
         with os.scandir(root / folder) as entries:
@@ -35,7 +38,8 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result | None]]:
                         raise
                 if status is not None and stat.S_ISDIR(status.st_mode):
                     place = (status.st_dev, status.st_ino)
-                    if place in above:
+                    visits[place] += 1
+                    if place in above or visits[place] > MAX_VISITS:
                         status = None
                     else:
                         folders.append((f"{name}/", above | {place}))

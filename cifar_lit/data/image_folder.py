@@ -23,6 +23,7 @@ from cifar_lit.data.unpacking import MAX_BYTES
 from cifar_lit.errors import UserError
 
 FORMAT = 4  # of decoding and cache: raise it when one of them changes, so that no older cache is used
+MAX_HASHED = 1 << 30  # bytes of an archive; a larger one has changed if its size or time has
 MAX_NAMED = 10  # broken images that are named
 
 
@@ -107,11 +108,11 @@ class ImageFolder:
 def _fingerprint(root: Path) -> str:
     digest = hashlib.blake2b(f"{FORMAT}\n".encode(), digest_size=16)
     with reading(root):
-        if root.is_file():
+        if root.is_file() and root.stat().st_size <= MAX_HASHED:
             with root.open("rb") as file:
                 hashlib.file_digest(file, lambda: digest)
         else:
-            for name, status in walk(root):
+            for name, status in walk(root) if root.is_dir() else [("", root.stat())]:
                 if status is not None:  # else a link to nothing
                     digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"))
     return digest.hexdigest()

@@ -66,15 +66,15 @@ def list_images(root: Path) -> Found:
             is_folder = member.name.endswith("/")
             if any(part.startswith((".", "__")) for part in PurePosixPath(member.name).parts):
                 if not is_folder:
-                    passed_over["hidden files"].append(member.name)
+                    passed_over["hidden"].append(member.name)
             elif is_folder:
                 found.names.append(member.name)
             elif member.open is None:
-                passed_over["links to nothing or in a circle, or pipes"].append(member.name)
+                passed_over["links to nothing or in a circle, pipes"].append(member.name)
             elif is_named_image(member.name) or (member.size <= MAX_BYTES and is_image(member.open)):
                 found.names.append(member.name)
             else:
-                passed_over["files that are not pictures"].append(member.name)
+                passed_over["not pictures"].append(member.name)
                 found.names.append(f"{PurePosixPath(member.name).parent}/")
     except UserError as error:
         if root.is_dir() or not found.images:
@@ -104,7 +104,7 @@ def find_dataset(root: Path) -> tuple[Listing, str]:
     _check(listing, root)
     used = {name for classes in listing.values() for names in classes.values() for name in names}
     if outside := [name for name in found.images if name not in used]:
-        found.passed_over["pictures in no folder of a class"] = outside
+        found.passed_over["pictures outside the folders of the classes"] = outside
     return listing, found.describe()
 
 

@@ -18,6 +18,8 @@ from cifar_lit.errors import UserError
 MAX_BYTES = 100_000_000  # the largest file that is read
 MAX_RATIO = 100  # an archive may unpack to as many times its own size, or to MAX_BYTES
 MAX_NAME = 1 << 20  # the longest name in a tar archive: tarfile reads it into memory
+BLOCK = 4096  # what a member of a tar archive counts for at least
+COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 LONG_NAMES = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -69,15 +71,10 @@ class _Header(tarfile.TarInfo):
 
 
 class _Unpacked:
-    """The bytes that come out of a tar archive, up to the limit."""
+    """The bytes that come out of a compressed file, up to the limit."""
 
-    def __init__(self, root: Path) -> None:
-        with root.open("rb") as file:
-            magic = file.read(6)
-        kinds: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
-        unpack = next((kind for start, kind in kinds.items() if magic.startswith(start)), open)
-        self.root, self.limit, self.num_bytes = root, _limit(root), 0
-        self.file = unpack(root, "rb")
+    def __init__(self, root: Path, file: IO[bytes]) -> None:
+        self.root, self.file, self.limit, self.num_bytes = root, file, _limit(root), 0
 
     def read(self, size: int) -> bytes:
         data = self.file.read(size)
@@ -88,19 +85,30 @@ class _Unpacked:
 
 def read_tar(root: Path) -> Iterator[Member]:
     """Yield the members of a tar archive; each must be opened before the next is asked for."""
-    unpacked = cast(Any, _Unpacked(root))
-    with unpacked.file, tarfile.open(fileobj=unpacked, mode="r|", tarinfo=_Header) as stream:
-        for header in stream:
-            if header.size < 0:
-                raise tarfile.ReadError(f"{header.name} has {header.size} bytes")
-            _check_size(root, unpacked.limit, header.offset_data + header.size)
-            file = stream.extractfile(header) if header.isfile() else None
-            open_file = functools.partial(_in_memory, file) if file else None
-            yield Member(header.name + "/" * header.isdir(), header.size, open_file)
-        # To the end of the file, where gzip, bz2 and xz have their checksums, and where a second archive may follow.
-        while rest := cast(Any, stream.fileobj).read(1 << 20):
-            if rest.strip(b"\0"):
-                raise tarfile.ReadError("it goes on after its end")
+    with root.open("rb") as file:
+        magic = file.read(6)
+    unpack = next((unpack for start, unpack in COMPRESSIONS.items() if magic.startswith(start)), None)
+    with (unpack or open)(root, "rb") as file:
+        source: Any = _Unpacked(root, file) if unpack else file
+        with tarfile.open(fileobj=source, mode="r|" if unpack else "r:", tarinfo=_Header) as stream:
+            limit = _limit(root)
+            for number, header in enumerate(stream, start=1):
+                if header.size < 0:
+                    raise tarfile.ReadError(f"{header.name} has {header.size} bytes")
+                _check_size(root, limit, max(header.offset_data + header.size, number * BLOCK))
+                data = stream.extractfile(header) if header.isfile() else None
+                open_file = functools.partial(_in_memory, data) if data else None
+                yield Member(header.name + "/" * header.isdir(), header.size, open_file)
+            _check_end(stream)
+
+
+def _check_end(stream: tarfile.TarFile) -> None:
+    """Read on to the end, where a compressed file has its checksum, and where a second archive may follow."""
+    num_zeros = 0
+    while rest := cast(Any, stream.fileobj).read(1 << 20):
+        num_zeros += len(rest)
+        if num_zeros > MAX_BYTES or rest.strip(b"\0"):
+            raise tarfile.ReadError("it goes on after its end")
 
 
 def _in_memory(file: IO[bytes]) -> IO[bytes]:
