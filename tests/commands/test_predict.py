@@ -69,6 +69,35 @@ def test_a_broken_image_does_not_stop_the_others(predicted: Predicted) -> None:
     assert [line for line in err.splitlines() if line.startswith("error")] == ["error: odd/a.jpg is not an image"]
 
 
+def test_any_name_and_damaged_archives(predicted: Predicted) -> None:
+    Path("odd/deep/er").mkdir(parents=True)
+    for number, name in enumerate(("a.jfif", "b", "deep/er/c.TIF")):
+        tiny_image("dark", number).save(f"odd/{name}", "TIFF" if name.endswith("TIF") else "JPEG")
+    Path("odd/notes.txt").write_text("not asked for")
+    code, lines, err = predicted("odd")
+    assert (code, [line[0] for line in lines]) == (0, ["odd/a.jfif", "odd/b", "odd/deep/er/c.TIF"])
+    assert "passed over in odd: 1 not pictures (notes.txt)" in err
+
+    paths = sorted(Path("tiny/test").rglob("*.*"))
+    with zipfile.ZipFile("damaged", "w") as packed:  # known by its content
+        for path in paths:
+            packed.write(path)
+    content = Path("damaged").read_bytes()
+    Path("damaged").write_bytes(content.replace(paths[3].read_bytes()[-20:], bytes(20), 1))
+    code, lines, err = predicted("damaged", str(paths[0]))
+    assert (code, len(lines)) == (1, 24)
+    assert f"error: damaged/{paths[3]} cannot be read (Bad CRC-32" in err
+
+    with tarfile.open("cut.tar", "w") as tar:
+        for path in paths:
+            tar.add(path)
+    content = Path("cut.tar").read_bytes()
+    Path("cut.tar").write_bytes(content[: content.index(str(paths[5]).encode())])
+    code, lines, err = predicted("cut.tar", str(paths[0]))
+    assert (code, len(lines)) == (1, 6)
+    assert "error: cut.tar is not a complete .tar, .tar.gz or .zip archive: empty header" in err
+
+
 def test_standard_input(predicted: Predicted, monkeypatch: pytest.MonkeyPatch) -> None:
     content = Path("tiny/test/dark/101.png").read_bytes()
     _, (expected,), _ = predicted("tiny/test/dark/101.png")

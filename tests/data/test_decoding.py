@@ -1,6 +1,8 @@
 """Decoding: images of every size and mode become upright, 32x32 and RGB."""
 
+import ast
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import cifar_lit
 from cifar_lit.data.decoding import load_images, read_image
 from cifar_lit.errors import UserError
 
@@ -124,3 +127,77 @@ def test_files_and_open_images_are_loaded_alike_and_a_broken_file_is_named() -> 
     Path("2.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"^2\.png is not an image$"):
         load_images(["1.png", "2.png"])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
+def test_each_format_is_decoded_whatever_the_name(kind: str) -> None:
+    result = read_image(saved(Image.new("RGB", (40, 50), (0, 250, 0)), kind))
+    assert np.abs(result.astype(int) - (0, 250, 0)).max() < 5
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "TGA", "JPEG2000"])
+def test_other_formats_start_no_reader(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*args: object, **options: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", started)
+    with pytest.raises(UserError, match="is not an image"):
+        read_image(saved(Image.new("RGB", (32, 32)), kind))
+
+
+def test_pictures_are_opened_in_one_place() -> None:
+    package = Path(cifar_lit.__file__).parent
+    places = {
+        (path.name, function.name)
+        for path in package.rglob("*.py")
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(function, ast.FunctionDef) and "Image.open(" in ast.unparse(function)
+    }
+    assert places == {("decoding.py", "is_image"), ("decoding.py", "read_image")}
+
+
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        (np.full((40, 40), 0.5, np.float32), None),
+        (np.full((40, 40), 70_000, np.int32), None),
+        (np.full((40, 40), -1, np.int32), None),
+        (np.full((40, 40), 257 * 90, np.int32), 90),
+    ],
+    ids=["float", "32 bits", "negative", "16 bits in 32"],
+)
+def test_pixels_of_an_unknown_range_are_refused(pixels: np.ndarray, expected: int | None) -> None:
+    file = saved(Image.fromarray(pixels), "TIFF")
+    if expected is None:
+        with pytest.raises(UserError, match="has pixels of more than 16 bits, whose range is unknown: convert it"):
+            read_image(file)
+    else:
+        assert set(read_image(file).flat) == {expected}
+
+
+def test_a_palette_with_transparency_and_the_first_frame_of_a_gif() -> None:
+    clear = Image.new("RGBA", (32, 32), (200, 0, 0, 0))
+    clear.paste((0, 0, 200, 255), (0, 0, 32, 16))
+    for kind in ("PNG", "GIF"):
+        image = clear.quantize(4) if kind == "PNG" else clear
+        options = {} if kind == "PNG" else {"save_all": True, "append_images": [Image.new("RGBA", (32, 32), "green")]}
+        result = read_image(saved(image, kind, **options))
+        assert result[0, 0].tolist() == [0, 0, 200]
+        assert result[31, 31].tolist() == [255, 255, 255]
+
+
+def test_a_pipe_is_not_opened_and_a_missing_file_is_named() -> None:
+    os.mkfifo("pipe.png")
+    with pytest.raises(UserError, match=r"^pipe\.png is no regular file$"):
+        load_images(["pipe.png"])
+    with pytest.raises(UserError, match=r"^gone\.png cannot be read \(.*No such file"):
+        load_images([Path("gone.png")])
+
+
+def test_full_memory_is_not_a_broken_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(image: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("cifar_lit.data.decoding.fit_image", full)
+    with pytest.raises(MemoryError):
+        read_image(saved(Image.new("L", (9, 9)), "PNG"))

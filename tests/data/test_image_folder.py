@@ -1,6 +1,7 @@
 """Images from a folder and from archives: what is read, what is cached, what is refused."""
 
 import io
+import os
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -16,31 +17,7 @@ from cifar_lit.data import archives, image_folder
 from cifar_lit.data.decoding import read_image
 from cifar_lit.data.image_folder import ImageFolder
 from cifar_lit.errors import UserError
-from tests.helpers.images import TINY_CLASSES, encode, tiny_files, tiny_image, write_files
-
-
-def write_zip(path: Path, files: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
-
-
-def write_tar(path: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
-
-
-def put(where: str, tmp_path: Path, files: dict[str, bytes]) -> Path:
-    """Write files as a folder or as an archive."""
-    if where == "folder":
-        return write_files(tmp_path / "pictures", files)
-    path = tmp_path / f"pictures.{where}"
-    return write_zip(path, files) if where == "zip" else write_tar(path, files)
+from tests.helpers.images import TINY_CLASSES, encode, put, tiny_files, tiny_image, write_files
 
 
 def source(root: Path) -> ImageFolder:
@@ -188,6 +165,35 @@ def test_a_broken_picture_is_named_and_nothing_is_cached(where: str, tmp_path: P
         made.load("train")
     assert not list(Path("cache").rglob("train.pt"))
     assert len(made.load("test").labels) == 3
+
+
+@pytest.mark.parametrize("where", ["folder", "tar"])
+def test_all_broken_pictures_are_named_at_once(where: str, tmp_path: Path) -> None:
+    broken = {f"train/dark/b{number:02}.jfif": b"text" for number in range(12)}
+    made = source(put(where, tmp_path, tiny_files(3, 1) | broken))
+    with pytest.raises(UserError) as raised:
+        made.load("train")
+    message = str(raised.value)
+    assert message.count("is not an image") == 10
+    assert ": train/dark/b00.jfif is not an image; train/dark/b01.jfif is" in message
+    assert message.endswith("; and 2 more; repair or remove these 12 of 21 pictures in train")
+
+
+def test_a_damaged_member_of_an_archive_is_named(tmp_path: Path) -> None:
+    files = tiny_files(3, 1)
+    root = put("zip", tmp_path, files)
+    content = root.read_bytes()
+    root.write_bytes(content.replace(files["train/dark/1.png"][-20:], bytes(20), 1))
+    with pytest.raises(UserError, match=r"zip: train/dark/1\.png cannot be read \(Bad CRC-32.*; repair or remove it$"):
+        source(root).load("train")
+
+
+def test_the_root_is_a_folder_or_an_archive(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "text").write_text("text")
+    for name in ("pipe", "text"):
+        with pytest.raises(UserError, match=f"`root` .*{name} is neither a folder nor a complete .tar"):
+            source(tmp_path / name)
 
 
 @pytest.mark.parametrize("where", ["folder", "zip", "tar"])

@@ -1,6 +1,8 @@
 """Tiny images that any network learns, and files of them."""
 
 import io
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -43,3 +45,29 @@ def write_files(root: Path, files: dict[str, bytes]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return root
+
+
+def write_zip(path: Path, files: dict[str, bytes]) -> Path:
+    """Write a zip archive."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    """Write a tar archive, compressed if its name says so."""
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def put(where: str, tmp_path: Path, files: dict[str, bytes]) -> Path:
+    """Write files as a folder or as an archive."""
+    if where == "folder":
+        return write_files(tmp_path / "pictures", files)
+    path = tmp_path / f"pictures.{where}"
+    return write_zip(path, files) if where == "zip" else write_tar(path, files)
