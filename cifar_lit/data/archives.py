@@ -85,7 +85,7 @@ def read_files(root: Path, names: Collection[str]) -> Iterator[tuple[str, bytes]
     """Yield name and content of each of the named files; one that cannot be read is a ``UserError``."""
     for name, content in read_each(root, names):
         if isinstance(content, UserError):
-            raise UserError(f"{root}: {name} {content}")
+            raise UserError(f"{root}: {name} {content}" if name else f"{root} {content}")
         yield name, content
 
 

@@ -97,7 +97,7 @@ class ImageFolder:
                 list(pool.map(decode, (chunk[i::num_cores] for i in range(num_cores))))
                 bar.update(len(chunk))
         if broken:
-            shown = "; ".join(f"{name} {error}" for name, error in sorted(broken.items())[:MAX_NAMED])
+            shown = "; ".join(f"{name} {error}".strip() for name, error in sorted(broken.items())[:MAX_NAMED])
             more = f"; and {len(broken) - MAX_NAMED:,} more" if len(broken) > MAX_NAMED else ""
             them = "it" if len(broken) == 1 else f"these {len(broken):,} of {len(position):,} pictures in {split}"
             raise UserError(f"`root` {self.root}: {shown}{more}; repair or remove {them}")
