@@ -210,6 +210,10 @@ class ImageClassifier(LightningModule):
         metrics = self.predictions.metrics(self.classes)
         self._log_epoch({name: value for name, value in metrics.items() if not name.startswith(REPORT_ONLY)})
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the probabilities of the classes for a batch; its labels are not used."""
+        return self(batch[0]).float().softmax(1)
+
     def _log_epoch(self, values: Mapping[str, Metric | float]) -> None:
         computed = {name: float(v.compute() if isinstance(v, Metric) else v) for name, v in values.items()}
         for metric in (value for value in values.values() if isinstance(value, Metric)):

@@ -15,8 +15,10 @@ from cifar_lit.data.loader import BatchLoader
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.module import ImageClassifier
-from tests.helpers.images import tiny_files, write_files
+from cifar_lit.run import Run
+from tests.helpers.images import encode, tiny_files, tiny_image, write_files
 from tests.helpers.networks import WideNet
+from tests.helpers.trainers import quiet_trainer
 
 
 def test_only_image_sizes_make_floats_of_a_batch(tiny_root: Path) -> None:
@@ -119,9 +121,125 @@ def test_a_val_folder_takes_the_place_of_the_split(tmp_path: Path) -> None:
     assert (len(data.train.labels), len(data.val.labels)) == (18, 9)
 
 
+def add_images(root: Path, *, number: int = 6) -> None:
+    """Add images to a class of the training images."""
+    for i in range(number):
+        (root / f"train/dark/more{i}.png").write_bytes(encode(tiny_image("dark", 500 + i), ".png"))
+
+
+@pytest.fixture
+def trained(tiny_root: Path) -> tuple[ImageClassifier, CIFAR10DataModule]:
+    """Train an epoch on the tiny images, of which 12 are held out, and save ``trained.ckpt``."""
+    data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=12, batch_size=16)
+    model = ImageClassifier(classes=data.classes)
+    trainer = quiet_trainer(max_epochs=1, limit_train_batches=1)
+    trainer.fit(model, datamodule=data)
+    trainer.save_checkpoint("trained.ckpt")
+    return model, data
+
+
+def test_a_training_resumes_with_the_same_images_alone(trained: tuple[ImageClassifier, CIFAR10DataModule]) -> None:
+    model, data = trained
+    root = Path(data.hparams["root"])
+    before = {path.name for path in Path().iterdir()}
+
+    def resume() -> None:
+        again = CIFAR10DataModule(**data.hparams)
+        quiet_trainer(max_epochs=2, limit_train_batches=1).fit(model, datamodule=again, ckpt_path="trained.ckpt")
+
+    (root / "test/dark/more.png").write_bytes(encode(tiny_image("dark", 500), ".png"))  # a fit reads no test image
+    resume()
+    for change in (
+        lambda: add_images(root),
+        lambda: next((root / "train/dark").glob("*.jpg")).rename(root / "train/dark/zzz.jpg"),  # the order is another
+        lambda: next((root / "train/dark").glob("*.png")).rename(root / "train/bright/zzz.png"),
+    ):
+        change()
+        with pytest.raises(UserError, match=r"`root` .*tiny: the training images are not those of the training \(now "):
+            resume()
+    assert {path.name for path in Path().iterdir()} == before
+
+
+def validated(data: CIFAR10DataModule, model: ImageClassifier) -> set[bytes]:
+    """Validate, and return the images that were scored."""
+    quiet_trainer().validate(model, datamodule=data, verbose=False)
+    assert data.val is not None
+    return {image.numpy().tobytes() for image in data.val.images}
+
+
+def test_validation_of_changed_data_is_said_and_has_no_image_that_was_trained_on(
+    trained: tuple[ImageClassifier, CIFAR10DataModule],
+) -> None:
+    model, data = trained
+    assert data.train is not None
+    before = validated(Run("trained.ckpt").datamodule(), model)  # in silence, as all warnings are errors
+    add_images(Path(data.hparams["root"]), number=40)
+    with pytest.warns(UserWarning, match=r"validation images are not those .*12 images.*they are held out as in the"):
+        now = validated(Run("trained.ckpt").datamodule(), model)
+    assert now > before
+    assert not now & {image.numpy().tobytes() for image in data.train.images}
+    quiet_trainer().test(model, datamodule=Run("trained.ckpt").datamodule(), verbose=False)
+
+
+def test_a_val_folder_that_changed_is_said(tmp_path: Path) -> None:
+    files = tiny_files(6, 3)
+    files |= {name.replace("test/", "val/"): content for name, content in files.items() if name.startswith("test")}
+    root = write_files(tmp_path / "own", files)
+    data = CIFAR10DataModule(source="images", root=str(root), batch_size=4)
+    data.setup("fit")
+    (root / "train/dark/0.jpg").rename(root / "val/dark/0.jpg")
+    again = CIFAR10DataModule(**data.hparams)
+    again.load_state_dict(data.state_dict())
+    with pytest.warns(UserWarning, match="validation images are not those .*some of them may have been trained on"):
+        again.setup("validate")
+
+
+def test_a_checkpoint_without_fingerprints_is_said(trained: tuple[ImageClassifier, CIFAR10DataModule]) -> None:
+    checkpoint = torch.load("trained.ckpt", weights_only=True)
+    assert checkpoint.pop("CIFAR10DataModule").keys() == {"train", "val", "limits"}
+    torch.save(checkpoint, "old.ckpt")
+    with pytest.warns(UserWarning, match=r"then none known\): some of them may have been trained on"):
+        Run("old.ckpt").datamodule().setup("validate")
+
+
+def test_predictions_come_in_the_order_of_the_test_images(
+    trained: tuple[ImageClassifier, CIFAR10DataModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = trained
+    monkeypatch.setattr("cifar_lit.datamodule.EVALUATION_BATCH_SIZES", {"cpu": 10})
+    batches: Any = quiet_trainer().predict(model, datamodule=CIFAR10DataModule(**data.hparams))
+    data.setup("test")
+    assert data.test is not None
+    assert torch.allclose(torch.cat(batches), model.predict(data.test.images.permute(0, 3, 1, 2)), atol=1e-6)
+
+
+def test_a_home_folder_is_expanded_before_it_is_used_and_saved(
+    tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Path.home()
+    home.mkdir()
+    tiny_root.rename(home / "tiny")
+    data = CIFAR10DataModule(source="images", root="~/tiny", cache_dir="~/kept")
+    assert (data.hparams["root"], data.hparams["cache_dir"]) == (str(home / "tiny"), str(home / "kept"))
+    assert list((home / "kept").iterdir())
+    assert not Path("~").exists()
+    for name in ("root", "cache_dir"):
+        with pytest.raises(
+            UserError, match=f"`{name}` is ~nobody-here/x: must be a complete path: there is no such home"
+        ):
+            CIFAR10DataModule(source="synthetic", **{name: "~nobody-here/x"})
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        ({"batch_size": 8.5}, "`batch_size` is 8.5: must be a whole number"),
+        ({"batch_size": float("nan")}, "`batch_size` is nan: must be at least 1"),
+        ({"cutout": float("nan")}, "`cutout` is nan: must be at least 0"),
+        ({"crop_padding": float("inf")}, "`crop_padding` is inf: must be a whole number"),
+        ({"val_size": float("inf")}, "`val_size` is inf: must be a whole number of images, or a fraction below 1"),
+        ({"image_sizes": [float("nan")]}, r"`image_sizes` is \[nan\]: must be sizes of at least 8"),
+        ({"image_sizes": [16.5]}, r"`image_sizes` is \[16.5\]: must be sizes of at least 8"),
         ({"batch_size": 0}, "`batch_size` is 0: must be at least 1"),
         ({"batch_size": -3}, "`batch_size` is -3: must be at least 1"),
         ({"val_size": float("nan")}, "`val_size` is nan: must be at least 0"),

@@ -30,13 +30,12 @@ class Source(Protocol):
 
 def make_source(name: SourceName, *, root: Path, cache_dir: Path, mirror: str | None = None) -> Source:
     """Return a source by name; only the names of its classes are read. Arguments as for ``CIFAR10DataModule``."""
-    root = root.expanduser()
     if name == "cifar10":
         if (root / "train").is_dir() or root.is_file():
             raise UserError(f"`root` {root} looks like images of your own: set `source` to images as well")
         return CIFAR10(root, mirror=mirror)
     if name == "images":
-        return ImageFolder(root, cache_dir=cache_dir.expanduser())
+        return ImageFolder(root, cache_dir=cache_dir)
     if name == "synthetic":
         return Synthetic()
     raise UserError(f"`source` is {name}: must be cifar10, images or synthetic")

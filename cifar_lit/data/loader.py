@@ -18,6 +18,10 @@ class BatchLoader:
     without shuffling, for evaluation, yields each image exactly once over all ranks, so that one rank may have a batch
     more than another. The augmentation of an image in an epoch does not depend on the ranks.
 
+    Each iteration is an epoch: it begins the next one, unless ``set_epoch`` was called since the last one began, which
+    the Trainer does for each epoch. It is no ``torch.utils.data.DataLoader``: in a loop of your own, with
+    Fabric for example, iterate over it as it is, and give it ``rank``, ``world_size`` and ``device``.
+
     Args:
         images: ``(N, height, width, 3)``, uint8, contiguous; height and width are equal.
         labels: ``(N,)``, int64.
@@ -54,6 +58,7 @@ class BatchLoader:
         if self.augmentation.crop_padding:
             self.images = pad(self.images, self.augmentation.crop_padding)
         self.epoch = 0
+        self._is_begun = False  # whether an iteration of this epoch has begun
         self._start = 0  # batch at which the next iteration begins
 
     batch_sampler = None  # the Trainer looks for it
@@ -65,7 +70,7 @@ class BatchLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration, from 0."""
-        self.epoch = epoch
+        self.epoch, self._is_begun = epoch, False
 
     def start_at(self, num_batches: int) -> None:
         """Let the next iteration, and only that one, skip the first batches of its epoch."""
@@ -84,6 +89,7 @@ class BatchLoader:
         return len(self.indices())
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.epoch, self._is_begun = self.epoch + self._is_begun, True
         params = self.augmentation.sample(
             len(self.labels), self.size, seed=self.seed, epoch=self.epoch, device=self.device
         )

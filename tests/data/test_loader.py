@@ -129,6 +129,19 @@ def test_an_epoch_comes_again_exactly_and_the_next_one_is_another() -> None:
     assert not any(torch.equal(first[label], second[label]) for label in first)
 
 
+def test_each_iteration_of_a_plain_loop_is_the_next_epoch() -> None:
+    loader, expected = (coloured(20, batch_size=8, shuffle=True, augmentation=FULL) for _ in range(2))
+    for epoch in (0, 1, 2, 7, 8):
+        if epoch == 7:
+            loader.set_epoch(7)
+        expected.set_epoch(epoch)
+        for (images, labels), (same_images, same_labels) in zip(loader, expected, strict=True):
+            assert torch.equal(images, same_images)
+            assert torch.equal(labels, same_labels)
+    next(iter(loader))  # an iteration that is left early was one, too
+    assert loader.epoch == 9
+
+
 def test_a_crop_and_a_flip_are_a_part_of_the_reflected_image() -> None:
     plain = by_label(coloured(30, batch_size=10))
     crops = by_label(coloured(30, batch_size=10, augmentation=Augmentation(crop_padding=2, flip="random")))
@@ -145,6 +158,7 @@ def test_one_iteration_starts_where_it_is_told_and_the_next_at_the_beginning() -
     expected = list(loader)
     loader.start_at(3)
     for skipped in (3, 0):
+        loader.set_epoch(2)
         batches = list(loader)
         assert len(batches) == len(loader) - skipped == 7 - skipped
         for (images, labels), (same_images, same_labels) in zip(batches, expected[skipped:], strict=True):
