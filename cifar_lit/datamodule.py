@@ -86,10 +86,9 @@ class CIFAR10DataModule(LightningDataModule):
         super().__init__()
         _check_options(options)
         folder, cache = _expand("root", root), _expand("cache_dir", cache_dir)
-        options["root"] = os.path.abspath(folder)  # noqa: PTH100
-        if cache_dir != CACHE_DIR:  # which is another folder for each user
-            options["cache_dir"] = os.path.abspath(cache)  # noqa: PTH100
-        self.save_hyperparameters(options)
+        # The default cache stays as it is: another folder for each user.
+        saved = {"root": folder, **({} if cache_dir == CACHE_DIR else {"cache_dir": cache})}
+        self.save_hyperparameters(options | {name: os.path.abspath(path) for name, path in saved.items()})  # noqa: PTH100
         self.augmentation = Augmentation(crop_padding=crop_padding, flip=flip, cutout=cutout)
         self.source: Source = make_source(source, root=Path(folder), cache_dir=Path(cache), mirror=mirror)
         self.train: Split | None = None
@@ -148,10 +147,8 @@ class CIFAR10DataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint holds: the fingerprints of the training and validation images, and their limits."""
-        fingerprints: dict[str, Any] = {
-            name: self.fingerprints[name] for name in ("train", "val") if name in self.fingerprints
-        }
-        return {**fingerprints, "limits": self._limits} if fingerprints else {}
+        state: dict[str, Any] = {name: self.fingerprints.get(name, "") for name in ("train", "val")}
+        return {**state, "limits": self._limits} if state["train"] else {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Compare the images with those of the training that made a checkpoint, as soon as they are loaded.
@@ -171,20 +168,18 @@ class CIFAR10DataModule(LightningDataModule):
 
     def _compare(self, split: str, *, is_resumed: bool = False) -> None:
         """Compare images with those of the training that made the checkpoint, if there is one."""
-        if self._trained is None or self.fingerprints.get(split) == self._trained.get(split):
+        now, then = self.fingerprints.get(split, ""), (self._trained or {}).get(split, "")
+        if self._trained is None or now == then:
             return
         name = {"train": "training", "val": "validation"}[split]
-        now, then = (known.get(split, "none known") for known in (self.fingerprints, self._trained))
-        changed = (
-            f"`root` {self.hparams['root']}: the {name} images are not those of the training (now {now}; then {then})"
-        )
+        images = f"the {name} images are not those of the training (now {now or 'none'}; then {then or 'not known'})"
         if is_resumed:
-            raise UserError(f"{changed}: give those, in the same order, or start a new run")
+            raise UserError(
+                f"`root` {self.hparams['root']}: {images}: give those, in the same order, or start a new run"
+            )
         is_held_out = self._limits is not None and self._limits == self._trained.get("limits")
-        rank_zero_warn(
-            f"{changed}: "
-            + ("they are held out as in the training" if is_held_out else "some of them may have been trained on")
-        )
+        what = "they are held out as in the training" if is_held_out else "some of them may have been trained on"
+        rank_zero_warn(f"{self.hparams['root']}: {images}: {what}")
 
     def sample_images(self, num_images: int = 5000) -> Tensor:
         """Return at most ``num_images`` training images, always the same: ``(n, 3, 32, 32)``, float32 in [0, 1]."""
@@ -213,7 +208,9 @@ class CIFAR10DataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Resize the training images to this epoch's entry of ``image_sizes``, on the device."""
         sizes = self.hparams["image_sizes"]
-        if not (sizes and self.trainer and self.trainer.training and isinstance(batch, tuple)):
+        if self.trainer and self.trainer.predicting:
+            return batch[0]  # Lightning's predict_step is the forward of the module
+        if not (sizes and self.trainer and self.trainer.training):
             return batch
         images, labels = batch
         return resize(to_float(images), sizes[min(self.trainer.current_epoch, len(sizes) - 1)]), labels

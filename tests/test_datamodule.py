@@ -1,6 +1,7 @@
 """The data module: what is read when, what is in a batch, which arguments are refused."""
 
 import functools
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from cifar_lit.data import Split
-from cifar_lit.data.augment import Augmentation
+from cifar_lit.data.augment import Augmentation, resize
+from cifar_lit.data.cifar10 import CLASSES
 from cifar_lit.data.loader import BatchLoader
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.module import ImageClassifier
+from cifar_lit.networks import FastCNN
 from cifar_lit.run import Run
 from tests.helpers.images import encode, tiny_files, tiny_image, write_files
 from tests.helpers.networks import WideNet
@@ -198,8 +203,56 @@ def test_a_checkpoint_without_fingerprints_is_said(trained: tuple[ImageClassifie
     checkpoint = torch.load("trained.ckpt", weights_only=True)
     assert checkpoint.pop("CIFAR10DataModule").keys() == {"train", "val", "limits"}
     torch.save(checkpoint, "old.ckpt")
-    with pytest.warns(UserWarning, match=r"then none known\): some of them may have been trained on"):
+    with pytest.warns(UserWarning, match=r"then not known\): some of them may have been trained on"):
         Run("old.ckpt").datamodule().setup("validate")
+
+
+@pytest.mark.parametrize(("scale", "is_refused"), [(None, False), (255.0, False), (1.0, True)])
+def test_a_subclass_may_return_an_ordinary_loader_of_bytes_or_of_floats_up_to_1(
+    scale: float | None, is_refused: bool
+) -> None:
+    images = torch.randint(256, (32, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    seen: list[Tensor] = []
+
+    class Ordinary(CIFAR10DataModule):
+        def setup(self, stage: str) -> None:
+            pass
+
+        def train_dataloader(self) -> Any:
+            given = images / scale if scale else images
+            return DataLoader(TensorDataset(given, torch.arange(32) % 10), batch_size=16, drop_last=True)
+
+        def val_dataloader(self) -> list[Any]:
+            return []
+
+    model = ImageClassifier(classes=CLASSES, net=functools.partial(WideNet, width=3))
+    model.net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    trainer = quiet_trainer(max_steps=1, limit_val_batches=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        if is_refused:
+            with pytest.raises(UserError, match=r"values from 0 to 255: must be uint8, or float in \[0, 1\]; `mean`"):
+                trainer.fit(model, datamodule=Ordinary(source="synthetic"))
+            return
+        trainer.fit(model, datamodule=Ordinary(source="synthetic", image_sizes=[16]))
+    (batch,) = seen
+    assert batch.shape == (16, 3, 16, 16)
+    assert torch.allclose(batch, resize(images[:16] / 255, 16), atol=1e-6)
+
+
+def test_a_network_is_initialised_from_an_ordinary_loader_without_a_step_in_the_random_numbers() -> None:
+    images = torch.randint(256, (64, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    loader = DataLoader(TensorDataset(images, torch.arange(64) % 10), batch_size=16, shuffle=True)
+    model = ImageClassifier(classes=CLASSES, net=functools.partial(FastCNN, widths=[4, 4], num_convs=1))
+    state = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        quiet_trainer(max_steps=0, limit_val_batches=0).fit(model, loader)
+    assert torch.equal(torch.get_rng_state(), state)
+    expected = FastCNN(10, widths=(4, 4), num_convs=1)
+    expected.prepare(images / 255)
+    filters = model.get_parameter("net.whiten.weight")
+    assert torch.allclose(filters.abs(), expected.whiten.weight.abs(), rtol=1e-2, atol=1e-2)  # of either sign
 
 
 def test_predictions_come_in_the_order_of_the_test_images(
@@ -210,7 +263,7 @@ def test_predictions_come_in_the_order_of_the_test_images(
     batches: Any = quiet_trainer().predict(model, datamodule=CIFAR10DataModule(**data.hparams))
     data.setup("test")
     assert data.test is not None
-    assert torch.allclose(torch.cat(batches), model.predict(data.test.images.permute(0, 3, 1, 2)), atol=1e-6)
+    assert torch.allclose(torch.cat(batches).softmax(1), model.predict(data.test.images.permute(0, 3, 1, 2)), atol=1e-6)
 
 
 def test_a_home_folder_is_expanded_before_it_is_used_and_saved(
@@ -227,7 +280,7 @@ def test_a_home_folder_is_expanded_before_it_is_used_and_saved(
         with pytest.raises(
             UserError, match=f"`{name}` is ~nobody-here/x: must be a complete path: there is no such home"
         ):
-            CIFAR10DataModule(source="synthetic", **{name: "~nobody-here/x"})
+            CIFAR10DataModule(**dict[str, Any]({"source": "synthetic", name: "~nobody-here/x"}))
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cifar_lit.data.augment import Augmentation, crop, cutout, flip, generator_for, pad
+from cifar_lit.data.augment import Augmentation, crop, cutout, flip, generator_for, pad, to_float
+from cifar_lit.errors import UserError
+
+TOLERANCE = 1e-3  # interpolation and rounding leave the range of the values by a little
 
 
 @dataclass(eq=False, repr=False)
@@ -105,3 +109,42 @@ class BatchLoader:
             if holes is not None:
                 images = cutout(images, holes, self.augmentation.cutout, self.colour)
             yield images.permute(0, 3, 1, 2), self.labels.index_select(0, index)
+
+
+def check_batch(batch: Any, batch_idx: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the images and labels of a batch; in the first batch of an epoch, check the images.
+
+    Images of any loader are ``(N, 3, height, width)``, uint8, or floating point in [0, 1]; others are a ``UserError``.
+    Values are checked once per epoch, because reading them waits for a GPU.
+    """
+    images, labels = batch
+    if batch_idx:
+        return images, labels
+    is_float = images.is_floating_point()
+    if images.ndim != 4 or images.shape[1] != 3 or not (is_float or images.dtype == torch.uint8):
+        kind = f"of the shape {tuple(images.shape)}, {images.dtype}"
+        raise UserError(f"the batch has images {kind}: must be (N, 3, height, width), uint8, or float in [0, 1]")
+    low, high = map(float, images.float().aminmax()) if is_float and images.numel() else (0.0, 1.0)
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
+        values = f"the batch has images with values from {low:g} to {high:g}"
+        raise UserError(f"{values}: must be uint8, or float in [0, 1]; `mean` and `std` normalise them")
+    return images, labels
+
+
+def training_images(trainer: Any, num_images: int = 5000) -> Tensor:
+    """Return images to initialise a network from, ``(n, 3, height, width)``, float32 in [0, 1], on the CPU.
+
+    They come from ``sample_images`` of the data module, or else from the first batches of the training: without a step
+    in the random numbers.
+    """
+    if hasattr(trainer.datamodule, "sample_images"):
+        images: Tensor = trainer.datamodule.sample_images(num_images)
+        return images
+    trainer.fit_loop.setup_data()
+    parts: list[Tensor] = []
+    with torch.random.fork_rng(devices=[]):
+        for batch in trainer.train_dataloader:
+            parts.append(to_float(check_batch(batch)[0].cpu()))
+            if sum(map(len, parts)) >= num_images:
+                break
+    return torch.cat(parts)[:num_images]

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cifar_lit.data.augment import Augmentation
-from cifar_lit.data.loader import BatchLoader
+from cifar_lit.data.loader import BatchLoader, check_batch
+from cifar_lit.errors import UserError
 
 
 def loader(num_images: int, *, batch_size: int = 8, shuffle: bool = True, rank: int = 0, world: int = 1) -> BatchLoader:
@@ -201,6 +202,24 @@ def test_images_are_copied_only_if_they_are_padded() -> None:
     unpadded = Augmentation(flip="random", cutout=6)
     assert BatchLoader(images, torch.arange(8), batch_size=4, augmentation=unpadded).images is images
     assert BatchLoader(images, torch.arange(8), batch_size=4, augmentation=FULL).images is not images
+
+
+def test_a_batch_that_no_network_takes_is_refused() -> None:
+    labels = torch.arange(4)
+    uint8 = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    for images in (uint8, uint8.float(), uint8.bfloat16() + 1.0, uint8.float() + 1.0005, uint8[:0].float()):
+        assert check_batch((images, labels))[0] is images
+    for images, expected in (
+        (uint8.permute(0, 2, 3, 1), r"of the shape \(4, 32, 32, 3\), torch.uint8: must be \(N, 3, height, width\)"),
+        (uint8[0], r"of the shape \(3, 32, 32\)"),
+        (uint8.long(), r"torch.int64: must be .*uint8, or float in \[0, 1\]"),
+        (uint8.float() + 255, "with values from 255 to 255: must be uint8"),
+        (uint8.float() - 0.5, "with values from -0.5 to -0.5"),
+        (uint8.float() / 0, "with values from nan to nan"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            check_batch((images, labels))
+        assert check_batch((images, labels), 1)[0] is images  # once per epoch
 
 
 @pytest.mark.gpu
