@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from cifar_lit.checkpoint import plain_value
-from cifar_lit.data import Source, SourceName, Split, make_source
+from cifar_lit.data import Source, SourceName, Split, expand_home, make_source
 from cifar_lit.data.augment import Augmentation, Flip, resize, to_float
 from cifar_lit.data.loader import BatchLoader
 from cifar_lit.data.split import check_state, fingerprint, hash_images, hold_out
@@ -85,7 +85,7 @@ class CIFAR10DataModule(LightningDataModule):
         options = {name: plain_value(value) for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         _check_options(options)
-        folder, cache = _expand("root", root), _expand("cache_dir", cache_dir)
+        folder, cache = expand_home("root", root), expand_home("cache_dir", cache_dir)
         # The default cache stays as it is: another folder for each user.
         saved = {"root": folder, **({} if cache_dir == CACHE_DIR else {"cache_dir": cache})}
         self.save_hyperparameters(options | {name: os.path.abspath(path) for name, path in saved.items()})  # noqa: PTH100
@@ -118,6 +118,7 @@ class CIFAR10DataModule(LightningDataModule):
             if self.test is None:
                 self.test = self.source.load("test")
                 self._take_fingerprint("test", self.test, hash_images(self.test.images, seed=0))
+                self._compare("test")
             return
         if self.train is None:
             self._load_train_and_val()
@@ -155,6 +156,7 @@ class CIFAR10DataModule(LightningDataModule):
 
         The images of a training that resumes must be the same; else other validation images are a warning. Images are
         then held out as in that training. An empty state is that of a checkpoint from before there were fingerprints.
+        Other test images than those of ``test``, where it is in the state, are a warning, too.
         """
         check_state(state_dict, self.classes)
         self._trained = state_dict
@@ -169,17 +171,17 @@ class CIFAR10DataModule(LightningDataModule):
     def _compare(self, split: str, *, is_resumed: bool = False) -> None:
         """Compare images with those of the training that made the checkpoint, if there is one."""
         now, then = self.fingerprints.get(split, ""), (self._trained or {}).get(split, "")
-        if self._trained is None or now == then:
+        if self._trained is None or now == then or (split == "test" and not then):
             return
-        name = {"train": "training", "val": "validation"}[split]
-        images = f"the {name} images are not those of the training (now {now or 'none'}; then {then or 'not known'})"
+        name = {"train": "training", "val": "validation"}.get(split, split)
+        images = f"the {name} images are not those of the run (now {now or 'none'}; then {then or 'not known'})"
         if is_resumed:
             raise UserError(
                 f"`root` {self.hparams['root']}: {images}: give those, in the same order, or start a new run"
             )
         is_held_out = self._limits is not None and self._limits == self._trained.get("limits")
         what = "they are held out as in the training" if is_held_out else "some of them may have been trained on"
-        rank_zero_warn(f"{self.hparams['root']}: {images}: {what}")
+        rank_zero_warn(f"{self.hparams['root']}: {images}" + (f": {what}" if split == "val" else ""))
 
     def sample_images(self, num_images: int = 5000) -> Tensor:
         """Return at most ``num_images`` training images, always the same: ``(n, 3, 32, 32)``, float32 in [0, 1]."""
@@ -226,13 +228,6 @@ class CIFAR10DataModule(LightningDataModule):
             world_size=self.trainer.world_size if self.trainer else 1,
             **options,
         )
-
-
-def _expand(name: str, path: str) -> str:
-    """Return a path without ``~``, which no shell expands in a configuration file or in ``--option=~/folder``."""
-    expanded = os.path.expanduser(path)  # noqa: PTH111
-    require(name, path, not expanded.startswith("~"), "a complete path: there is no such home folder")
-    return expanded
 
 
 def _check_options(options: dict[str, Any]) -> None:

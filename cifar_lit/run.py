@@ -127,7 +127,10 @@ class Run:
                 f"{self.path} was trained for the classes {', '.join(trained_for)}, and the data has "
                 f"{', '.join(datamodule.classes)}: give the data that it was trained on with `root`"
             )
-        datamodule.load_state_dict(self.data_state)
+        tested_on = None
+        with contextlib.suppress(UserError):  # of a damaged results.json
+            tested_on = self.results and self.results.test_images
+        datamodule.load_state_dict({**self.data_state, "test": tested_on or ""})
         return datamodule
 
     def check_finite(self, model: ImageClassifier) -> None:

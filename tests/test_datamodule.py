@@ -1,6 +1,7 @@
 """The data module: what is read when, what is in a batch, which arguments are refused."""
 
 import functools
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cifar_lit.data.cifar10 import CLASSES
 from cifar_lit.data.loader import BatchLoader
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
+from cifar_lit.evaluation.score import describe
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import FastCNN
 from cifar_lit.run import Run
@@ -160,7 +162,7 @@ def test_a_training_resumes_with_the_same_images_alone(trained: tuple[ImageClass
         lambda: next((root / "train/dark").glob("*.png")).rename(root / "train/bright/zzz.png"),
     ):
         change()
-        with pytest.raises(UserError, match=r"`root` .*tiny: the training images are not those of the training \(now "):
+        with pytest.raises(UserError, match=r"`root` .*tiny: the training images are not those of the run \(now "):
             resume()
     assert {path.name for path in Path().iterdir()} == before
 
@@ -246,7 +248,7 @@ def test_a_network_is_initialised_from_an_ordinary_loader_without_a_step_in_the_
     model = ImageClassifier(classes=CLASSES, net=functools.partial(FastCNN, widths=[4, 4], num_convs=1))
     state = torch.get_rng_state()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*does not have many workers|.*no `val_dataloader`")
         quiet_trainer(max_steps=0, limit_val_batches=0).fit(model, loader)
     assert torch.equal(torch.get_rng_state(), state)
     expected = FastCNN(10, widths=(4, 4), num_convs=1)
@@ -264,6 +266,23 @@ def test_predictions_come_in_the_order_of_the_test_images(
     data.setup("test")
     assert data.test is not None
     assert torch.allclose(torch.cat(batches).softmax(1), model.predict(data.test.images.permute(0, 3, 1, 2)), atol=1e-6)
+
+
+def test_test_images_that_changed_since_the_test_are_said(trained: tuple[ImageClassifier, CIFAR10DataModule]) -> None:
+    model, data = trained
+    data.setup("test")
+    for folder in ("run/checkpoints", "damaged/checkpoints"):
+        Path(folder).mkdir(parents=True)
+        shutil.copy("trained.ckpt", f"{folder}/best.ckpt")
+        Path(folder).with_name("config.yaml").write_text("{}")
+    Path("run/results.json").write_text(describe(model, data, {}).to_json())
+    Path("damaged/results.json").write_text("")
+    Run("run").datamodule().setup("test")
+    root = Path(data.hparams["root"])
+    (root / "test/dark/more.png").write_bytes(encode(tiny_image("dark", 500), ".png"))
+    Run("damaged").datamodule().setup("test")
+    with pytest.warns(UserWarning, match=r"the test images are not those of the run \(now 25 images.*then 24 images"):
+        Run("run").datamodule().setup("test")
 
 
 def test_a_home_folder_is_expanded_before_it_is_used_and_saved(

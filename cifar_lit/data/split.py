@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ def _quotas(counts: Tensor, num_val: int) -> list[int]:
 
 def check_state(state: Mapping[str, Any], classes: Sequence[str]) -> None:
     """Raise a ``UserError`` unless a checkpoint's state of the data has the form that is written."""
-    limits, texts = state.get("limits"), [state.get("train", ""), state.get("val", "")]
+    limits, texts = state.get("limits"), [state.get(name, "") for name in get_args(SplitName)]
     is_list = isinstance(limits, list) and len(limits) == len(classes)
     is_valid = limits is None or (is_list and all(type(n) is int and NONE <= n < 2**HASH_BITS for n in limits))
     if not (is_valid and all(isinstance(text, str) and text.isprintable() for text in texts)):
