@@ -245,12 +245,15 @@ def test_a_subclass_may_return_an_ordinary_loader_of_bytes_or_of_floats_up_to_1(
 def test_a_network_is_initialised_from_an_ordinary_loader_without_a_step_in_the_random_numbers() -> None:
     images = torch.randint(256, (64, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     loader = DataLoader(TensorDataset(images, torch.arange(64) % 10), batch_size=16, shuffle=True)
-    model = ImageClassifier(classes=CLASSES, net=functools.partial(FastCNN, widths=[4, 4], num_convs=1))
-    state = torch.get_rng_state()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers|.*no `val_dataloader`")
-        quiet_trainer(max_steps=0, limit_val_batches=0).fit(model, loader)
-    assert torch.equal(torch.get_rng_state(), state)
+    states = []
+    for net in (WideNet, functools.partial(FastCNN, widths=[4, 4], num_convs=1)):
+        model = ImageClassifier(classes=CLASSES, net=net)
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers|.*no `val_dataloader`")
+            quiet_trainer(max_steps=1, limit_val_batches=0).fit(model, loader)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
     expected = FastCNN(10, widths=(4, 4), num_convs=1)
     expected.prepare(images / 255)
     filters = model.get_parameter("net.whiten.weight")
