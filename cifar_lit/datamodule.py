@@ -1,20 +1,22 @@
 """The Lightning data module: a source, the split into training and validation, loaders."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from cifar_lit.checkpoint import plain_value
-from cifar_lit.data import Source, SourceName, Split, make_source
+from cifar_lit.data import Source, SourceName, Split, expand_home, make_source
 from cifar_lit.data.augment import Augmentation, Flip, resize, to_float
 from cifar_lit.data.loader import BatchLoader
-from cifar_lit.data.split import hold_out
-from cifar_lit.errors import require
+from cifar_lit.data.split import check_state, fingerprint, hash_images, hold_out
+from cifar_lit.errors import UserError, require
 
 CACHE_DIR = "~/.cache/cifar_lit"
 EVALUATION_BATCH_SIZES = {"cpu": 100, "other": 500}
@@ -28,6 +30,10 @@ class CIFAR10DataModule(LightningDataModule):
     int64. With ``image_sizes``, training images are float32 in [0, 1] instead, and may have another size. Images
     are not normalised: that is part of the model. The test images are read only by ``trainer.test``.
 
+    Which images are held out for validation depends on the pixels of each image, and not on its name or position. A
+    checkpoint holds the fingerprints of the training and validation images: a training that resumes with other images
+    is a ``UserError``, and to validate on other ones is a warning.
+
     An argument outside its range, or a ``root`` that cannot be a dataset, is a ``UserError``.
 
     Args:
@@ -38,7 +44,8 @@ class CIFAR10DataModule(LightningDataModule):
         mirror: For cifar10, a download URL to try before the known ones.
         batch_size: Number of images in a training batch, per device.
         val_size: Number of training images to hold out for validation (stratified by class), or a fraction of them
-            below 1; 0 for no validation. Ignored if the source has a val folder.
+            below 1; 0 for no validation. With a fraction, images that are added move no other image between training
+            and validation, and the number is approximate. Ignored if the source has a val folder.
         split_seed: Random seed of the split into training and validation, independent of seed.
         seed: Random seed of the order and the augmentation of the training images; on the command line, the value of
             --seed_everything.
@@ -55,7 +62,8 @@ class CIFAR10DataModule(LightningDataModule):
     Attributes:
         train: The training split, after ``setup("fit")``; its images are uint8 ``(N, 32, 32, 3)``.
         val: The validation split, after ``setup("fit")``; None without validation.
-        test: The test split, after ``setup("test")``.
+        test: The test split, after ``setup("test")`` or ``setup("predict")``.
+        fingerprints: The number and a hash of the images of each split that is loaded.
     """
 
     def __init__(
@@ -77,13 +85,18 @@ class CIFAR10DataModule(LightningDataModule):
         options = {name: plain_value(value) for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         _check_options(options)
-        options |= {"root": os.path.abspath(os.path.expanduser(root)), "cache_dir": str(cache_dir)}  # noqa: PTH100, PTH111
-        self.save_hyperparameters(options)
+        folder, cache = expand_home("root", root), expand_home("cache_dir", cache_dir)
+        # The default cache stays as it is: another folder for each user.
+        saved = {"root": folder, **({} if cache_dir == CACHE_DIR else {"cache_dir": cache})}
+        self.save_hyperparameters(options | {name: os.path.abspath(path) for name, path in saved.items()})  # noqa: PTH100
         self.augmentation = Augmentation(crop_padding=crop_padding, flip=flip, cutout=cutout)
-        self.source: Source = make_source(source, root=Path(root), cache_dir=Path(cache_dir), mirror=mirror)
+        self.source: Source = make_source(source, root=Path(folder), cache_dir=Path(cache), mirror=mirror)
         self.train: Split | None = None
         self.val: Split | None = None
         self.test: Split | None = None
+        self.fingerprints: dict[str, str] = {}
+        self._limits: list[int] | None = None  # of the hashes of each class that are held out
+        self._trained: Mapping[str, Any] | None = None  # what a checkpoint says of the images of its training
 
     @property
     def classes(self) -> list[str]:
@@ -100,18 +113,75 @@ class CIFAR10DataModule(LightningDataModule):
         self.source.prepare()
 
     def setup(self, stage: str) -> None:
-        """Load the images of a stage, once: ``test`` only the test split, other stages training and validation."""
-        if stage == "test":
-            self.test = self.test or self.source.load("test")
+        """Load the images of a stage, once: ``test`` and ``predict`` the test split, others training and validation."""
+        if stage in ("test", "predict"):
+            if self.test is None:
+                self.test = self.source.load("test")
+                self._take_fingerprint("test", self.test, hash_images(self.test.images, seed=0))
+                self._compare("test")
+            return
+        if self.train is None:
+            self._load_train_and_val()
+        if stage == "validate":
+            self._compare("val")
+
+    def _load_train_and_val(self) -> None:
+        split_seed, val_size = self.hparams["split_seed"], self.hparams["val_size"]
+        train, val = self.source.load("train"), self.source.load("val") if self.source.has_val else None
+        hashes = hash_images(train.images, seed=split_seed)
+        if val is not None:
+            self._take_fingerprint("val", val, hash_images(val.images, seed=split_seed))
+        elif val_size > 0:
+            is_val, self._limits = hold_out(hashes, train.labels, val_size, self.classes, known=self._limits)
+            train, val = train.part(~is_val), train.part(is_val)
+            self._take_fingerprint("val", val, hashes[is_val])
+            hashes = hashes[~is_val]
+        self._take_fingerprint("train", train, hashes)
+        batch_size, num_train = self.hparams["batch_size"], len(train.labels)
+        given = f"{batch_size}, and there are {num_train} training images"
+        require("batch_size", given, batch_size <= num_train, "smaller")
+        self.train, self.val = train, val
+
+    def _take_fingerprint(self, name: str, split: Split, hashes: Tensor) -> None:
+        # The order and augmentation of training images go by their positions.
+        self.fingerprints[name] = fingerprint(hashes, split.labels, self.classes, ordered=name == "train")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds: the fingerprints of the training and validation images, and their limits."""
+        state: dict[str, Any] = {name: self.fingerprints.get(name, "") for name in ("train", "val")}
+        return {**state, "limits": self._limits} if state["train"] else {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Compare the images with those of the training that made a checkpoint, as soon as they are loaded.
+
+        The images of a training that resumes must be the same; else other validation images are a warning. Images are
+        then held out as in that training. An empty state is that of a checkpoint from before there were fingerprints.
+        Other test images than those of ``test``, where it is in the state, are a warning, too.
+        """
+        check_state(state_dict, self.classes)
+        self._trained = state_dict
+        if self.trainer and self.trainer.state.fn == TrainerFn.FITTING:
+            for split in ("train", "val"):
+                self._compare(split, is_resumed=True)
         elif self.train is None:
-            self.train = self.source.load("train")
-            if self.source.has_val:
-                self.val = self.source.load("val")
-            elif self.has_val:
-                self.train, self.val = hold_out(self.train, self.hparams["val_size"], seed=self.hparams["split_seed"])
-            batch_size, num_train = self.hparams["batch_size"], len(self.train.labels)
-            given = f"{batch_size}, and there are {num_train} training images"
-            require("batch_size", given, batch_size <= num_train, "smaller")
+            self._limits = state_dict.get("limits")
+        else:
+            self._compare("val")
+
+    def _compare(self, split: str, *, is_resumed: bool = False) -> None:
+        """Compare images with those of the training that made the checkpoint, if there is one."""
+        now, then = self.fingerprints.get(split, ""), (self._trained or {}).get(split, "")
+        if self._trained is None or now == then or (split == "test" and not then):
+            return
+        name = {"train": "training", "val": "validation"}.get(split, split)
+        images = f"the {name} images are not those of the run (now {now or 'none'}; then {then or 'not known'})"
+        if is_resumed:
+            raise UserError(
+                f"`root` {self.hparams['root']}: {images}: give those, in the same order, or start a new run"
+            )
+        is_held_out = self._limits is not None and self._limits == self._trained.get("limits")
+        what = "they are held out as in the training" if is_held_out else "some of them may have been trained on"
+        rank_zero_warn(f"{self.hparams['root']}: {images}" + (f": {what}" if split == "val" else ""))
 
     def sample_images(self, num_images: int = 5000) -> Tensor:
         """Return at most ``num_images`` training images, always the same: ``(n, 3, 32, 32)``, float32 in [0, 1]."""
@@ -134,10 +204,15 @@ class CIFAR10DataModule(LightningDataModule):
         assert self.test is not None
         return self._loader(self.test)
 
+    def predict_dataloader(self) -> BatchLoader:
+        return self.test_dataloader()
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Resize the training images to this epoch's entry of ``image_sizes``, on the device."""
         sizes = self.hparams["image_sizes"]
-        if not (sizes and self.trainer and self.trainer.training and isinstance(batch, tuple)):
+        if self.trainer and self.trainer.predicting:
+            return batch[0]  # Lightning's predict_step is the forward of the module
+        if not (sizes and self.trainer and self.trainer.training):
             return batch
         images, labels = batch
         return resize(to_float(images), sizes[min(self.trainer.current_epoch, len(sizes) - 1)]), labels
@@ -159,9 +234,11 @@ def _check_options(options: dict[str, Any]) -> None:
     minimums = {"batch_size": 1, "val_size": 0, "split_seed": 0, "seed": 0, "crop_padding": 0, "cutout": 0}
     for name, minimum in minimums.items():
         require(name, options[name], options[name] >= minimum, f"at least {minimum}")
+        is_number = isinstance(options[name], int) or name == "val_size"
+        require(name, options[name], is_number, "a whole number")
     padding, sizes, val_size = (options[name] for name in ("crop_padding", "image_sizes", "val_size"))
     require("crop_padding", padding, padding < 32, "less than 32, the image size")
-    require("image_sizes", sizes, all(size >= 8 for size in sizes), "sizes of at least 8")
+    require("image_sizes", sizes, all(isinstance(size, int) and size >= 8 for size in sizes), "sizes of at least 8")
     require("flip", options["flip"], options["flip"] in get_args(Flip), f"one of {', '.join(get_args(Flip))}")
     is_fraction = isinstance(val_size, float)
     require("val_size", val_size, not is_fraction or val_size < 1, "a whole number of images, or a fraction below 1")

@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from cifar_lit.checkpoint import plain_value
 from cifar_lit.data.augment import to_float
 from cifar_lit.data.decoding import load_images
+from cifar_lit.data.loader import check_batch, training_images
 from cifar_lit.errors import UserError, require
 from cifar_lit.metrics import MeanLoss, PredictionCollector, Predictions
 from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network, evaluation_mode
@@ -150,11 +151,8 @@ class ImageClassifier(LightningModule):
     def setup(self, stage: str) -> None:
         """Show some training images to a network with data-dependent initialisation."""
         if stage == "fit" and type(self.net).prepare is not Network.prepare:
-            data: Any = getattr(self.trainer, "datamodule", None)
-            if not hasattr(data, "sample_images"):
-                raise UserError(f"{type(self.net).__name__} is initialised from images: fit it with CIFAR10DataModule")
             with torch.no_grad():
-                self.net.prepare((data.sample_images() - self.mean.cpu()) / self.std.cpu())
+                self.net.prepare((training_images(self.trainer) - self.mean.cpu()) / self.std.cpu())
 
     def on_train_start(self) -> None:
         if self.hparams["compile"]:
@@ -163,7 +161,7 @@ class ImageClassifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the loss of a batch: the mean cross-entropy, a scalar."""
-        images, labels = batch
+        images, labels = check_batch(batch, batch_idx)
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
         self._last_batch = loss.detach(), logits.detach(), labels
@@ -184,7 +182,7 @@ class ImageClassifier(LightningModule):
         self._log_epoch({"Loss/train": self.train_loss, "Accuracy/train": self.train_accuracy, "lr": self.last_lr})
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        images, labels = batch
+        images, labels = check_batch(batch, batch_idx)
         logits = self(images)
         self.val_loss.update(F.cross_entropy(logits, labels), len(labels))
         self.val_accuracy.update(logits, labels)
@@ -196,7 +194,7 @@ class ImageClassifier(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the predictions for a batch, with their positions in the test set."""
-        images, labels = batch
+        images, labels = check_batch(batch, batch_idx)
         images, mode = to_float(images), self.hparams["tta"]
         tta = tta_logits(self, images, mode) if mode != "none" else None
         place = torch.arange(len(labels), device=labels.device) + sum(map(len, self.test_predictions.labels))

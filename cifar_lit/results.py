@@ -19,6 +19,7 @@ class Results:
     """The metrics of a checkpoint, the data and network they belong to and, after a fit, its training.
 
     Attributes:
+        test_images: The fingerprint of the test images.
         num_val: Validation images that were scored, as ``num_test``; 0 for none.
         checkpoint: The checkpoint that was scored; None for weights that were not saved.
         best_epoch: The epoch of the best checkpoint, counted from 1.
@@ -45,6 +46,7 @@ class Results:
     device: str | None = None
     versions: dict | None = None  # type: ignore[type-arg]  # a plain type, which isinstance takes
     command: str | None = None
+    test_images: str | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     version: int = VERSION
 

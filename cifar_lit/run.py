@@ -70,6 +70,12 @@ class Run:
             raise UserError(f"{self.file} is an export, which has no data settings: give the run it was made from")
         return dict(self.checkpoint["datamodule_hyper_parameters"])
 
+    @property
+    def data_state(self) -> dict[str, Any]:
+        """The state of the ``CIFAR10DataModule``; empty if an older version made the checkpoint."""
+        state = self.checkpoint.get(CIFAR10DataModule.__qualname__)
+        return state if isinstance(state, dict) else {}
+
     @functools.cached_property
     def config(self) -> dict[str, Any]:
         """The content of ``config.yaml``; empty where there is none."""
@@ -121,6 +127,10 @@ class Run:
                 f"{self.path} was trained for the classes {', '.join(trained_for)}, and the data has "
                 f"{', '.join(datamodule.classes)}: give the data that it was trained on with `root`"
             )
+        tested_on = None
+        with contextlib.suppress(UserError):  # of a damaged results.json
+            tested_on = self.results and self.results.test_images
+        datamodule.load_state_dict({**self.data_state, "test": tested_on or ""})
         return datamodule
 
     def check_finite(self, model: ImageClassifier) -> None:

@@ -35,7 +35,7 @@ def tiny_root(tmp_path: Path) -> Path:
 @pytest.fixture
 def tiny_args(tiny_root: Path) -> list[str]:
     """Return the options that train on the tiny images."""
-    return ["--data.source", "images", "--data.root", str(tiny_root), "--data.val_size", "0.2"]
+    return ["--data.source", "images", "--data.root", str(tiny_root), "--data.val_size", "12"]
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The data module: what is read when, what is in a batch, which arguments are refused."""
 
 import functools
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +10,22 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from cifar_lit.data import Split
-from cifar_lit.data.augment import Augmentation
+from cifar_lit.data.augment import Augmentation, resize
+from cifar_lit.data.cifar10 import CLASSES
 from cifar_lit.data.loader import BatchLoader
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
+from cifar_lit.evaluation.score import describe
 from cifar_lit.module import ImageClassifier
-from tests.helpers.images import tiny_files, write_files
+from cifar_lit.networks import FastCNN
+from cifar_lit.run import Run
+from tests.helpers.images import encode, tiny_files, tiny_image, write_files
 from tests.helpers.networks import WideNet
+from tests.helpers.trainers import quiet_trainer
 
 
 def test_only_image_sizes_make_floats_of_a_batch(tiny_root: Path) -> None:
@@ -119,9 +128,193 @@ def test_a_val_folder_takes_the_place_of_the_split(tmp_path: Path) -> None:
     assert (len(data.train.labels), len(data.val.labels)) == (18, 9)
 
 
+def add_images(root: Path, *, number: int = 6) -> None:
+    """Add images to a class of the training images."""
+    for i in range(number):
+        (root / f"train/dark/more{i}.png").write_bytes(encode(tiny_image("dark", 500 + i), ".png"))
+
+
+@pytest.fixture
+def trained(tiny_root: Path) -> tuple[ImageClassifier, CIFAR10DataModule]:
+    """Train an epoch on the tiny images, of which 12 are held out, and save ``trained.ckpt``."""
+    data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=12, batch_size=16)
+    model = ImageClassifier(classes=data.classes)
+    trainer = quiet_trainer(max_epochs=1, limit_train_batches=1)
+    trainer.fit(model, datamodule=data)
+    trainer.save_checkpoint("trained.ckpt")
+    return model, data
+
+
+def test_a_training_resumes_with_the_same_images_alone(trained: tuple[ImageClassifier, CIFAR10DataModule]) -> None:
+    model, data = trained
+    root = Path(data.hparams["root"])
+    before = {path.name for path in Path().iterdir()}
+
+    def resume() -> None:
+        again = CIFAR10DataModule(**data.hparams)
+        quiet_trainer(max_epochs=2, limit_train_batches=1).fit(model, datamodule=again, ckpt_path="trained.ckpt")
+
+    (root / "test/dark/more.png").write_bytes(encode(tiny_image("dark", 500), ".png"))  # a fit reads no test image
+    resume()
+    for change in (
+        lambda: add_images(root),
+        lambda: next((root / "train/dark").glob("*.jpg")).rename(root / "train/dark/zzz.jpg"),  # the order is another
+        lambda: next((root / "train/dark").glob("*.png")).rename(root / "train/bright/zzz.png"),
+    ):
+        change()
+        with pytest.raises(UserError, match=r"`root` .*tiny: the training images are not those of the run \(now "):
+            resume()
+    assert {path.name for path in Path().iterdir()} == before
+
+
+def validated(data: CIFAR10DataModule, model: ImageClassifier) -> set[bytes]:
+    """Validate, and return the images that were scored."""
+    quiet_trainer().validate(model, datamodule=data, verbose=False)
+    assert data.val is not None
+    return {image.numpy().tobytes() for image in data.val.images}
+
+
+def test_validation_of_changed_data_is_said_and_has_no_image_that_was_trained_on(
+    trained: tuple[ImageClassifier, CIFAR10DataModule],
+) -> None:
+    model, data = trained
+    assert data.train is not None
+    before = validated(Run("trained.ckpt").datamodule(), model)  # in silence, as all warnings are errors
+    add_images(Path(data.hparams["root"]), number=40)
+    with pytest.warns(UserWarning, match=r"validation images are not those .*12 images.*they are held out as in the"):
+        now = validated(Run("trained.ckpt").datamodule(), model)
+    assert now > before
+    assert not now & {image.numpy().tobytes() for image in data.train.images}
+    quiet_trainer().test(model, datamodule=Run("trained.ckpt").datamodule(), verbose=False)
+
+
+def test_a_val_folder_that_changed_is_said(tmp_path: Path) -> None:
+    files = tiny_files(6, 3)
+    files |= {name.replace("test/", "val/"): content for name, content in files.items() if name.startswith("test")}
+    root = write_files(tmp_path / "own", files)
+    data = CIFAR10DataModule(source="images", root=str(root), batch_size=4)
+    data.setup("fit")
+    (root / "train/dark/0.jpg").rename(root / "val/dark/0.jpg")
+    again = CIFAR10DataModule(**data.hparams)
+    again.load_state_dict(data.state_dict())
+    with pytest.warns(UserWarning, match="validation images are not those .*some of them may have been trained on"):
+        again.setup("validate")
+
+
+def test_a_checkpoint_without_fingerprints_is_said(trained: tuple[ImageClassifier, CIFAR10DataModule]) -> None:
+    checkpoint = torch.load("trained.ckpt", weights_only=True)
+    assert checkpoint.pop("CIFAR10DataModule").keys() == {"train", "val", "limits"}
+    torch.save(checkpoint, "old.ckpt")
+    with pytest.warns(UserWarning, match=r"then not known\): some of them may have been trained on"):
+        Run("old.ckpt").datamodule().setup("validate")
+
+
+@pytest.mark.parametrize(("scale", "is_refused"), [(None, False), (255.0, False), (1.0, True)])
+def test_a_subclass_may_return_an_ordinary_loader_of_bytes_or_of_floats_up_to_1(
+    scale: float | None, is_refused: bool
+) -> None:
+    images = torch.randint(256, (32, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    seen: list[Tensor] = []
+
+    class Ordinary(CIFAR10DataModule):
+        def setup(self, stage: str) -> None:
+            pass
+
+        def train_dataloader(self) -> Any:
+            given = images / scale if scale else images
+            return DataLoader(TensorDataset(given, torch.arange(32) % 10), batch_size=16, drop_last=True)
+
+        def val_dataloader(self) -> list[Any]:
+            return []
+
+    model = ImageClassifier(classes=CLASSES, net=functools.partial(WideNet, width=3))
+    model.net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    trainer = quiet_trainer(max_steps=1, limit_val_batches=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        if is_refused:
+            with pytest.raises(UserError, match=r"values from 0 to 255: must be uint8, or float in \[0, 1\]; `mean`"):
+                trainer.fit(model, datamodule=Ordinary(source="synthetic"))
+            return
+        trainer.fit(model, datamodule=Ordinary(source="synthetic", image_sizes=[16]))
+    (batch,) = seen
+    assert batch.shape == (16, 3, 16, 16)
+    assert torch.allclose(batch, resize(images[:16] / 255, 16), atol=1e-6)
+
+
+def test_a_network_is_initialised_from_an_ordinary_loader_without_a_step_in_the_random_numbers() -> None:
+    images = torch.randint(256, (64, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    loader = DataLoader(TensorDataset(images, torch.arange(64) % 10), batch_size=16, shuffle=True)
+    states = []
+    for net in (WideNet, functools.partial(FastCNN, widths=[4, 4], num_convs=1)):
+        model = ImageClassifier(classes=CLASSES, net=net)
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers|.*no `val_dataloader`")
+            quiet_trainer(max_steps=1, limit_val_batches=0).fit(model, loader)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+    expected = FastCNN(10, widths=(4, 4), num_convs=1)
+    expected.prepare(images / 255)
+    filters = model.get_parameter("net.whiten.weight")
+    assert torch.allclose(filters.abs(), expected.whiten.weight.abs(), rtol=1e-2, atol=1e-2)  # of either sign
+
+
+def test_predictions_come_in_the_order_of_the_test_images(
+    trained: tuple[ImageClassifier, CIFAR10DataModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = trained
+    monkeypatch.setattr("cifar_lit.datamodule.EVALUATION_BATCH_SIZES", {"cpu": 10})
+    batches: Any = quiet_trainer().predict(model, datamodule=CIFAR10DataModule(**data.hparams))
+    data.setup("test")
+    assert data.test is not None
+    assert torch.allclose(torch.cat(batches).softmax(1), model.predict(data.test.images.permute(0, 3, 1, 2)), atol=1e-6)
+
+
+def test_test_images_that_changed_since_the_test_are_said(trained: tuple[ImageClassifier, CIFAR10DataModule]) -> None:
+    model, data = trained
+    data.setup("test")
+    for folder in ("run/checkpoints", "damaged/checkpoints"):
+        Path(folder).mkdir(parents=True)
+        shutil.copy("trained.ckpt", f"{folder}/best.ckpt")
+        Path(folder).with_name("config.yaml").write_text("{}")
+    Path("run/results.json").write_text(describe(model, data, {}).to_json())
+    Path("damaged/results.json").write_text("")
+    Run("run").datamodule().setup("test")
+    root = Path(data.hparams["root"])
+    (root / "test/dark/more.png").write_bytes(encode(tiny_image("dark", 500), ".png"))
+    Run("damaged").datamodule().setup("test")
+    with pytest.warns(UserWarning, match=r"the test images are not those of the run \(now 25 images.*then 24 images"):
+        Run("run").datamodule().setup("test")
+
+
+def test_a_home_folder_is_expanded_before_it_is_used_and_saved(
+    tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Path.home()
+    home.mkdir()
+    tiny_root.rename(home / "tiny")
+    data = CIFAR10DataModule(source="images", root="~/tiny", cache_dir="~/kept")
+    assert (data.hparams["root"], data.hparams["cache_dir"]) == (str(home / "tiny"), str(home / "kept"))
+    assert list((home / "kept").iterdir())
+    assert not Path("~").exists()
+    for name in ("root", "cache_dir"):
+        with pytest.raises(
+            UserError, match=f"`{name}` is ~nobody-here/x: must be a complete path: there is no such home"
+        ):
+            CIFAR10DataModule(**dict[str, Any]({"source": "synthetic", name: "~nobody-here/x"}))
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        ({"batch_size": 8.5}, "`batch_size` is 8.5: must be a whole number"),
+        ({"batch_size": float("nan")}, "`batch_size` is nan: must be at least 1"),
+        ({"cutout": float("nan")}, "`cutout` is nan: must be at least 0"),
+        ({"crop_padding": float("inf")}, "`crop_padding` is inf: must be a whole number"),
+        ({"val_size": float("inf")}, "`val_size` is inf: must be a whole number of images, or a fraction below 1"),
+        ({"image_sizes": [float("nan")]}, r"`image_sizes` is \[nan\]: must be sizes of at least 8"),
+        ({"image_sizes": [16.5]}, r"`image_sizes` is \[16.5\]: must be sizes of at least 8"),
         ({"batch_size": 0}, "`batch_size` is 0: must be at least 1"),
         ({"batch_size": -3}, "`batch_size` is -3: must be at least 1"),
         ({"val_size": float("nan")}, "`val_size` is nan: must be at least 0"),

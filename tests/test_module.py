@@ -14,7 +14,7 @@ from torch import nn
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.module import ImageClassifier
-from cifar_lit.networks import FastCNN, TutorialCNN
+from cifar_lit.networks import TutorialCNN
 from cifar_lit.networks.tta import tta_logits
 from cifar_lit.optim import Muon
 from tests.helpers.networks import DropoutNet, WideNet
@@ -164,14 +164,6 @@ def test_a_network_sees_training_images_before_the_fit_and_no_others(data: CIFAR
     assert torch.allclose(images, (data.train.images.permute(0, 3, 1, 2) / 255 - 0.5) / 0.1, atol=1e-5)
     trainer.test(module, datamodule=data, verbose=False)
     assert len(seen) == 1
-
-
-def test_a_network_with_data_dependent_initialisation_is_not_trained_without_images(data: CIFAR10DataModule) -> None:
-    module = ImageClassifier(classes=data.classes, net=FastCNN)
-    data.setup("fit")
-    trainer = quiet_trainer(max_epochs=1)
-    with pytest.raises(UserError, match="FastCNN is initialised from images: fit it with CIFAR10DataModule"):
-        trainer.fit(module, data.train_dataloader(), data.val_dataloader())
 
 
 @pytest.mark.slow

@@ -30,6 +30,8 @@ def find_resumed(cli: FitCLI) -> Run | None:
         differences = ", ".join(f"{name} {then[name]} (given: {now.get(name)})" for name in changed)
         way_out = "give the same" + (", or leave them out" if run.folder else "; the run's config.yaml is missing")
         raise UserError(f"--ckpt_path {path} resumes with its own settings of model and data: {differences}; {way_out}")
+    if not run.data_state:
+        raise UserError(f"{path} was saved by an older version, which split the images otherwise: start a new run")
     run.check_finite(cli.model)
     num_done, max_epochs = epochs_done(run.checkpoint), cli.trainer_options["max_epochs"]
     num_left = 1 if max_epochs in (None, -1) else int(max_epochs) - num_done

@@ -1,5 +1,6 @@
 """Data sources: each provides checked uint8 images and labels in memory."""
 
+import os
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -8,11 +9,11 @@ from cifar_lit.data.image_folder import ImageFolder
 from cifar_lit.data.listing import looks_like_images
 from cifar_lit.data.split import Split, SplitName
 from cifar_lit.data.synthetic import Synthetic
-from cifar_lit.errors import UserError
+from cifar_lit.errors import UserError, require
 
 SourceName = Literal["cifar10", "images", "synthetic"]
 
-__all__ = ["Source", "SourceName", "Split", "SplitName", "make_source"]
+__all__ = ["Source", "SourceName", "Split", "SplitName", "expand_home", "make_source"]
 
 
 class Source(Protocol):
@@ -31,14 +32,20 @@ class Source(Protocol):
 
 def make_source(name: SourceName, *, root: Path, cache_dir: Path, mirror: str | None = None) -> Source:
     """Return a source by name; only the names of its classes are read. Arguments as for ``CIFAR10DataModule``."""
-    root = root.expanduser()
     if name == "cifar10":
         if root.is_file() or looks_like_images(root):
             way_out = "set `source` to images as well, or give another folder for CIFAR-10"
             raise UserError(f"`root` {root} looks like images of your own: {way_out}")
         return CIFAR10(root, mirror=mirror)
     if name == "images":
-        return ImageFolder(root, cache_dir=cache_dir.expanduser())
+        return ImageFolder(root, cache_dir=cache_dir)
     if name == "synthetic":
         return Synthetic()
     raise UserError(f"`source` is {name}: must be cifar10, images or synthetic")
+
+
+def expand_home(name: str, path: str) -> str:
+    """Return a path without ``~``, which no shell expands in a configuration file or in ``--option=~/folder``."""
+    expanded = os.path.expanduser(path)  # noqa: PTH111
+    require(name, path, not expanded.startswith("~"), "a complete path: there is no such home folder")
+    return expanded

@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cifar_lit.data.augment import Augmentation, crop, cutout, flip, generator_for, pad
+from cifar_lit.data.augment import Augmentation, crop, cutout, flip, generator_for, pad, to_float
+from cifar_lit.errors import UserError
+
+TOLERANCE = 1e-3  # interpolation and rounding leave the range of the values by a little
 
 
 @dataclass(eq=False, repr=False)
@@ -17,6 +21,10 @@ class BatchLoader:
     ``batch_size * world_size`` images, and a last global batch with fewer images than ranks is dropped. A loader
     without shuffling, for evaluation, yields each image exactly once over all ranks, so that one rank may have a batch
     more than another. The augmentation of an image in an epoch does not depend on the ranks.
+
+    Each iteration is an epoch: it begins the next one, unless ``set_epoch`` was called since the last one began, which
+    the Trainer does for each epoch. It is no ``torch.utils.data.DataLoader``: in a loop of your own, with
+    Fabric for example, iterate over it as it is, and give it ``rank``, ``world_size`` and ``device``.
 
     Args:
         images: ``(N, height, width, 3)``, uint8, contiguous; height and width are equal.
@@ -54,6 +62,7 @@ class BatchLoader:
         if self.augmentation.crop_padding:
             self.images = pad(self.images, self.augmentation.crop_padding)
         self.epoch = 0
+        self._is_begun = False  # whether an iteration of this epoch has begun
         self._start = 0  # batch at which the next iteration begins
 
     batch_sampler = None  # the Trainer looks for it
@@ -65,7 +74,7 @@ class BatchLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration, from 0."""
-        self.epoch = epoch
+        self.epoch, self._is_begun = epoch, False
 
     def start_at(self, num_batches: int) -> None:
         """Let the next iteration, and only that one, skip the first batches of its epoch."""
@@ -84,6 +93,7 @@ class BatchLoader:
         return len(self.indices())
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.epoch, self._is_begun = self.epoch + self._is_begun, True
         params = self.augmentation.sample(
             len(self.labels), self.size, seed=self.seed, epoch=self.epoch, device=self.device
         )
@@ -99,3 +109,42 @@ class BatchLoader:
             if holes is not None:
                 images = cutout(images, holes, self.augmentation.cutout, self.colour)
             yield images.permute(0, 3, 1, 2), self.labels.index_select(0, index)
+
+
+def check_batch(batch: Any, batch_idx: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the images and labels of a batch; in the first batch of an epoch, check the images.
+
+    Images of any loader are ``(N, 3, height, width)``, uint8, or floating point in [0, 1]; others are a ``UserError``.
+    Values are checked once per epoch, because reading them waits for a GPU.
+    """
+    images, labels = batch
+    if batch_idx:
+        return images, labels
+    is_float = images.is_floating_point()
+    if images.ndim != 4 or images.shape[1] != 3 or not (is_float or images.dtype == torch.uint8):
+        kind = f"of the shape {tuple(images.shape)}, {images.dtype}"
+        raise UserError(f"the batch has images {kind}: must be (N, 3, height, width), uint8, or float in [0, 1]")
+    low, high = map(float, images.float().aminmax()) if is_float and images.numel() else (0.0, 1.0)
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
+        values = f"the batch has images with values from {low:g} to {high:g}"
+        raise UserError(f"{values}: must be uint8, or float in [0, 1]; `mean` and `std` normalise them")
+    return images, labels
+
+
+def training_images(trainer: Any, num_images: int = 5000) -> Tensor:
+    """Return images to initialise a network from, ``(n, 3, height, width)``, float32 in [0, 1], on the CPU.
+
+    They come from ``sample_images`` of the data module, or else from the first batches of the training: without a step
+    in the random numbers.
+    """
+    if hasattr(trainer.datamodule, "sample_images"):
+        images: Tensor = trainer.datamodule.sample_images(num_images)
+        return images
+    trainer.fit_loop.setup_data()
+    parts: list[Tensor] = []
+    with torch.random.fork_rng(devices=[]):
+        for batch in trainer.train_dataloader:
+            parts.append(to_float(check_batch(batch)[0].cpu()))
+            if sum(map(len, parts)) >= num_images:
+                break
+    return torch.cat(parts)[:num_images]

@@ -1,13 +1,18 @@
-"""Splits of a dataset, and the stratified split of the training images into training and validation."""
+"""Splits of a dataset, and the split of the training images into training and validation by the hash of each image."""
 
-from typing import Literal, NamedTuple
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cifar_lit.errors import UserError
 
 SplitName = Literal["train", "val", "test"]
+HASH_BITS = 63  # of 64, so that a hash is an int64 of at least 0
+NONE = -1  # the limit of a class of which nothing is held out
 
 
 class Split(NamedTuple):
@@ -16,25 +21,99 @@ class Split(NamedTuple):
     images: Tensor  # (N, 32, 32, 3), uint8, RGB, contiguous
     labels: Tensor  # (N,), int64, indices into the source's classes
 
+    def part(self, is_in: Tensor) -> "Split":
+        """Return the images where a mask ``(N,)``, bool, is set, in their order."""
+        return Split(self.images[is_in], self.labels[is_in])
 
-def hold_out(split: Split, val_size: int | float, *, seed: int) -> tuple[Split, Split]:
-    """Split at random, stratified by class, into images to train on and images held out, each in their old order."""
-    num_images = len(split.labels)
-    num_val = round(val_size * num_images) if isinstance(val_size, float) else val_size
+
+def hash_images(images: Tensor, *, seed: int) -> Tensor:
+    """Hash the bytes of each image together with a seed: ``(N,)``, int64, uniform in [0, 2**63)."""
+    key = hashlib.blake2b(str(seed).encode()).digest()
+    pixels = images.numpy()
+    digests = b"".join(hashlib.blake2b(image, digest_size=8, key=key).digest() for image in pixels)
+    return torch.from_numpy((np.frombuffer(digests, "<u8") >> 1).astype(np.int64))
+
+
+def hold_out(
+    hashes: Tensor, labels: Tensor, val_size: int | float, classes: Sequence[str], *, known: list[int] | None = None
+) -> tuple[Tensor, list[int]]:
+    """Choose the images to hold out for validation: those of a class whose hash is at most the limit of the class.
+
+    Limits that are ``known``, from a checkpoint, are kept unless they leave nothing for training or validation.
+
+    Args:
+        hashes: Those of the images, ``(N,)``, int64.
+        labels: ``(N,)``, int64.
+        val_size: How many images, or which fraction of them.
+        classes: Names of the classes.
+        known: The limits of an earlier split.
+
+    Returns:
+        Which images are held out, ``(N,)``, bool, and the limit of each class.
+    """
+    limits = known or val_limits(hashes, labels, val_size, classes)
+    is_val = hashes <= torch.tensor(limits)[labels]
+    if known and (bool(is_val.all()) or not bool(is_val.any())):
+        return hold_out(hashes, labels, val_size, classes)
+    return is_val, limits
+
+
+def val_limits(hashes: Tensor, labels: Tensor, val_size: int | float, classes: Sequence[str]) -> list[int]:
+    """Return the limit of the hashes of each class.
+
+    A fraction is one limit for all classes, so that an image is held out or not whatever other images there are. Only
+    in a class that would be left without validation or training images, the lowest hash is held out, or the highest
+    is not; a class of one image is trained on. A number is stratified: of each class those with the lowest hashes.
+
+    Copies of an image within a class are never separated. A number may therefore hold out some copies more.
+    """
+    limits, num_val, num_images = [], val_size, len(labels)
+    if isinstance(val_size, float):
+        limits = [_limit_of_share(hashes[labels == label], val_size) for label in range(len(classes))]
+        num_val = int((hashes <= torch.tensor(limits)[labels]).sum())
     if not 0 < num_val < num_images:
         problem = f"`val_size` is {val_size}, and there are {num_images} training images"
         raise UserError(f"{problem}: must leave images for both, for example 0.1")
-    counts = torch.bincount(split.labels)
-    # Largest remainder method: the numbers per class add up to num_val exactly.
-    exact = counts.double() * (num_val / num_images)
-    quota = exact.floor().long()
-    quota[torch.argsort(exact - quota, descending=True, stable=True)[: num_val - int(quota.sum())]] += 1
-    if bool((quota >= counts).any()):
-        raise UserError(f"`val_size` is {val_size}: leaves a class without training images, must be smaller")
-    generator = torch.Generator().manual_seed(seed)
-    held_out = torch.zeros(num_images, dtype=torch.bool)
-    for label, number in enumerate(quota.tolist()):
-        positions = (split.labels == label).nonzero().squeeze(1)
-        held_out[positions[torch.randperm(len(positions), generator=generator)[:number]]] = True
-    train, val = (Split(split.images[part], split.labels[part]) for part in (~held_out, held_out))
-    return train, val
+    if limits:
+        return limits
+    quotas = _quotas(torch.bincount(labels, minlength=len(classes)), int(num_val))
+    for label, (name, quota) in enumerate(zip(classes, quotas, strict=True)):
+        of_class = [NONE, *hashes[labels == label].sort().values.tolist()]
+        limits.append(of_class[quota])
+        if quota and of_class[quota] == of_class[-1]:
+            raise UserError(f"`val_size` is {val_size}: leaves {name} without training images, must be smaller")
+    return limits
+
+
+def _limit_of_share(hashes: Tensor, share: float) -> int:
+    distinct: list[int] = sorted(set(hashes.tolist()))
+    if len(distinct) < 2:
+        return NONE
+    return min(max(int(share * 2**HASH_BITS) - 1, distinct[0]), distinct[-1] - 1)
+
+
+def _quotas(counts: Tensor, num_val: int) -> list[int]:
+    """Share a number among the classes, by the largest remainder method: the quotas add up to it exactly."""
+    exact = counts.double() * (num_val / int(counts.sum()))
+    quotas = exact.floor().long()
+    quotas[torch.argsort(exact - quotas, descending=True, stable=True)[: num_val - int(quotas.sum())]] += 1
+    return [int(quota) for quota in quotas]
+
+
+def check_state(state: Mapping[str, Any], classes: Sequence[str]) -> None:
+    """Raise a ``UserError`` unless a checkpoint's state of the data has the form that is written."""
+    limits, texts = state.get("limits"), [state.get(name, "") for name in get_args(SplitName)]
+    is_list = isinstance(limits, list) and len(limits) == len(classes)
+    is_valid = limits is None or (is_list and all(type(n) is int and NONE <= n < 2**HASH_BITS for n in limits))
+    if not (is_valid and all(isinstance(text, str) and text.isprintable() for text in texts)):
+        raise UserError("the checkpoint is damaged: it does not say which images were trained on in the usual form")
+
+
+def fingerprint(hashes: Tensor, labels: Tensor, classes: Sequence[str], *, ordered: bool = False) -> str:
+    """Describe images by their number and one hash over images, labels and classes; their order counts if asked for."""
+    pairs = torch.stack((hashes, labels)).numpy()
+    if not ordered:
+        pairs = pairs[:, np.lexsort(pairs)]
+    digest = hashlib.blake2b("\0".join(classes).encode(), digest_size=8)
+    digest.update(pairs.astype("<i8").tobytes())
+    return f"{len(labels):,} images, hash {digest.hexdigest()}"

@@ -44,6 +44,7 @@ def describe(
         num_classes=len(model.classes),
         network=type(model.net).__name__,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        test_images=datamodule.fingerprints.get("test"),
         metrics={"Accuracy/val": None, "Loss/val": None, **metrics},
         **training,
     )

@@ -131,6 +131,23 @@ def test_the_data_may_have_moved(run: str, tiny_root: Path) -> None:
     assert read_results()["epochs"] == 3
 
 
+def test_other_images_and_a_checkpoint_that_knows_none_are_refused(run: str, tiny_root: Path, refused: Refused) -> None:
+    before = sorted((path, path.read_bytes()) for path in (RUN / "checkpoints").iterdir())
+    again = ["fit", "--ckpt_path", str(RUN), "--trainer.max_epochs", "3"]
+    image = tiny_root / "train/dark/0.jpg"
+    image.rename(tiny_root / "train/bright/moved.jpg")
+    code, line = refused(again)
+    assert code == 2
+    assert f"error: --data.root {tiny_root}: the training images are not those of the run (now " in line
+    assert sorted((path, path.read_bytes()) for path in (RUN / "checkpoints").iterdir()) == before
+    checkpoint = torch.load(LAST, weights_only=True)
+    del checkpoint["CIFAR10DataModule"]
+    torch.save(checkpoint, LAST)
+    code, line = refused(again)
+    assert code == 2
+    assert f"{LAST} was saved by an older version, which split the images otherwise: start a new run" in line
+
+
 def test_a_finished_run_has_nothing_left_to_train(run: str, tiny_args: list[str], refused: Refused) -> None:
     path = str(RUN / "checkpoints/last.ckpt")
     code, line = refused(["fit", *tiny_args, *FEW_EPOCHS, "--seed_everything", "3", "--ckpt_path", path])

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def fetch(*urls: str) -> bytes:
     path = Path("archive.tar.gz")
     download(urls, path, md5=MD5)
-    assert not path.with_name("archive.tar.gz.part").exists()
+    assert not list(Path().glob("archive.tar.gz.part*"))
     return path.read_bytes()
 
 
@@ -48,17 +50,17 @@ def test_a_good_server_gives_the_file_in_one_request(length: bool) -> None:
 
 def test_a_broken_transfer_is_resumed() -> None:
     # More cuts than tries: a try that got further does not count.
-    behaviour = Behaviour(BODY, cut_at=50_000, cuts=5)
+    behaviour = Behaviour(BODY, cut_points=[50_000, *[50_000 + downloads.OVERLAP] * 4], cuts=5)
     with serving(behaviour) as url:
         assert fetch(url) == BODY
-    assert behaviour.requests == ["", *(f"bytes={n}-" for n in range(50_000, 300_000, 50_000))]
+    assert behaviour.requests == ["", *(f"bytes={n - downloads.OVERLAP}-" for n in range(50_000, 300_000, 50_000))]
 
 
 def test_without_ranges_it_starts_anew() -> None:
     behaviour = Behaviour(BODY, ranges=False, cut_at=100_000, cuts=2)
     with serving(behaviour) as url:
         assert fetch(url) == BODY
-    assert behaviour.requests == ["", "bytes=100000-", "bytes=100000-"]
+    assert behaviour.requests == ["", *[f"bytes={100_000 - downloads.OVERLAP}-"] * 2]
 
 
 def test_a_server_that_breaks_off_now_here_now_there_is_left_in_the_end() -> None:
@@ -74,7 +76,7 @@ def test_a_part_of_an_earlier_start_is_resumed() -> None:
     behaviour = Behaviour(BODY)
     with serving(behaviour) as url:
         assert fetch(url) == BODY
-    assert behaviour.requests == ["bytes=123456-"]
+    assert behaviour.requests == [f"bytes={123_456 - downloads.OVERLAP}-"]
 
 
 @pytest.mark.parametrize("left_over", [b"wrong" * 1000, BODY + b"more", os.urandom(300_000)])
@@ -89,7 +91,7 @@ def test_a_complete_part_of_an_earlier_start_needs_no_more() -> None:
     behaviour = Behaviour(BODY)
     with serving(behaviour) as url:
         assert fetch(url) == BODY
-    assert behaviour.requests == ["bytes=300000-"]
+    assert behaviour.requests == [f"bytes={300_000 - downloads.OVERLAP}-"]
 
 
 def test_passing_errors_are_tried_again() -> None:
@@ -115,7 +117,7 @@ def test_what_one_url_began_another_completes(monkeypatch: pytest.MonkeyPatch) -
     good = Behaviour(BODY)
     with serving(Behaviour(BODY, cut_at=100_000, cuts=1)) as bad, serving(good) as url:
         assert fetch(bad, url) == BODY
-    assert good.requests == ["bytes=100000-"]
+    assert good.requests == [f"bytes={100_000 - downloads.OVERLAP}-"]
 
 
 def test_the_failure_of_every_url_is_in_the_message() -> None:
@@ -124,7 +126,7 @@ def test_the_failure_of_every_url_is_in_the_message() -> None:
         serving(Behaviour(BODY, statuses=[404])) as missing,
         serving(Behaviour(BODY, statuses=[500] * 9)) as broken,
         serving(other) as wrong,
-        serving(Behaviour(BODY, stall_seconds=5)) as stalling,
+        serving(Behaviour(BODY, stall_seconds=5, ranges=False)) as stalling,
         serving(Behaviour(BODY, ranges=False, cut_at=1000, cuts=9)) as cutting,
     ):
         message = failure(
@@ -152,3 +154,94 @@ def test_a_body_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(Behaviour(BODY)) as url:
         assert "sent more than 100,000 bytes" in failure(url)
     assert not Path("archive.tar.gz.part").exists()
+
+
+PART = BODY[:250_000]
+PORTAL = b"<html>please log in</html>"
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "says"),
+    [
+        (Behaviour(PORTAL, ranges=False), "sent another file (checksum mismatch)"),
+        (Behaviour(PORTAL * 20_000), "sent another file (checksum mismatch)"),
+        (Behaviour(PORTAL), "sent another file (checksum mismatch)"),  # answers 416 first
+        (Behaviour(BODY[:260_000] + os.urandom(40_000)), "sent another file (checksum mismatch)"),
+        (Behaviour(BODY[:260_000]), "sent another file (checksum mismatch)"),
+        (Behaviour(BODY, range_shift=-7, cut_at=1000, cuts=9), "the transfer ended at 1,000 of 300,000 bytes"),
+        (Behaviour(PORTAL, ranges=False, cut_at=9, cuts=9), "the transfer ended at 9 of 26 bytes"),
+    ],
+    ids=["portal", "another file", "416", "another end", "too short", "another range", "a portal that breaks off"],
+)
+def test_good_bytes_are_kept_until_a_better_file_is_verified(behaviour: Behaviour, says: str) -> None:
+    part = Path("archive.tar.gz.part")
+    part.write_bytes(PART)
+    with serving(behaviour) as bad:
+        assert says in failure(bad)
+    assert part.read_bytes() == PART
+    good = Behaviour(BODY)
+    with serving(good) as url:  # the next start, in another network
+        assert fetch(url) == BODY
+    assert good.requests == [f"bytes={250_000 - downloads.OVERLAP}-"]
+
+
+def test_a_damaged_part_is_kept_until_the_new_file_is_verified() -> None:
+    part, new = Path("archive.tar.gz.part"), Path("archive.tar.gz.part.new")
+    damaged = b"x" + PART[1:]
+    part.write_bytes(damaged)
+    behaviour = Behaviour(BODY)
+    behaviour.cut_points, behaviour.cuts = [300_000, 120_000, 0, 0], 4
+    with serving(behaviour) as url:
+        failure(url)
+    assert (part.read_bytes(), new.read_bytes()) == (damaged, BODY[:120_000])
+    with serving(Behaviour(BODY)) as url:
+        assert fetch(url) == BODY
+
+
+@pytest.mark.parametrize("announced", [400_000, "many", -1])
+def test_a_wrong_length_does_not_matter_where_the_checksum_matches(announced: str | int) -> None:
+    with serving(Behaviour(BODY, announced=announced)) as url:
+        assert fetch(url) == BODY
+
+
+def test_a_server_that_sends_too_slowly_is_left_and_what_it_sent_is_used() -> None:
+    slow, good = Behaviour(BODY, byte_seconds=0.05), Behaviour(BODY)
+    with serving(slow) as bad, serving(good) as url:
+        assert fetch(bad, url) == BODY
+        assert len(slow.requests) == 1
+        Path("archive.tar.gz").unlink()
+        assert re.search(rf"{bad}: sent only \d+ bytes per second", failure(bad))
+
+
+def test_a_server_that_closes_after_each_few_bytes_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "PAUSE_SECONDS", 0.05)
+    behaviour = Behaviour(BODY, cut_at=1, cuts=99, ranges=False)
+    behaviour.cut_points = list(range(1, 99))
+    with serving(behaviour) as url:
+        failure(url)
+    assert len(behaviour.requests) <= 4
+
+
+def test_redirects_are_followed_but_not_for_ever_nor_to_another_protocol() -> None:
+    with serving(Behaviour(BODY)) as good, serving(Behaviour(BODY, redirect=good)) as url:
+        assert fetch(url) == BODY
+    Path("archive.tar.gz").unlink()
+    round_and_round = Behaviour(BODY)
+    with serving(round_and_round) as url:
+        round_and_round.redirect = url
+        assert "answered 302" in failure(url)
+        round_and_round.redirect = "file:///etc/hostname"
+        assert "answered 302" in failure(url)
+
+
+def test_a_proxy_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    assert "cannot be reached (" in failure("http://example.invalid/archive.tar.gz")
+
+
+def test_a_server_that_accepts_and_never_answers_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "NUM_TRIES", 1)
+    monkeypatch.setattr(downloads, "TIMEOUT_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert re.search("timed out|no answer", failure(f"http://127.0.0.1:{silent.getsockname()[1]}/archive.tar.gz"))

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cifar_lit.data.augment import Augmentation
-from cifar_lit.data.loader import BatchLoader
+from cifar_lit.data.loader import BatchLoader, check_batch
+from cifar_lit.errors import UserError
 
 
 def loader(num_images: int, *, batch_size: int = 8, shuffle: bool = True, rank: int = 0, world: int = 1) -> BatchLoader:
@@ -129,6 +130,19 @@ def test_an_epoch_comes_again_exactly_and_the_next_one_is_another() -> None:
     assert not any(torch.equal(first[label], second[label]) for label in first)
 
 
+def test_each_iteration_of_a_plain_loop_is_the_next_epoch() -> None:
+    loader, expected = (coloured(20, batch_size=8, shuffle=True, augmentation=FULL) for _ in range(2))
+    for epoch in (0, 1, 2, 7, 8):
+        if epoch == 7:
+            loader.set_epoch(7)
+        expected.set_epoch(epoch)
+        for (images, labels), (same_images, same_labels) in zip(loader, expected, strict=True):
+            assert torch.equal(images, same_images)
+            assert torch.equal(labels, same_labels)
+    next(iter(loader))  # an iteration that is left early was one, too
+    assert loader.epoch == 9
+
+
 def test_a_crop_and_a_flip_are_a_part_of_the_reflected_image() -> None:
     plain = by_label(coloured(30, batch_size=10))
     crops = by_label(coloured(30, batch_size=10, augmentation=Augmentation(crop_padding=2, flip="random")))
@@ -145,6 +159,7 @@ def test_one_iteration_starts_where_it_is_told_and_the_next_at_the_beginning() -
     expected = list(loader)
     loader.start_at(3)
     for skipped in (3, 0):
+        loader.set_epoch(2)
         batches = list(loader)
         assert len(batches) == len(loader) - skipped == 7 - skipped
         for (images, labels), (same_images, same_labels) in zip(batches, expected[skipped:], strict=True):
@@ -187,6 +202,24 @@ def test_images_are_copied_only_if_they_are_padded() -> None:
     unpadded = Augmentation(flip="random", cutout=6)
     assert BatchLoader(images, torch.arange(8), batch_size=4, augmentation=unpadded).images is images
     assert BatchLoader(images, torch.arange(8), batch_size=4, augmentation=FULL).images is not images
+
+
+def test_a_batch_that_no_network_takes_is_refused() -> None:
+    labels = torch.arange(4)
+    uint8 = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    for images in (uint8, uint8.float(), uint8.bfloat16() + 1.0, uint8.float() + 1.0005, uint8[:0].float()):
+        assert check_batch((images, labels))[0] is images
+    for images, expected in (
+        (uint8.permute(0, 2, 3, 1), r"of the shape \(4, 32, 32, 3\), torch.uint8: must be \(N, 3, height, width\)"),
+        (uint8[0], r"of the shape \(3, 32, 32\)"),
+        (uint8.long(), r"torch.int64: must be .*uint8, or float in \[0, 1\]"),
+        (uint8.float() + 255, "with values from 255 to 255: must be uint8"),
+        (uint8.float() - 0.5, "with values from -0.5 to -0.5"),
+        (uint8.float() / 0, "with values from nan to nan"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            check_batch((images, labels))
+        assert check_batch((images, labels), 1)[0] is images  # once per epoch
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ from tests.helpers.processes import Done, run, state_of
 from tests.helpers.runs import read_results
 
 EARLIER = Path("earlier/lightning_logs/version_0")
-BASE = ["--data.source", "images", "--data.root", "tiny", "--data.val_size", "0.2", "--data.batch_size", "8"]
+BASE = ["--data.source", "images", "--data.root", "tiny", "--data.val_size", "12", "--data.batch_size", "8"]
 EPOCHS = ["--trainer.max_epochs", "3", "--no_report"]
 Act = Callable[[], object]
 

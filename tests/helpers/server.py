@@ -1,5 +1,6 @@
 """A small HTTP server on loopback with faults."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +21,11 @@ class Behaviour:
         cuts: How often the connection is closed early.
         cut_points: A value for each time, instead of ``cut_at``.
         stall_seconds: A pause in the middle of each response.
+        byte_seconds: A pause after each byte.
         length: Whether there is a ``Content-Length``.
+        announced: The length that it announces; None for the right one.
+        range_shift: How far from the requested range the ``Content-Range`` begins.
+        redirect: The URL that it redirects to; empty for none.
         requests: The ``Range`` header of each request so far.
     """
 
@@ -31,44 +36,68 @@ class Behaviour:
     cuts: int = 0
     cut_points: list[int] = field(default_factory=list)
     stall_seconds: float = 0.0
+    byte_seconds: float = 0.0
     length: bool = True
+    announced: str | int | None = None
+    range_shift: int = 0
+    redirect: str = ""
     requests: list[str] = field(default_factory=list)
+
+
+class Handler(BaseHTTPRequestHandler):
+    behaviour: Behaviour
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # the client has left
+            super().handle()
+
+    def do_GET(self) -> None:
+        wanted = self.headers["Range"] or ""
+        self.behaviour.requests.append(wanted)
+        if self.behaviour.redirect or self.behaviour.statuses:
+            self.send_response(302 if self.behaviour.redirect else self.behaviour.statuses.pop(0))
+            self.send_header("Location", self.behaviour.redirect)
+            self.end_headers()
+            return
+        start = int(wanted.removeprefix("bytes=").rstrip("-") or 0) * self.behaviour.ranges
+        if start and start >= len(self.behaviour.body):
+            self.send_error(416)
+            return
+        part = self.behaviour.body[start:]
+        self.send_response(206 if start else 200)
+        self.send_lengths(part, start)
+        for byte in part if self.behaviour.byte_seconds else b"":
+            self.wfile.write(bytes([byte]))
+            time.sleep(self.behaviour.byte_seconds)
+        part = self.cut(part)
+        half = len(part) // 2
+        self.wfile.write(part[:half])
+        self.wfile.flush()
+        time.sleep(self.behaviour.stall_seconds)
+        self.wfile.write(part[half:])
+
+    def cut(self, part: bytes) -> bytes:
+        if not self.behaviour.cuts:
+            return part
+        self.behaviour.cuts -= 1
+        return part[: self.behaviour.cut_points.pop(0) if self.behaviour.cut_points else self.behaviour.cut_at]
+
+    def send_lengths(self, part: bytes, start: int) -> None:
+        if start:
+            first, last = start + self.behaviour.range_shift, len(self.behaviour.body) - 1
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(self.behaviour.body)}")
+        if self.behaviour.length:
+            self.send_header("Content-Length", str(self.behaviour.announced or len(part)))
+        self.end_headers()
 
 
 @contextmanager
 def serving(behaviour: Behaviour) -> Iterator[str]:
     """Run the server on loopback and yield the URL of the file."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *args: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            wanted = self.headers["Range"] or ""
-            behaviour.requests.append(wanted)
-            if behaviour.statuses:
-                self.send_error(behaviour.statuses.pop(0))
-                return
-            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and behaviour.ranges else 0
-            if start and start >= len(behaviour.body):
-                self.send_error(416)
-                return
-            part = behaviour.body[start:]
-            self.send_response(206 if start else 200)
-            if behaviour.length:
-                self.send_header("Content-Length", str(len(part)))
-            self.end_headers()
-            if behaviour.cuts:
-                behaviour.cuts -= 1
-                cut_at = behaviour.cut_points.pop(0) if behaviour.cut_points else behaviour.cut_at
-                part = part[:cut_at]
-            half = len(part) // 2
-            self.wfile.write(part[:half])
-            self.wfile.flush()
-            time.sleep(behaviour.stall_seconds)
-            self.wfile.write(part[half:])
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Own", (Handler,), {"behaviour": behaviour}))
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
