@@ -1,14 +1,17 @@
 """Learning-rate schedules as pure functions of the step; Muon for convolution filters."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 
-from cifar_lit.errors import require
+from cifar_lit.errors import UserError, require
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -112,6 +115,47 @@ def check_optimizer_options(options: Mapping[str, Any]) -> None:
     require("lr", lr, 0 < lr < math.inf, "above 0")
     require("nesterov", nesterov, not nesterov or options["momentum"] > 0, "false, or used with a `momentum` above 0")
     require("schedule", schedule, schedule in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}")
+
+
+def accumulation(trainer: Trainer) -> dict[int, int]:
+    """Return how many batches make an optimizer step from which epoch on: ``{0: 4, 10: 1}``, sorted by epoch."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    schedulers = (one for one in callbacks if isinstance(one, GradientAccumulationScheduler))
+    scheduling = next((one.scheduling for one in schedulers), {0: trainer.accumulate_grad_batches})
+    return dict(sorted(scheduling.items()))
+
+
+def count_steps(trainer: Trainer, num_epochs: float) -> float:
+    """Return how many optimizer steps the first epochs of a training have; a part of an epoch has a part of a step."""
+    num_steps = 0.0
+    factors = accumulation(trainer)
+    for first, end in itertools.pairwise([*factors, math.inf]):
+        steps_per_epoch = math.ceil(trainer.num_training_batches / factors[int(first)])
+        num_steps += steps_per_epoch * max(0.0, min(num_epochs, end) - first)
+    return num_steps
+
+
+def training_length(trainer: Trainer, warmup_epochs: float) -> tuple[int, int]:
+    """Return the number of optimizer steps of a training, and of its warm-up."""
+    num_steps = trainer.estimated_stepping_batches  # it loads the data, too
+    if math.isinf(num_steps) or (warmup_epochs and trainer.max_epochs == -1):
+        raise UserError("`schedule` and `warmup_epochs` depend on the length of the training: give `max_epochs`")
+    if trainer.max_epochs != -1 and math.isfinite(trainer.num_training_batches):
+        num_steps = count_steps(trainer, trainer.max_epochs or 1)
+        num_steps = num_steps if trainer.max_steps == -1 else min(num_steps, trainer.max_steps)
+    num_warmup_steps = count_steps(trainer, warmup_epochs) if warmup_epochs else 0
+    return int(num_steps), round(min(num_steps, num_warmup_steps))
+
+
+def mean_factor(trainer: Trainer) -> float:
+    """Return by what to multiply a loss, so that a step has the mean of its batches.
+
+    The Trainer divides each loss by the number of batches of a complete step, also where the last step of an epoch has
+    fewer (Lightning 2.6).
+    """
+    num_batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
+    num_left = num_batches % accumulated if math.isfinite(num_batches) else 0
+    return accumulated / num_left if num_left and trainer.fit_loop.batch_idx >= num_batches - num_left else 1.0
 
 
 def make_scheduler(
