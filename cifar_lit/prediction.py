@@ -92,7 +92,7 @@ def as_batch(images: Picture | Iterable[Picture]) -> Tensor:
     is_one = isinstance(images, str | os.PathLike | Image.Image | Tensor)
     if is_one or (isinstance(images, np.ndarray) and images.ndim in (2, 3)):
         images = [images]  # type: ignore[list-item]
-    if isinstance(images, bytes | dict) or not isinstance(images, Iterable) or np.ndim(images) == 0:  # type: ignore[arg-type]
+    if isinstance(images, bytes | dict) or not isinstance(images, Iterable) or getattr(images, "shape", None) == ():
         raise _refusal(images)
     parts = [_check(_tensor(image)[None]) for image in images]
     if len({part.dtype for part in parts}) > 1:
@@ -108,19 +108,18 @@ def _tensor(image: Any) -> Tensor:
         return load_images([image])[0].permute(2, 0, 1)  # type: ignore[list-item]
     if not isinstance(image, np.ndarray):
         raise _refusal(image)
-    if image.shape == (3, 32, 32):
-        return torch.tensor(image)
+    if image.dtype.kind == "f":  # of any byte order
+        image = image.astype(np.float64 if image.dtype.itemsize > 4 else np.float32)
+        _check_values(torch.from_numpy(image.copy()))
+    elif image.dtype != np.uint8:
+        raise _wrong_dtype(image.dtype)
+    if image.shape in ((3, 32, 32), (32, 32, 3)):
+        tensor = torch.from_numpy(image.copy())
+        return tensor if len(image) == 3 else tensor.permute(2, 0, 1)
     if image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,), (4,)) or image.size == 0:
-        raise UserError(
-            f"`images` has an array of the shape {image.shape}: must be (height, width, 1, 3 or 4 channels)"
-        )
-    if image.dtype != np.uint8:
-        values = torch.tensor(image)
-        _check_values(values)
-        if image.shape == (32, 32, 3):
-            return values.permute(2, 0, 1)
-        image = np.rint(image * 255).astype(np.uint8)
-    return load_images([Image.fromarray(image.squeeze(2) if image.shape[2:] == (1,) else image)])[0].permute(2, 0, 1)
+        raise UserError(f"`images` has an array of the shape {image.shape}: must be (height, width, channels)")
+    pixels = image if image.dtype == np.uint8 else np.rint(image * 255).astype(np.uint8)
+    return _tensor(Image.fromarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels))
 
 
 def _check(images: Tensor) -> Tensor:
@@ -134,12 +133,14 @@ def _check_values(images: Tensor) -> None:
     if images.dtype == torch.uint8:
         return
     if not images.is_floating_point():
-        raise UserError(
-            f"`images` has the dtype {images.dtype}: must be {EXPECTED}; bytes as integers: .to(torch.uint8)"
-        )
+        raise _wrong_dtype(images.dtype)
     low, high = (float(end) for end in images.aminmax()) if images.numel() else (0.0, 1.0)
     if not (low >= 0 and high <= 1):  # so that NaN is refused, too
         raise UserError(f"`images` has values from {low:g} to {high:g}: must be {EXPECTED}; not yet normalised")
+
+
+def _wrong_dtype(dtype: object) -> UserError:
+    return UserError(f"`images` has the dtype {dtype}: must be {EXPECTED}; convert integers from 0 to 255 to uint8")
 
 
 def _refusal(images: object) -> UserError:
