@@ -18,14 +18,7 @@ from cifar_lit.errors import UserError, require
 from cifar_lit.metrics import MeanLoss, PredictionCollector, Predictions
 from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network
 from cifar_lit.networks.tta import TTA, TTA_MODES, tta_logits
-from cifar_lit.optim import (
-    Schedule,
-    check_optimizer_options,
-    make_optimizer,
-    make_scheduler,
-    mean_factor,
-    training_length,
-)
+from cifar_lit.optim import Schedule, accumulation, check_optimizer_options, fit_scheduler, make_optimizer, mean_factor
 from cifar_lit.prediction import Predictor
 
 Batch = tuple[Tensor, Tensor]
@@ -132,6 +125,8 @@ class ImageClassifier(Predictor):
                 self.net.prepare((data.sample_images() - self.mean.cpu()) / self.std.cpu())
 
     def on_train_start(self) -> None:
+        # A GradientAccumulationScheduler sets it when an epoch begins, not when one is resumed (Lightning 2.6).
+        self.trainer.accumulate_grad_batches = accumulation(self.trainer, self.current_epoch)
         if self.hparams["compile"]:
             # The network and not the module, in place (#20233, #21836): names of weights and self.log stay as they are.
             self.net.compile()
@@ -221,9 +216,7 @@ class ImageClassifier(Predictor):
         optimizer = make_optimizer(self.parameters(), **{name: options[name] for name in names})
         if options["schedule"] == "constant" and options["warmup_epochs"] == 0:
             return optimizer
-        scheduler = make_scheduler(
-            optimizer, options["schedule"], *training_length(self.trainer, options["warmup_epochs"])
-        )
+        scheduler = fit_scheduler(self.trainer, optimizer, options["schedule"], options["warmup_epochs"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
