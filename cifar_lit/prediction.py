@@ -20,6 +20,8 @@ from cifar_lit.networks.tta import TTA, TTA_MODES, tta_logits
 
 Picture = Image.Image | str | Path | NDArray[Any] | Tensor
 """One image: a file, a Pillow image, an array ``(height, width[, channels])``, a tensor ``(3, 32, 32)``."""
+TOLERANCE = 1e-3
+"""By which interpolation and rounding may leave the range of the values."""
 EXPECTED = "uint8, or floating point in [0, 1]"
 
 
@@ -118,7 +120,7 @@ def _tensor(image: Any) -> Tensor:
         return tensor if len(image) == 3 else tensor.permute(2, 0, 1)
     if image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,), (4,)) or image.size == 0:
         raise UserError(f"`images` has an array of the shape {image.shape}: must be (height, width, channels)")
-    pixels = image if image.dtype == np.uint8 else np.rint(image * 255).astype(np.uint8)
+    pixels = image if image.dtype == np.uint8 else np.rint(image * 255).clip(0, 255).astype(np.uint8)
     return _tensor(Image.fromarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels))
 
 
@@ -135,7 +137,7 @@ def _check_values(images: Tensor) -> None:
     if not images.is_floating_point():
         raise _wrong_dtype(images.dtype)
     low, high = (float(end) for end in images.aminmax()) if images.numel() else (0.0, 1.0)
-    if not (low >= 0 and high <= 1):  # so that NaN is refused, too
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # so that NaN is refused, too
         raise UserError(f"`images` has values from {low:g} to {high:g}: must be {EXPECTED}; not yet normalised")
 
 

@@ -38,7 +38,7 @@ def test_predict_after_a_fit_is_in_evaluation_mode_and_changes_nothing(tiny_root
     data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=15, batch_size=8)
     module = ImageClassifier(classes=data.classes, net=functools.partial(FastCNN, widths=(8, 8)))
     quiet_trainer(max_epochs=1, limit_train_batches=2).fit(module, datamodule=data)
-    module.net.stages.eval()  # type: ignore[operator,union-attr]
+    module.net.stages.eval()  # type: ignore[union-attr]
     before, state = modes(module), {name: part.clone() for name, part in module.state_dict().items()}
     assert set(before) == {True, False}
     images = torch.randint(256, (50, 3, 32, 32), dtype=torch.uint8)
@@ -107,7 +107,7 @@ def test_one_image_gives_one_row(image: Any, module: ImageClassifier, tmp_path: 
 
 
 def test_no_images_give_no_rows(module: ImageClassifier) -> None:
-    for nothing in ([], TENSOR[:0], BYTES[:0]):
+    for nothing in ((), TENSOR[:0], BYTES[:0]):
         assert module.predict(nothing).shape == (0, 3)
 
 

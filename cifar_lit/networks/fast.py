@@ -73,8 +73,9 @@ class FastCNN(Network):
 
 
 def _check_sizes(widths: Sequence[int], num_convs: int) -> None:
-    are_widths = 1 <= len(widths) <= 5 and all(isinstance(width, int) and 1 <= width <= 4096 for width in widths)
-    require("widths", widths, are_widths, "one to five whole numbers from 1 to 4096")
+    is_list = isinstance(widths, list | tuple) and 1 <= len(widths) <= 5
+    are_widths = is_list and all(isinstance(width, int) and 1 <= width <= 4096 for width in widths)
+    require("widths", f"{widths!s:.60}", are_widths, "one to five whole numbers from 1 to 4096")
     require("num_convs", num_convs, isinstance(num_convs, int) and 1 <= num_convs <= 64, "a whole number from 1 to 64")
     num_filters = sum(a * b + (num_convs - 1) * b * b for a, b in itertools.pairwise([24, *widths]))
     if 9 * num_filters > MAX_PARAMETERS:
