@@ -1,6 +1,8 @@
 """The module: its steps and metrics, its optimizer, and that a checkpoint alone rebuilds it."""
 
 import functools
+import inspect
+import math
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +16,14 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 from torch import nn
 
+from cifar_lit.callbacks.best import Best
+from cifar_lit.callbacks.nonfinite import NonFiniteGuard
+from cifar_lit.callbacks.saver import Saver
+from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.module import ImageClassifier
-from cifar_lit.networks import FastCNN, TutorialCNN
+from cifar_lit.networks import FastCNN, StrongCNN, TutorialCNN
 from cifar_lit.networks.tta import tta_logits
 from cifar_lit.optim import Muon
 from tests.helpers.networks import DropoutNet, WideNet
@@ -520,3 +526,37 @@ def test_an_argument_outside_its_range_is_named(options: dict[str, Any], expecte
     with pytest.raises(UserError, match=expected) as error:
         ImageClassifier(**{"classes": CLASSES, **options})
     assert error.value.exit_code == 2
+
+
+FLOATS = [
+    (kind, name, "tuple" in str(parameter.annotation))
+    for kind in (ImageClassifier, FastCNN, StrongCNN, TutorialCNN, Saver, Best, NonFiniteGuard, Throughput)
+    for name, parameter in inspect.signature(kind).parameters.items()
+    if "float" in str(parameter.annotation)
+]
+TAKEN = {("every_n_minutes", math.inf), ("every_n_minutes", 1e308)}  # never
+TAKEN |= {(name, 1e308) for name in ("lr", "weight_decay", "warmup_epochs", "muon_lr")}  # NonFiniteGuard names the step
+
+
+def test_all_float_options_are_found() -> None:
+    names = {name for _, name, _ in FLOATS}
+    assert {"lr", "momentum", "weight_decay", "warmup_epochs", "mean", "std", "label_smoothing", "muon_lr"} <= names
+    assert {"muon_momentum", "every_n_minutes"} <= names
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, -1e308, 1e308], ids=str)
+@pytest.mark.parametrize(("kind", "name", "is_tuple"), FLOATS)
+def test_a_float_option_is_a_number_in_its_range(kind: Any, name: str, is_tuple: bool, value: float) -> None:
+    options = {"classes": CLASSES} if kind is ImageClassifier else {}
+    given = (0.5, value, 0.5) if is_tuple else value
+    if (name, value) in TAKEN:
+        kind(**options, **{name: given})
+        return
+    with pytest.raises(UserError, match=f"`{name}` is .*: must be"):
+        kind(**options, **{name: given})
+
+
+@pytest.mark.parametrize("std", [1e-320, 0.0, 255.0])  # the first is 0 in float32
+def test_a_std_that_makes_infinities_is_refused(std: float) -> None:
+    with pytest.raises(UserError, match=r"`std` is .*: must be three numbers from 1e-6 to 1"):
+        ImageClassifier(classes=CLASSES, std=(0.5, std, 0.5))
