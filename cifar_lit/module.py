@@ -34,7 +34,7 @@ class ImageClassifier(Predictor):
     ``weights_only=True`` and knows the names of its classes. An argument outside its range is a ``UserError``.
 
     Losses and metrics are computed in float32 or better in any precision of the Trainer. With its
-    ``accumulate_grad_batches``, a step has the mean of its batches, also the last one of an epoch, which may have fewer.
+    ``accumulate_grad_batches``, a step has the mean of its batches, also the last of an epoch, which may have fewer.
 
     Args:
         classes: Names of the classes, in the order of the labels; at least two.
