@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
-    multiclass_calibration_error,
     multiclass_confusion_matrix,
     multiclass_f1_score,
     multiclass_precision,
@@ -30,8 +29,25 @@ CLASS_METRICS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-class MeanLoss(Metric):
-    """Mean over images of a loss that is given as the mean over a batch.
+class ExactMetric(Metric):
+    """Base class: the states keep their dtypes, whatever the precision of the module that holds the metric.
+
+    The Trainer converts a module by ``Module.to(dtype)``, which torchmetrics lets pass, unlike ``Module.half``.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
+        """Move the states to the device that ``fn`` moves to."""
+
+        def move(state: Tensor) -> Tensor:
+            device = fn(torch.empty(0, device=state.device)).device
+            lacks_float64 = device.type == "mps" and state.dtype == torch.float64
+            return state.to(device, torch.float32 if lacks_float64 else state.dtype)
+
+        return super()._apply(move, exclude_state)
+
+
+class MeanLoss(ExactMetric):
+    """Mean over images of a loss that is given as the mean over a batch, summed in float64.
 
     torchmetrics' ``MeanMetric`` checks for NaN, which synchronises with the device at every step, or, told not to,
     gives each batch the same weight (torchmetrics #3434).
@@ -42,12 +58,12 @@ class MeanLoss(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("num_images", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("num_images", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, num_images: int) -> None:
         """Add a batch of ``num_images`` images, whose mean loss is ``loss``, a scalar."""
-        self.total += loss * num_images
+        self.total += loss.to(self.total.dtype) * num_images
         self.num_images += num_images
 
     def compute(self) -> Tensor:
@@ -108,7 +124,7 @@ class Predictions:
             "Accuracy/test": num_correct / len(labels),
             "AccuracyInterval/test": list(wilson_interval(num_correct, len(labels))),
             "MacroAccuracy/test": float(multiclass_accuracy(predicted, labels, size, average="macro")),
-            "CalibrationError/test": float(multiclass_calibration_error(self.log_probs.exp(), labels, size, n_bins=15)),
+            "CalibrationError/test": calibration_error(self.confidence, self.correct),
             "Confusion/test": multiclass_confusion_matrix(predicted, labels, size).tolist(),
         }
         if size > 5:
@@ -122,7 +138,7 @@ class Predictions:
         return values
 
 
-class PredictionCollector(Metric):
+class PredictionCollector(ExactMetric):
     """Collects the predictions of all batches, over all processes."""
 
     log_probs: list[Tensor]
@@ -161,6 +177,22 @@ class PredictionCollector(Metric):
             has_tta = len(self.tta_log_probs) > 0
             tta_log_probs = dim_zero_cat(self.tta_log_probs).cpu()[order] if has_tta else None
         return Predictions(log_probs, labels, index[order], tta_log_probs)
+
+
+def calibration_error(confidence: Tensor, correct: Tensor, num_bins: int = 15) -> float:
+    """Compute the expected calibration error (arXiv 1706.04599, equation 3).
+
+    torchmetrics 1.9 puts confidences of exactly 1 into a bin of their own (torchmetrics #3510).
+
+    Args:
+        confidence: ``(N,)``, in [0, 1]: the probability of each predicted class.
+        correct: ``(N,)``, bool: whether each prediction is correct.
+        num_bins: Bins of equal width. Each contains its lower edge, and the last one both edges.
+    """
+    confidence = confidence.double()
+    bins = (confidence * num_bins).long().clamp(0, num_bins - 1)  # 0 for NaN, which the result shows
+    gaps = confidence.new_zeros(num_bins).index_add_(0, bins, confidence - correct.double())
+    return float(gaps.abs().sum() / len(confidence))
 
 
 def wilson_interval(num_correct: int, num_images: int, z: float = Z95) -> tuple[float, float]:

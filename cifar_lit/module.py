@@ -1,28 +1,26 @@
 """The Lightning module: a network, its normalisation, loss, metrics and optimizer."""
 
-import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from cifar_lit.checkpoint import plain_value
+from cifar_lit.checkpoint import first_nonfinite, plain_value
 from cifar_lit.data.augment import to_float
-from cifar_lit.data.decoding import load_images
 from cifar_lit.data.loader import check_batch, training_images
 from cifar_lit.errors import UserError, require
 from cifar_lit.metrics import MeanLoss, PredictionCollector, Predictions
-from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network, evaluation_mode
-from cifar_lit.networks.tta import TTA, tta_logits
-from cifar_lit.optim import Schedule, check_optimizer_options, make_optimizer, make_scheduler
+from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network
+from cifar_lit.networks.tta import TTA, TTA_MODES, tta_logits
+from cifar_lit.optim import Schedule, accumulation, check_optimizer_options, fit_scheduler, make_optimizer, mean_factor
+from cifar_lit.prediction import Predictor
 
 Batch = tuple[Tensor, Tensor]
 """Images ``(N, 3, H, W)``, uint8 or float in [0, 1], and labels ``(N,)``, int64."""
@@ -30,11 +28,14 @@ REPORT_ONLY = ("AccuracyInterval/", "CalibrationError/", "Confusion/", "F1/", "P
 """Test metrics that are not logged: they stand in ``results.json`` and in the report."""
 
 
-class ImageClassifier(LightningModule):
+class ImageClassifier(Predictor):
     """Classifies 32x32 colour images with a network that is trained with cross-entropy and SGD.
 
     The hyper-parameters are kept as plain values, so a checkpoint alone rebuilds the module under
     ``weights_only=True`` and knows the names of its classes. An argument outside its range is a ``UserError``.
+
+    Losses and metrics are computed in float32 or better in any precision of the Trainer. With its
+    ``accumulate_grad_batches``, a step has the mean of its batches, also the last of an epoch, which may have fewer.
 
     Args:
         classes: Names of the classes, in the order of the labels; at least two.
@@ -60,7 +61,6 @@ class ImageClassifier(LightningModule):
         predictions: The predictions of the last test; None before.
     """
 
-    mean: Tensor
     std: Tensor
 
     def __init__(
@@ -109,55 +109,36 @@ class ImageClassifier(LightningModule):
             images: ``(N, 3, 32, 32)``, uint8, or float in [0, 1].
 
         Returns:
-            ``(N, num_classes)``, float32.
+            ``(N, num_classes)``, float32 (float64 from a network of that precision).
         """
-        images = to_float(images).to(self.mean.dtype)  # which --trainer.precision may have changed
+        images = to_float(images).to(self.mean.dtype)  # which the Trainer's precision may have changed
         if self.normalize:
             images = (images - self.mean) / self.std
         logits: Tensor = self.net(images)
-        return logits
-
-    @torch.inference_mode()
-    def predict(
-        self,
-        images: Tensor | Sequence[Image.Image | str | Path],
-        *,
-        tta: Literal["none", TTA] = "none",
-        batch_size: int = 100,
-    ) -> Tensor:
-        """Compute the probabilities of the classes, in evaluation mode.
-
-        Args:
-            images: ``(N, 3, 32, 32)``, uint8, or float in [0, 1], on any device. Or images of any size and mode, as
-                Pillow images or files, which are prepared like those of the training. Others are a ``UserError``.
-            tta: Test-time augmentation, as for the constructor.
-            batch_size: Images per forward pass; changes no result beyond rounding.
-
-        Returns:
-            ``(N, num_classes)``, float32, on the CPU; the names of the columns are in ``classes``.
-        """
-        if not isinstance(images, Tensor):
-            images = load_images(images).permute(0, 3, 1, 2)
-        if images.shape[1:] != (3, 32, 32):
-            raise UserError(f"`images` has the shape {tuple(images.shape)}: must be (N, 3, 32, 32)")
-        probabilities = [torch.zeros(0, len(self.classes))]
-        with evaluation_mode(self):
-            for batch in torch.split(images, batch_size):
-                batch = to_float(batch.to(self.mean.device)).contiguous(memory_format=torch.channels_last)
-                logits = self(batch) if tta == "none" else tta_logits(self, batch, tta)
-                probabilities.append(logits.float().softmax(1).cpu())
-        return torch.cat(probabilities)
+        # Loss, averages and probabilities are computed in float32 or better, whatever the precision of the network.
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
     def setup(self, stage: str) -> None:
-        """Show some training images to a network with data-dependent initialisation."""
+        """Check the network, and show some training images to one with data-dependent initialisation."""
+        self.check_network()
         if stage == "fit" and type(self.net).prepare is not Network.prepare:
             with torch.no_grad():
                 self.net.prepare((training_images(self.trainer) - self.mean.cpu()) / self.std.cpu())
 
     def on_train_start(self) -> None:
+        # A GradientAccumulationScheduler sets it when an epoch begins, not when one is resumed (Lightning 2.6).
+        self.trainer.accumulate_grad_batches = accumulation(self.trainer, self.current_epoch)
         if self.hparams["compile"]:
             # The network and not the module, in place (#20233, #21836): names of weights and self.log stay as they are.
             self.net.compile()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse non-finite weights; become float64 before those are restored, not, as the Trainer does, after it."""
+        weights = checkpoint["state_dict"]
+        if name := first_nonfinite((name, weights.get(name)) for name, _ in self.named_parameters()):
+            raise UserError(f"the checkpoint is unusable: {name} has non-finite values, because its training diverged")
+        if self._trainer is not None and self.trainer.precision == "64-true":
+            self.double()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the loss of a batch: the mean cross-entropy, a scalar."""
@@ -166,6 +147,11 @@ class ImageClassifier(LightningModule):
         loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
         self._last_batch = loss.detach(), logits.detach(), labels
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute the gradients; those of an optimizer step are the mean over its batches, also if it has fewer."""
+        factor = mean_factor(self.trainer)
+        super().backward(loss if factor == 1 else loss * factor, *args, **kwargs)
 
     def on_after_backward(self) -> None:
         """Update the metrics after all that may fail: a run that resumes at this batch counts it once."""
@@ -213,12 +199,16 @@ class ImageClassifier(LightningModule):
         for metric in (value for value in values.values() if isinstance(value, Metric)):
             metric.reset()
         # For checkpoints, progress bar and results; the metrics are already those of all processes.
-        self.log_dict(computed, on_step=False, on_epoch=True, logger=False)
+        # `trainer.test` and `trainer.validate` return what is logged by the Trainer.
+        is_fit = self.trainer.state.fn == "fit"
+        self.log_dict(computed, on_step=False, on_epoch=True, logger=False if is_fit else None)
         # Not through the Trainer, which logs after the checkpoint of the epoch: a run killed in between lacked a point.
         # The x-axis is the epoch, as in the tutorial. Validating a checkpoint later adds no point.
         if self.trainer.state.fn != "validate" and not self.trainer.sanity_checking:
             for logger in self.loggers:
                 logger.log_metrics(computed, step=self.current_epoch)
+        if not is_fit and self.loggers:
+            self.trainer.loggers = [SkipOnce(self.trainer)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return a ``torch.optim.SGD``, with a schedule per step unless the learning rate is constant."""
@@ -227,14 +217,19 @@ class ImageClassifier(LightningModule):
         optimizer = make_optimizer(self.parameters(), **{name: options[name] for name in names})
         if options["schedule"] == "constant" and options["warmup_epochs"] == 0:
             return optimizer
-        num_steps = self.trainer.estimated_stepping_batches
-        if math.isinf(num_steps) or (options["warmup_epochs"] and self.trainer.max_epochs == -1):
-            raise UserError("`schedule` and `warmup_epochs` depend on the length of the training: give `max_epochs`")
-        num_batches = self.trainer.num_training_batches if options["warmup_epochs"] else 0  # infinite without epochs
-        steps_per_epoch = math.ceil(num_batches / self.trainer.accumulate_grad_batches)
-        num_warmup_steps = round(steps_per_epoch * options["warmup_epochs"])
-        scheduler = make_scheduler(optimizer, options["schedule"], int(num_steps), num_warmup_steps)
+        scheduler = fit_scheduler(self.trainer, optimizer, options["schedule"], options["warmup_epochs"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class SkipOnce(DummyLogger):
+    """Takes the place of the loggers when the Trainer logs at the end of a test or validation, where they have all."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__()
+        self.trainer, self.loggers = trainer, trainer.loggers
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.loggers = self.loggers
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -242,6 +237,6 @@ def _check_options(options: dict[str, Any]) -> None:
     classes, smoothing, mean, std, tta = (options[n] for n in ("classes", "label_smoothing", "mean", "std", "tta"))
     require("classes", classes, len(classes) >= 2, "at least two names")
     require("label_smoothing", smoothing, 0 <= smoothing < 1, "from 0 to below 1")
-    require("mean", mean, len(mean) == 3 and all(map(math.isfinite, mean)), "three finite numbers")
-    require("std", std, len(std) == 3 and all(0 < value < math.inf for value in std), "three numbers above 0")
-    require("tta", tta, tta in ("none", *get_args(TTA)), f"one of none, {', '.join(get_args(TTA))}")
+    require("mean", mean, len(mean) == 3 and all(0 <= value <= 1 for value in mean), "three numbers from 0 to 1")
+    require("std", std, len(std) == 3 and all(1e-6 <= value <= 1 for value in std), "three numbers from 1e-6 to 1")
+    require("tta", tta, tta in TTA_MODES, f"one of {', '.join(TTA_MODES)}")

@@ -1,14 +1,17 @@
 """Learning-rate schedules as pure functions of the step; Muon for convolution filters."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 
-from cifar_lit.errors import require
+from cifar_lit.errors import UserError, require
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -114,6 +117,40 @@ def check_optimizer_options(options: Mapping[str, Any]) -> None:
     require("schedule", schedule, schedule in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}")
 
 
+def _scheduling(trainer: Trainer) -> dict[int, int]:
+    """Return how many batches make an optimizer step from which epoch on: ``{0: 4, 10: 1}``, sorted by epoch."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    schedulers = (one for one in callbacks if isinstance(one, GradientAccumulationScheduler))
+    scheduling = next((one.scheduling for one in schedulers), {0: trainer.accumulate_grad_batches})
+    return dict(sorted(scheduling.items()))
+
+
+def accumulation(trainer: Trainer, epoch: int) -> int:
+    """Return how many batches make an optimizer step in an epoch."""
+    return [factor for first, factor in _scheduling(trainer).items() if first <= epoch][-1]
+
+
+def count_steps(trainer: Trainer, num_epochs: float) -> float:
+    """Return how many optimizer steps the first epochs of a training have; a part of an epoch has a part of a step."""
+    num_steps = 0.0
+    factors = _scheduling(trainer)
+    for first, end in itertools.pairwise([*factors, math.inf]):
+        steps_per_epoch = math.ceil(trainer.num_training_batches / factors[int(first)])
+        num_steps += steps_per_epoch * max(0.0, min(num_epochs, end) - first)
+    return num_steps
+
+
+def mean_factor(trainer: Trainer) -> float:
+    """Return by what to multiply a loss, so that a step has the mean of its batches.
+
+    The Trainer divides each loss by the number of batches of a complete step, also where the last step of an epoch has
+    fewer (Lightning 2.6).
+    """
+    num_batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
+    num_left = num_batches % accumulated if math.isfinite(num_batches) else 0
+    return accumulated / num_left if num_left and trainer.fit_loop.batch_idx >= num_batches - num_left else 1.0
+
+
 def make_scheduler(
     optimizer: torch.optim.Optimizer, schedule: Schedule, num_steps: int, num_warmup_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
@@ -122,3 +159,18 @@ def make_scheduler(
         lr_factor, num_steps=num_steps, num_warmup_steps=min(num_steps - 1, num_warmup_steps), schedule=schedule
     )
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def fit_scheduler(
+    trainer: Trainer, optimizer: torch.optim.Optimizer, schedule: Schedule, warmup_epochs: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return the scheduler for the optimizer steps that a Trainer will make; it loads the data to count them."""
+    num_steps = trainer.estimated_stepping_batches
+    if math.isinf(num_steps) or (warmup_epochs and trainer.max_epochs == -1):
+        raise UserError("`schedule` and `warmup_epochs` depend on the length of the training: give `max_epochs`")
+    if trainer.max_epochs != -1 and math.isfinite(trainer.num_training_batches):
+        # Lightning takes `accumulate_grad_batches` of the first epoch for that of all.
+        num_steps = count_steps(trainer, trainer.max_epochs or 1)
+        num_steps = num_steps if trainer.max_steps == -1 else min(num_steps, trainer.max_steps)
+    num_warmup_steps = count_steps(trainer, warmup_epochs) if warmup_epochs else 0
+    return make_scheduler(optimizer, schedule, int(num_steps), round(min(num_steps, num_warmup_steps)))

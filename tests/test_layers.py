@@ -16,7 +16,7 @@ LAYERS = (
     {"callbacks", "evaluation"},
     {"run"},
     {"module", "datamodule", "results"},
-    {"checkpoint"},
+    {"checkpoint", "prediction"},
     {"data", "networks", "optim", "metrics", "recipes"},
     {"machine", "errors", "files", "signals"},
 )

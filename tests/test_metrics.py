@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from cifar_lit.metrics import (
     MeanLoss,
     PredictionCollector,
     Predictions,
+    calibration_error,
     holm,
     mcnemar,
     paired_difference,
@@ -121,6 +123,65 @@ def test_the_mean_loss_weights_batches_by_their_images() -> None:
     assert float(metric.compute()) == pytest.approx(float(losses.mean()))
     metric.update(torch.tensor(torch.nan), 1)
     assert metric.compute().isnan()  # a diverging training shows
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_mean_loss_is_exact_in_a_module_of_any_precision(dtype: torch.dtype) -> None:
+    module = torch.nn.ModuleList([MeanLoss()]).to(dtype)
+    metric = module[0]
+    assert isinstance(metric, MeanLoss)
+    for _ in range(2):  # again after a reset
+        for _ in range(704):
+            metric.update(torch.tensor(2.3), 64)  # in bfloat16 this gave 4.0, in float16 infinity
+        assert float(metric.compute()) == pytest.approx(2.3)
+        assert int(metric.num_images) == 704 * 64
+        metric.reset()
+
+
+def test_the_mean_loss_counts_beyond_the_whole_numbers_of_float32() -> None:
+    metric = MeanLoss()
+    metric.update(torch.tensor(1.0), 2**24)
+    for _ in range(1000):
+        metric.update(torch.tensor(3.0), 1)
+    assert int(metric.num_images) == 2**24 + 1000
+    assert float(metric.compute()) == pytest.approx(1 + 2000 / (2**24 + 1000), rel=1e-12)
+
+
+def test_the_states_of_metrics_move_and_keep_their_dtypes() -> None:
+    collector = PredictionCollector(3)
+    collector.update(torch.zeros(2, 3), torch.tensor([0, 1]), torch.tensor([0, 1]))
+    module = torch.nn.ModuleList([MeanLoss(), collector]).bfloat16().half().to(torch.float16)
+    assert [part.dtype for part in collector.log_probs + collector.labels] == [torch.float32, torch.int64]
+    moved = module.to(torch.device("meta"))[0]
+    assert isinstance(moved, MeanLoss)
+    assert (moved.total.device.type, moved.total.dtype) == ("meta", torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "correct", "expected"),
+    [
+        ([1.0, 1.0, 0.95, 0.95], [1, 0, 1, 1], (3.9 - 3) / 4),  # all in the last bin
+        ([1.0, 1.0], [1, 1], 0.0),
+        ([0.0, 1.0], [0, 0], 0.5),
+        ([0.5, 0.5, 0.9], [1, 0, 1], (0.0 + 0.1) / 3),
+        ([0.2, 0.2], [1, 1], 0.8),  # 3 / 15, the lower edge of a bin
+    ],
+)
+def test_the_calibration_error_is_that_counted_by_hand(
+    confidence: list[float], correct: list[int], expected: float
+) -> None:
+    given = calibration_error(torch.tensor(confidence), torch.tensor(correct, dtype=torch.bool))
+    assert given == pytest.approx(expected, abs=1e-7)
+
+
+def test_the_calibration_error_is_that_of_torchmetrics_below_one() -> None:
+    probabilities, labels = random_logits(5000, 10)
+    confidence, predicted = probabilities.softmax(1).max(1)
+    for num_bins in (1, 10, 15):
+        expected = multiclass_calibration_error(probabilities.softmax(1), labels, 10, n_bins=num_bins)
+        given = calibration_error(confidence, predicted == labels, num_bins)
+        assert given == pytest.approx(float(expected), abs=1e-5)
+    assert calibration_error(torch.tensor([torch.nan, 0.5]), torch.tensor([True, True])) != 0.25
 
 
 def test_intervals_and_p_values_are_those_of_scipy() -> None:

@@ -1,6 +1,9 @@
 """The module: its steps and metrics, its optimizer, and that a checkpoint alone rebuilds it."""
 
 import functools
+import inspect
+import math
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,13 +11,19 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 from torch import nn
 
+from cifar_lit.callbacks.best import Best
+from cifar_lit.callbacks.nonfinite import NonFiniteGuard
+from cifar_lit.callbacks.saver import Saver
+from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.module import ImageClassifier
-from cifar_lit.networks import TutorialCNN
+from cifar_lit.networks import FastCNN, StrongCNN, TutorialCNN
 from cifar_lit.networks.tta import tta_logits
 from cifar_lit.optim import Muon
 from tests.helpers.networks import DropoutNet, WideNet
@@ -240,12 +249,6 @@ def test_predict_gives_probabilities_in_evaluation_mode(tiny_root: Path) -> None
     assert of_files.shape == (8, 3)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 32, 31), (3, 32, 32), (2, 32, 32, 3)])
-def test_predict_refuses_tensors_of_another_shape(shape: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match=r"`images` has the shape .*: must be \(N, 3, 32, 32\)"):
-        ImageClassifier(classes=CLASSES).predict(torch.zeros(shape))
-
-
 def test_the_metrics_are_those_counted_by_hand(data: CIFAR10DataModule) -> None:
     torch.manual_seed(1)
     module = ImageClassifier(classes=data.classes, lr=0.02, momentum=0.9)
@@ -282,12 +285,184 @@ def test_the_logged_training_loss_counts_every_image_once(data: CIFAR10DataModul
     assert float(trainer.callback_metrics["Loss/train"]) == pytest.approx(sum(loss * n for loss, n in seen) / 45)
 
 
-def test_double_precision_trains(data: CIFAR10DataModule) -> None:
-    trainer = quiet_trainer(max_epochs=1, precision="64-true")
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed", "bf16-true", "16-true"])
+def test_the_losses_are_means_of_float32_in_any_precision(precision: Any, data: CIFAR10DataModule) -> None:
+    seen: list[tuple[torch.Tensor, int]] = []
+
+    class Recorder(Callback):
+        def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *args: Any) -> None:
+            seen.append((outputs["loss"], len(batch[1])))
+
+    torch.manual_seed(0)
+    module = ImageClassifier(classes=data.classes, mean=(0.5, 0.5, 0.5))
+    trainer = quiet_trainer(max_epochs=1, precision=precision, limit_train_batches=3, callbacks=[Recorder()])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*AMP.*")
+        trainer.fit(module, datamodule=data)
+    assert {loss.dtype for loss, _ in seen} == {torch.float64 if precision == "64-true" else torch.float32}
+    mean = sum(float(loss) * n for loss, n in seen) / sum(n for _, n in seen)
+    assert float(trainer.callback_metrics["Loss/train"]) == pytest.approx(mean, rel=1e-6)
+    assert data.val is not None
+    with torch.no_grad(), trainer.precision_plugin.forward_context():
+        logits = module.eval()(data.val.images.permute(0, 3, 1, 2))
+    loss = float(nn.functional.cross_entropy(logits.double(), data.val.labels))
+    assert float(trainer.callback_metrics["Loss/val"]) == pytest.approx(loss, rel=1e-6)
+    states = {name: getattr(module.val_loss, name).dtype for name in ("total", "num_images")}
+    assert states == {"total": torch.float64, "num_images": torch.int64}
+
+
+def test_a_training_in_float64_resumes_to_the_same_weights(data: CIFAR10DataModule) -> None:
+    def fit(num_epochs: int, **options: Any) -> tuple[Trainer, ImageClassifier]:
+        torch.manual_seed(0)
+        module = ImageClassifier(classes=data.classes, momentum=0.9, mean=(0.49, 0.48, 0.44))
+        trainer = quiet_trainer(max_epochs=num_epochs, precision="64-true", limit_train_batches=2)
+        trainer.fit(module, datamodule=data, **options)
+        return trainer, module
+
+    fit(1)[0].save_checkpoint("first.ckpt", weights_only=False)
+    _, expected = fit(2)
+    _, resumed = fit(2, ckpt_path="first.ckpt")
+    for name, part in resumed.state_dict().items():
+        assert part.dtype == torch.float64
+        assert torch.equal(part, expected.state_dict()[name]), name
+
+
+def test_a_checkpoint_with_non_finite_weights_is_refused(data: CIFAR10DataModule) -> None:
     module = ImageClassifier(classes=data.classes)
+    trainer = quiet_trainer(max_epochs=1, limit_train_batches=1)
     trainer.fit(module, datamodule=data)
-    assert module.mean.dtype == torch.float64
-    assert torch.isfinite(trainer.callback_metrics["Loss/train"])
+    module.net.get_parameter("layers.linear1.bias").data[3] = torch.inf
+    trainer.save_checkpoint("diverged.ckpt")
+    expected = "the checkpoint is unusable: net.layers.linear1.bias has non-finite values"
+    with pytest.raises(UserError, match=expected):
+        ImageClassifier.load_from_checkpoint("diverged.ckpt", weights_only=True)
+    with pytest.raises(UserError, match=expected):
+        trainer.test(module, datamodule=data, ckpt_path="diverged.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize(("accumulated", "num_batches"), [(3, 5), (4, 5), (2, 6), (9, 5)])
+def test_each_step_has_the_mean_of_its_batches(accumulated: int, num_batches: int, data: CIFAR10DataModule) -> None:
+    batches: list[Any] = []
+    sizes: list[int] = []
+
+    class Checker(Callback):
+        def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, *args: Any) -> None:
+            batches.append(batch)
+
+        def on_before_optimizer_step(self, trainer: Trainer, module: Any, optimizer: Any) -> None:
+            losses = [nn.functional.cross_entropy(module(images), labels) for images, labels in batches]
+            given = [parameter.grad for parameter in module.parameters()]
+            expected = torch.autograd.grad(torch.stack(losses).mean(), list(module.parameters()))
+            assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(given, expected, strict=True))
+            sizes.append(len(batches))
+            batches.clear()
+
+    options = {"limit_train_batches": num_batches, "accumulate_grad_batches": accumulated, "limit_val_batches": 0}
+    trainer = quiet_trainer(max_epochs=1, callbacks=[Checker()], **options)
+    trainer.fit(ImageClassifier(classes=CLASSES, lr=0.1), datamodule=data)
+    assert sum(sizes) == num_batches
+    assert len(sizes) == -(-num_batches // accumulated)
+
+
+@pytest.mark.parametrize(("warmup_epochs", "num_warmup"), [(1.5, 4), (1e308, 6)])
+def test_a_schedule_ends_with_a_training_whose_accumulation_changes(
+    warmup_epochs: float, num_warmup: int, data: CIFAR10DataModule
+) -> None:
+    # 6 batches an epoch are 3 steps in the first epoch, and 2 in each of the other two.
+    rates: list[float] = []
+
+    class Recorder(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, module: Any, optimizer: Any) -> None:
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    callbacks = [GradientAccumulationScheduler({0: 2, 1: 4}), Recorder()]
+    trainer = quiet_trainer(max_epochs=3, callbacks=callbacks, limit_val_batches=0)
+    trainer.fit(ImageClassifier(classes=CLASSES, schedule="linear", warmup_epochs=warmup_epochs), datamodule=data)
+    rise = [(i + 1) / num_warmup for i in range(num_warmup)]
+    fall = [1 - i / (7 - num_warmup) for i in range(7 - num_warmup)]
+    assert rates == pytest.approx([0.01 * factor for factor in rise + fall])
+
+
+class Recording(DummyLogger):
+    """Keeps what is logged: the step, and the metrics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: Any, step: Any = None) -> None:
+        self.points.append((step, dict(metrics)))
+
+
+@pytest.mark.parametrize("has_logger", [True, False])
+def test_test_and_validate_return_their_metrics_and_add_no_point(has_logger: bool, data: CIFAR10DataModule) -> None:
+    logger = Recording()
+    seen: list[Any] = []
+
+    class User(Callback):
+        def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+            seen.append(trainer.logger)
+
+        def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+            seen.append(trainer.logger)
+
+    module = ImageClassifier(classes=data.classes)
+    options = {"limit_train_batches": 2, "num_sanity_val_steps": 1}
+    trainer = quiet_trainer(max_epochs=2, logger=logger if has_logger else False, callbacks=[User()], **options)
+    trainer.fit(module, datamodule=data)
+    num_points = len(logger.points)
+    for _ in range(2):
+        (validated,) = trainer.validate(module, datamodule=data, verbose=False)
+    assert validated == {name: float(trainer.callback_metrics[name]) for name in ("Loss/val", "Accuracy/val")}
+    assert len(logger.points) == num_points == (4 if has_logger else 0)
+    (tested,) = trainer.test(module, datamodule=data, verbose=False)
+    assert {"Loss/test", "Accuracy/test", "ClassAccuracy/test/dark"} <= tested.keys()
+    assert tested == pytest.approx({name: float(value) for name, value in trainer.callback_metrics.items()})
+    if has_logger:
+        ((step, point),) = logger.points[num_points:]
+        assert step == 2
+        assert point == pytest.approx(tested)
+        assert trainer.loggers == [logger]
+    assert set(seen) == {logger if has_logger else None}
+
+
+class Seven(TutorialCNN):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(7)
+
+
+class Pair(TutorialCNN):
+    def forward(self, images: torch.Tensor) -> Any:
+        return super().forward(images), images
+
+
+class Buggy(TutorialCNN):
+    def forward(self, images: torch.Tensor) -> Any:
+        return super().forward(images)[:, :, 9]
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+@pytest.mark.parametrize(
+    ("net", "expected"),
+    [
+        (Seven, r"`net`: Seven gives \(2, 7\) for 2 images: must give \(2, 3\)"),
+        (Pair, r"`net`: Pair gives tuple for 2 images: must give \(2, 3\)"),
+    ],
+)
+def test_a_network_with_other_logits_is_named_before_anything_starts(
+    stage: str, net: Any, expected: str, data: CIFAR10DataModule
+) -> None:
+    module = ImageClassifier(classes=data.classes, net=net)
+    with pytest.raises(UserError, match=expected):
+        getattr(quiet_trainer(max_epochs=1), stage)(module, datamodule=data)
+    if net is Seven:
+        with pytest.raises(UserError, match=r"Seven gives \(1, 7\) for 1 images"):
+            module.predict(torch.zeros(1, 3, 32, 32))
+
+
+def test_a_bug_in_the_network_stays_one(data: CIFAR10DataModule) -> None:
+    with pytest.raises(IndexError, match="too many indices"):
+        quiet_trainer(max_epochs=1).fit(ImageClassifier(classes=data.classes, net=Buggy), datamodule=data)
 
 
 @pytest.mark.parametrize("net", [TutorialCNN, WideNet, functools.partial(WideNet, width=5)])
@@ -330,8 +505,8 @@ def test_a_schedule_needs_the_length_of_the_training(options: dict[str, Any], da
         ({"nesterov": True}, "`nesterov` is True"),
         ({"weight_decay": -1}, "`weight_decay` is -1"),
         ({"warmup_epochs": -1}, "`warmup_epochs` is -1"),
-        ({"std": (1, 0, 1)}, r"`std` is \[1, 0, 1\]: must be three numbers above 0"),
-        ({"mean": (1, float("nan"), 1)}, r"`mean` is \[1, nan, 1\]: must be three finite numbers"),
+        ({"std": (1, 0, 1)}, r"`std` is \[1, 0, 1\]: must be three numbers from 1e-6 to 1"),
+        ({"mean": (1, float("nan"), 1)}, r"`mean` is \[1, nan, 1\]: must be three numbers from 0 to 1"),
         ({"label_smoothing": 1.0}, "`label_smoothing` is 1.0: must be from 0 to below 1"),
         ({"muon_lr": -0.1}, "`muon_lr` is -0.1: must be at least 0"),
         ({"muon_momentum": 1}, "`muon_momentum` is 1"),
@@ -343,3 +518,37 @@ def test_an_argument_outside_its_range_is_named(options: dict[str, Any], expecte
     with pytest.raises(UserError, match=expected) as error:
         ImageClassifier(**{"classes": CLASSES, **options})
     assert error.value.exit_code == 2
+
+
+FLOATS = [
+    (kind, name, "tuple" in str(parameter.annotation))
+    for kind in (ImageClassifier, FastCNN, StrongCNN, TutorialCNN, Saver, Best, NonFiniteGuard, Throughput)
+    for name, parameter in inspect.signature(kind).parameters.items()
+    if "float" in str(parameter.annotation)
+]
+TAKEN = {("every_n_minutes", math.inf), ("every_n_minutes", 1e308)}  # never
+TAKEN |= {(name, 1e308) for name in ("lr", "weight_decay", "warmup_epochs", "muon_lr")}  # NonFiniteGuard names the step
+
+
+def test_all_float_options_are_found() -> None:
+    names = {name for _, name, _ in FLOATS}
+    assert {"lr", "momentum", "weight_decay", "warmup_epochs", "mean", "std", "label_smoothing", "muon_lr"} <= names
+    assert {"muon_momentum", "every_n_minutes"} <= names
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, -1e308, 1e308], ids=str)
+@pytest.mark.parametrize(("kind", "name", "is_tuple"), FLOATS)
+def test_a_float_option_is_a_number_in_its_range(kind: Any, name: str, is_tuple: bool, value: float) -> None:
+    options = {"classes": CLASSES} if kind is ImageClassifier else {}
+    given = (0.5, value, 0.5) if is_tuple else value
+    if (name, value) in TAKEN:
+        kind(**options, **{name: given})
+        return
+    with pytest.raises(UserError, match=f"`{name}` is .*: must be"):
+        kind(**options, **{name: given})
+
+
+@pytest.mark.parametrize("std", [1e-320, 0.0, 255.0])  # the first is 0 in float32
+def test_a_std_that_makes_infinities_is_refused(std: float) -> None:
+    with pytest.raises(UserError, match=r"`std` is .*: must be three numbers from 1e-6 to 1"):
+        ImageClassifier(classes=CLASSES, std=(0.5, std, 0.5))

@@ -9,9 +9,10 @@ import pytest
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 
 class Loader:
@@ -86,6 +87,53 @@ def test_mean_metric_without_its_check_for_nan_ignores_weights() -> None:
     metric.update(1.0, weight=1)
     metric.update(4.0, weight=3)
     assert metric.compute() == 2.5
+
+
+def test_the_calibration_error_has_a_bin_more_for_confidences_of_one() -> None:
+    """Torchmetrics #3510. Then: calibration_error in metrics.py."""
+    probabilities = torch.tensor([[1.0, 0.0], [0.99, 0.01]])
+    labels = torch.tensor([1, 0])  # one of two is right, and the mean confidence is 0.995
+    assert float(multiclass_calibration_error(probabilities, labels, 2, n_bins=15)) == pytest.approx((1 + 0.01) / 2)
+
+
+def test_a_metric_in_a_module_takes_its_dtype() -> None:
+    """No upstream issue yet (torchmetrics 1.9): the guard knows Module.half and not Module.to. Then: ExactMetric."""
+    module = nn.ModuleList([MeanMetric()])
+    assert module.half()[0].mean_value.dtype == torch.float32
+    assert module.to(torch.float16)[0].mean_value.dtype == torch.float16
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_an_incomplete_accumulation_is_divided_as_if_it_were_complete() -> None:
+    """No upstream issue yet (Lightning 2.6). Then: mean_factor in optim.py, and ImageClassifier.backward."""
+    module = Module()
+    weight = module.layer.weight.item()
+    make_trainer(max_epochs=1, accumulate_grad_batches=4).fit(module, Loader())  # of two batches
+    assert module.layer.weight.item() == pytest.approx(weight - 0.1 * (2 * weight + 2 * weight) / 4)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_weights_in_float64_are_rounded_when_they_are_restored() -> None:
+    """No upstream issue yet (Lightning 2.6). Then: the second part of ImageClassifier.on_load_checkpoint."""
+    options = {"precision": "64-true", "max_epochs": 1}
+    trainer, module = make_trainer(**options), Module()
+    trainer.fit(module, Loader())
+    module.layer.weight.data.fill_(1 / 3)
+    trainer.save_checkpoint("double.ckpt", weights_only=False)
+    module = Module()
+    make_trainer(**options).fit(module, Loader(), ckpt_path="double.ckpt")
+    assert module.layer.weight.dtype == torch.float64
+    assert module.layer.weight.item() != 1 / 3
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_steps_are_estimated_by_the_accumulation_of_the_first_epoch() -> None:
+    """No upstream issue yet (Lightning 2.6). Then: count_steps in optim.py."""
+    trainer = make_trainer(max_epochs=3, callbacks=[GradientAccumulationScheduler({0: 1, 1: 2})])
+    trainer.fit(Module(asks_for_steps=True), Loader())
+    assert trainer.global_step == 4
+    trainer.accumulate_grad_batches = 1
+    assert trainer.estimated_stepping_batches == 6
 
 
 def test_muon_of_torch_takes_no_filters() -> None:

@@ -66,6 +66,6 @@ class NonFiniteGuard(Callback):
 
 
 def _advise(what: str, trainer: Trainer) -> str:
-    what += ": start again with a lower `lr`, or resume with --ckpt_path last --trainer.gradient_clip_val 1"
+    what += ": start again with a lower `lr`, or resume with `ckpt_path` last and a `gradient_clip_val` of 1"
     best = [saved.best_model_path for saved in trainer.checkpoint_callbacks if isinstance(saved, ModelCheckpoint)]
     return what + (f"; the best checkpoint so far is {best[0]}" if best and best[0] else "")

@@ -5,30 +5,49 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.trainer.states import TrainerFn
+
+from cifar_lit.errors import UserError
 
 
 class Throughput(Callback):
     """Measures seconds (with validation and saving), images (of all processes) and images/s (without validation)."""
 
     def __init__(self) -> None:
-        self.train_seconds = self.validation_seconds = self._started = self._validation_started = 0.0
+        self.validation_seconds = self._validation_started = 0.0
         self.num_images = 0
+        self._earlier_seconds = 0.0  # of trainings that have ended
+        self._started: float | None = None  # None outside a training
+
+    @property
+    def train_seconds(self) -> float:
+        return self._earlier_seconds + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     @property
     def images_per_second(self) -> float:
         return self.num_images / max(1e-9, self.train_seconds - self.validation_seconds)
 
     def state_dict(self) -> dict[str, float]:
-        seconds = {"train_seconds": time.perf_counter() - self._started, "validation_seconds": self.validation_seconds}
+        seconds = {"train_seconds": self.train_seconds, "validation_seconds": self.validation_seconds}
         return {**seconds, "num_images": self.num_images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.train_seconds, self.validation_seconds = state_dict["train_seconds"], state_dict["validation_seconds"]
+        self._earlier_seconds, self.validation_seconds = state_dict["train_seconds"], state_dict["validation_seconds"]
         self.num_images = state_dict["num_images"]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse Lightning's tuners: they train before the training, with other options than ``config.yaml`` has."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            for kind, option in ((LearningRateFinder, "lr"), (BatchSizeFinder, "batch_size")):
+                if isinstance(callback, kind):
+                    raise UserError(
+                        f"`callbacks`: {type(callback).__name__} would train with another `{option}` than config.yaml "
+                        f"says: give a `{option}`, or several to cifar-lit sweep"
+                    )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._started = _now(trainer) - self.train_seconds
+        self._started = _now(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -43,7 +62,11 @@ class Throughput(Callback):
             self.validation_seconds += _now(trainer) - self._validation_started
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.train_seconds = _now(trainer) - self._started
+        _now(trainer)
+        self._earlier_seconds, self._started = self.train_seconds, None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._earlier_seconds, self._started = self.train_seconds, None
 
 
 def _now(trainer: Trainer) -> float:

@@ -180,6 +180,7 @@ def check_devices(devices: Any, accelerator: Any) -> None:
 
 
 def _check_image_sizes(model: ImageClassifier, sizes: Sequence[int]) -> None:
+    model.check_network()
     for size in set(sizes):
         try:
             with torch.no_grad(), evaluation_mode(model.net):

@@ -1,6 +1,13 @@
 """Networks, one architecture per file. Those named here are found by ``--model.net NAME``."""
 
-from cifar_lit.networks.base import Network, NetworkFactory, build_network, describe_network, evaluation_mode
+from cifar_lit.networks.base import (
+    Network,
+    NetworkFactory,
+    build_network,
+    check_logits,
+    describe_network,
+    evaluation_mode,
+)
 from cifar_lit.networks.fast import FastCNN
 from cifar_lit.networks.strong import StrongCNN
 from cifar_lit.networks.tutorial import TutorialCNN
@@ -12,6 +19,7 @@ __all__ = [
     "StrongCNN",
     "TutorialCNN",
     "build_network",
+    "check_logits",
     "describe_network",
     "evaluation_mode",
 ]

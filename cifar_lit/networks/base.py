@@ -49,10 +49,11 @@ def describe_network(net: NetworkFactory | Mapping[str, Any]) -> dict[str, Any]:
     classes = [part for part in parts if isinstance(part, type) and issubclass(part, Network)]
     if not classes:
         raise UserError(f"`net` is {net!r}: must be a subclass of cifar_lit.networks.Network, or a partial of one")
+    options = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
     for name, value in options.items():
         if type(value) not in (bool, int, float, str, list, dict, type(None)):
             raise UserError(f"`net`: its {name} is {value!r}: must be a plain number, string or list")
-    return {"class_path": f"{classes[0].__module__}.{classes[0].__qualname__}", "init_args": dict(options)}
+    return {"class_path": f"{classes[0].__module__}.{classes[0].__qualname__}", "init_args": options}
 
 
 def build_network(spec: Mapping[str, Any], *, num_classes: int) -> Network:
@@ -77,6 +78,14 @@ def build_network(spec: Mapping[str, Any], *, num_classes: int) -> Network:
     except TypeError as error:
         raise UserError(f"`net`: wrong options for {class_name}: {error}") from error
     return network_class(num_classes, **options)
+
+
+def check_logits(logits: Any, net: nn.Module, num_images: int, num_classes: int) -> None:
+    """Raise a ``UserError`` unless a network gives one logit for each image and class."""
+    given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if given != (num_images, num_classes):
+        name = type(net).__name__
+        raise UserError(f"`net`: {name} gives {given} for {num_images} images: must give {(num_images, num_classes)}")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cifar_lit.errors import UserError, require
 from cifar_lit.networks.base import Network
 from cifar_lit.networks.winograd import Conv3x3
 
@@ -17,6 +18,9 @@ HEAD_SCALE = 3.6
 airbench94_muon.py has 1 and 1, and a learning rate 12.6 times that of the biases. A standard deviation of c, a scale of
 1 / c and a rate multiplied by c squared make the same steps: with c = 0.28 both rates are equal.
 """
+
+MAX_PARAMETERS = 500_000_000
+"""In the convolutions of a network: 2 GB, and twice as much again for a training."""
 
 
 class FastCNN(Network):
@@ -30,12 +34,18 @@ class FastCNN(Network):
 
     Args:
         num_classes: Number of logits.
-        widths: Channels of each stage; the image must be at least ``2 ** len(widths)`` pixels wide.
-        num_convs: Convolutions per stage; with three or more, the output of the last is added to that of the first.
+        widths: Channels of each stage, 1 to 4,096, in one to five stages; the image must be at least
+            ``2 ** len(widths)`` pixels wide.
+        num_convs: Convolutions per stage, 1 to 64; with three or more, the output of the last is added to that of the
+            first.
+
+    Raises:
+        UserError: For sizes outside these ranges, or together above ``MAX_PARAMETERS``, before anything is built.
     """
 
     def __init__(self, num_classes: int = 10, *, widths: Sequence[int] = (64, 256, 256), num_convs: int = 2) -> None:
         super().__init__()
+        _check_sizes(widths, num_convs)
         channels = [24, *widths]  # 12 eigenvectors of patches of 3 channels at 2x2 pixels, and their negatives
         self.whiten = nn.Conv2d(3, channels[0], kernel_size=2)
         self.whiten.weight.requires_grad = False
@@ -60,6 +70,19 @@ class FastCNN(Network):
         features = self.stages(whitened).amax((2, 3))
         logits: Tensor = self.head(features) * (HEAD_SCALE / features.shape[1])
         return logits
+
+
+def _check_sizes(widths: Sequence[int], num_convs: int) -> None:
+    is_list = isinstance(widths, list | tuple) and 1 <= len(widths) <= 5
+    are_widths = is_list and all(isinstance(width, int) and 1 <= width <= 4096 for width in widths)
+    require("widths", f"{widths!s:.60}", are_widths, "one to five whole numbers from 1 to 4096")
+    require("num_convs", num_convs, isinstance(num_convs, int) and 1 <= num_convs <= 64, "a whole number from 1 to 64")
+    num_filters = sum(a * b + (num_convs - 1) * b * b for a, b in itertools.pairwise([24, *widths]))
+    if 9 * num_filters > MAX_PARAMETERS:
+        raise UserError(
+            f"`widths` is {list(widths)} and `num_convs` is {num_convs}: that makes {9 * num_filters:,} parameters, "
+            f"and at most {MAX_PARAMETERS:,} are built"
+        )
 
 
 class Stage(nn.Module):

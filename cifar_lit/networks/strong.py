@@ -12,8 +12,8 @@ class StrongCNN(FastCNN):
 
     Args:
         num_classes: Number of logits.
-        widths: Channels of each stage.
-        num_convs: Convolutions per stage.
+        widths: Channels of each stage, as for ``FastCNN``.
+        num_convs: Convolutions per stage, as for ``FastCNN``.
     """
 
     def __init__(self, num_classes: int = 10, *, widths: Sequence[int] = (128, 384, 512), num_convs: int = 3) -> None:

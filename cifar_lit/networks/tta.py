@@ -1,11 +1,12 @@
 """Test-time augmentation (TTA): the mean of the logits over several versions of each image."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 TTA = Literal["mirror", "mirror_shift"]
+TTA_MODES = ("none", *get_args(TTA))
 
 
 def tta_logits(net: nn.Module, images: Tensor, mode: TTA) -> Tensor:

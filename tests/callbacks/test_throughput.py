@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
 from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.datamodule import CIFAR10DataModule
+from cifar_lit.errors import UserError
 from cifar_lit.module import ImageClassifier
 from tests.helpers.trainers import quiet_trainer
 
@@ -58,3 +60,30 @@ def test_a_resumed_training_continues_the_count(tiny_root: Path) -> None:
     again = Throughput()
     again.load_state_dict(state)
     assert again.images_per_second == pytest.approx(throughput.images_per_second, rel=0.1)
+
+
+def test_outside_a_training_no_time_goes_by() -> None:
+    trainer, module = quiet_trainer(), ImageClassifier(classes=["a", "b"])
+    throughput = Throughput()
+    assert throughput.state_dict() == {"train_seconds": 0, "validation_seconds": 0, "num_images": 0}
+    for number in range(2):
+        throughput.on_train_start(trainer, module)
+        time.sleep(0.02)
+        assert throughput.state_dict()["train_seconds"] > 0.02 * (number + 1)
+        if number:
+            throughput.on_train_end(trainer, module)
+        else:
+            throughput.on_exception(trainer, module, KeyboardInterrupt())
+        state = throughput.state_dict()
+        time.sleep(0.02)
+        assert throughput.state_dict() == state
+    assert state["train_seconds"] < 10  # and not the machine's uptime
+
+
+@pytest.mark.parametrize(("tuner", "option"), [(LearningRateFinder(), "lr"), (BatchSizeFinder(), "batch_size")])
+def test_a_tuner_is_refused_before_the_training(tuner: Callback, option: str, tiny_root: Path) -> None:
+    data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=15)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[tuner, Throughput()])
+    expected = f"`callbacks`: {type(tuner).__name__} would train with another `{option}` than config.yaml says: give a"
+    with pytest.raises(UserError, match=expected):
+        trainer.fit(ImageClassifier(classes=data.classes), datamodule=data)

@@ -24,6 +24,11 @@ def test_a_network_is_described_in_plain_values() -> None:
     assert net.last.weight.shape == (4, 5)
 
 
+def test_a_tuple_is_described_as_a_list() -> None:
+    spec = describe_network(functools.partial(FastCNN, widths=(8, 8)))
+    assert spec["init_args"] == {"widths": [8, 8]}
+
+
 def test_an_option_that_a_checkpoint_could_not_hold_is_refused() -> None:
     with pytest.raises(UserError, match=r"`net`: its width is .*3.*: must be a plain number"):
         describe_network(functools.partial(WideNet, width=np.int64(3)))  # type: ignore[arg-type]

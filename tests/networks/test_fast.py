@@ -1,11 +1,14 @@
 """The fast network: its sizes, its first layer, and that it learns."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cifar_lit.networks import FastCNN
+from cifar_lit.errors import UserError
+from cifar_lit.networks import FastCNN, StrongCNN
 from cifar_lit.networks.fast import HEAD_SCALE, HEAD_STD, Stage
 
 
@@ -74,3 +77,29 @@ def test_it_overfits_32_images() -> None:
         torch.autograd.backward(nn.functional.cross_entropy(net(images), labels))
         optimizer.step()
     assert float((net(images).argmax(1) == labels).float().mean()) > 0.95
+
+
+@pytest.mark.parametrize("net", [FastCNN, StrongCNN])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"num_convs": 10**9}, "`num_convs` is 1000000000: must be a whole number from 1 to 64"),
+        ({"num_convs": 0}, "`num_convs` is 0"),
+        ({"num_convs": -1}, "`num_convs` is -1"),
+        ({"num_convs": 1.5}, "`num_convs` is 1.5"),
+        ({"widths": []}, r"`widths` is \[\]: must be one to five whole numbers from 1 to 4096"),
+        ({"widths": [8] * 6}, "`widths` is"),
+        ({"widths": [8] * 10**4}, "`widths` is .* must be one to five"),
+        ({"widths": [10**9]}, "`widths` is"),
+        ({"widths": [8, 0]}, "`widths` is"),
+        ({"widths": [8, -8]}, "`widths` is"),
+        ({"widths": [8.5]}, "`widths` is"),
+        ({"widths": ["8"]}, "`widths` is"),
+        ({"widths": 8}, "`widths` is 8"),
+        ({"widths": [4096] * 5, "num_convs": 64}, "makes 48,168,271,872 parameters, and at most 500,000,000 are built"),
+    ],
+)
+def test_sizes_are_checked_before_anything_is_built(net: Any, options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError, match=expected) as error:
+        net(10, **options)
+    assert len(str(error.value)) < 300
