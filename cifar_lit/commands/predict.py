@@ -169,10 +169,8 @@ def _decode(item: tuple[str, bytes | Path]) -> NDArray[np.uint8] | UserError | O
 
 def _is_formula(text: str) -> bool:
     """Return whether a spreadsheet would compute a cell; a number is none, and neither is ``-``, standard input."""
-    return (
-        re.match(r"[=+\-@\t\r\n\uff0b\uff0d\uff1d\uff20]", text) is not None
-        and re.fullmatch(r"-|[+-]?\d+(\.\d+)?", text) is None
-    )
+    is_number = re.fullmatch(r"-|[+-]?\d+(\.\d+)?", text) is not None
+    return not is_number and text.startswith(tuple("=+-@\t\r\n\uff0b\uff0d\uff1d\uff20"))
 
 
 def write(predictions: Iterable[Prediction], style: str, file: IO[str]) -> None:

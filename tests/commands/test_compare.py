@@ -62,9 +62,9 @@ def test_runs_are_compared(run: str, tiny_args: list[str], capsys: pytest.Captur
     assert main(["test", *runs, "died\x1b[2J", "damaged.ckpt", "--data.root", "elsewhere"]) == 1
     printed = capsys.readouterr()
     assert printed.out == out
-    lines = [line for line in printed.err.splitlines() if line.startswith("error")]
-    assert lines[0].startswith(r"error: died\x1b[2J is left out: died\x1b[2J is neither a run's folder")
-    assert lines[1].startswith("error: damaged.ckpt is left out: damaged.ckpt is ")
+    first, second = [line for line in printed.err.splitlines() if line.startswith("error")]
+    assert first.startswith(r"error: died\x1b[2J is left out: died\x1b[2J is neither a run's folder")
+    assert second.startswith("error: damaged.ckpt is left out: damaged.ckpt is ")
     assert main(["test", *runs, "--data.root", "elsewhere", "--model.tta", "mirror"]) == 0
     assert capsys.readouterr().out.startswith("with test-time augmentation: mirror\n")
 

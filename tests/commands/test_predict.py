@@ -143,7 +143,7 @@ def test_a_csv_file_runs_nothing_and_is_the_same_bytes_everywhere(monkeypatch: p
     monkeypatch.setattr("cifar_lit.commands.predict.find_images", lambda _: [(None, list(ODD_NAMES))])
     monkeypatch.setattr("cifar_lit.commands.predict.predict", lambda *_, **__: ((name, top) for name in ODD_NAMES))
     assert main(["predict", "run", "path", "--format", "csv"]) == 0
-    content = file.buffer.getvalue()  # type: ignore[attr-defined]
+    content = file.buffer.getvalue()
     assert b"\r" not in content
     rows = list(csv.reader(io.StringIO(content.decode(errors="surrogateescape"), newline="")))[1:]
     assert [row[1::2] for row in rows] == [["'=cmd()", "-1", "猫"]] * len(ODD_NAMES)
