@@ -49,7 +49,7 @@ class Scored:
         return int(self.correct.sum()) / len(self.labels)
 
 
-def main(args: Sequence[str]) -> int:
+def _parser() -> CommandParser:
     parser = CommandParser(
         "compare",
         "RUN RUN...",
@@ -58,6 +58,11 @@ def main(args: Sequence[str]) -> int:
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder (its best checkpoint) or a checkpoint")
     add_options(parser, OF_COMPARE)
+    return parser
+
+
+def main(args: Sequence[str]) -> int:
+    parser = _parser()
     options = parser.parse_args(args)
     if len(options.runs) < 2:
         parser.error("compare needs two or more runs")

@@ -12,6 +12,12 @@ def number(text: str) -> int | float:
     return int(text) if text.isdecimal() else float(text)
 
 
+def count(text: str) -> int:
+    if int(text) >= 2**31:
+        raise ValueError("more than a C int holds")
+    return int(text)
+
+
 def boolean(text: str) -> bool:
     return bool(("false", "true").index(text.lower()))
 
@@ -24,7 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "trainer.accelerator": {"help": "cpu, gpu, mps, ... (default: auto)"},
     "trainer.devices": {"help": "how many, or which: 0,1 (default: auto)"},
     "trainer.strategy": {"help": "ddp for several devices (default: auto)"},
-    "trainer.num_nodes": {"type": int, "help": "machines (default: 1)"},
+    "trainer.num_nodes": {"type": count, "help": "machines (default: 1)"},
     "trainer.precision": {"help": "32-true, bf16-mixed, ... (default: 32-true)"},
     "trainer.limit_val_batches": {"type": number, "help": "validation batches, by number or fraction"},
     "trainer.limit_test_batches": {"type": number, "help": "test batches, by number or fraction"},

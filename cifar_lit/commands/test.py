@@ -28,12 +28,17 @@ cifar-lit test lightning_logs/version_0 lightning_logs/version_1
 """
 
 
-def main(args: Sequence[str]) -> int:
+def _parser() -> CommandParser:
     description = "Score a run or a checkpoint on validation and test. Several of them are compared in one table."
     parser = CommandParser("test", "RUN [RUN...]", description, EXAMPLES)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder (its best checkpoint) or a checkpoint")
     add_options(parser, OPTIONS)
     parser.add_argument("--report", action="store_true", help="write the run's report.html and results.json again")
+    return parser
+
+
+def main(args: Sequence[str]) -> int:
+    parser = _parser()
     options = parser.parse_args(args)
     with naming_options(parser.names):
         if len(options.runs) > 1:

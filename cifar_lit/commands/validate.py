@@ -10,11 +10,16 @@ EXAMPLES = "cifar-lit validate lightning_logs/version_0"
 OF_TEST = ("model.tta", "trainer.limit_test_batches")
 
 
-def main(args: Sequence[str]) -> int:
+def _parser() -> CommandParser:
     parser = CommandParser("validate", "RUN", "Score a run or a checkpoint on validation.", EXAMPLES)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder (its best checkpoint) or a checkpoint")
     add_options(parser, (name for name in OPTIONS if name not in OF_TEST))
     parser.set_defaults(report=False)
+    return parser
+
+
+def main(args: Sequence[str]) -> int:
+    parser = _parser()
     options = parser.parse_args(args)
     if len(options.runs) > 1:
         parser.error("give one run; cifar-lit compare takes several")

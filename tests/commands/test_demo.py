@@ -68,16 +68,15 @@ def odd_images(folder: Path) -> list[Path]:
 
 
 @pytest.fixture
-def page(run: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
+def page(run: str) -> Iterator[Page]:
     """Serve the page of the tiny run in a process of its own: Gradio leaves sockets and threads behind."""
     pytest.importorskip("gradio")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with monkeypatch.context() as patch:
-        for name in ("http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
-            patch.setenv(name, "socks5://127.0.0.1:9")  # which must not be asked for a page of this machine
-        demo = Run(["demo", str(RUN), "--port", str(port), "--max_upload_mb", "0.5"])
+    # A proxy that does not answer: it must not be asked for a page of this machine.
+    proxies = dict.fromkeys(("http_proxy", "HTTPS_PROXY", "ALL_PROXY"), "socks5://127.0.0.1:9")
+    demo = Run(["demo", str(RUN), "--port", str(port), "--max_upload_mb", "0.5"], environment=proxies)
     for _ in range(600):
         if "Ctrl-C" in demo.out or not demo.process.is_alive():
             break
