@@ -27,6 +27,11 @@ def score(
         metrics |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.endswith("/val")}
     if "test" in splits:
         model.predictions = None  # those of an earlier test
+        if 0 < trainer.limit_test_batches < 1:  # a fraction that is no whole batch would be refused after the training
+            datamodule.prepare_data()
+            datamodule.setup("test")
+            is_none = trainer.limit_test_batches * len(datamodule.test_dataloader()) < 1
+            trainer.limit_test_batches = 1 if is_none else trainer.limit_test_batches
         trainer.test(model, datamodule=datamodule, verbose=False)
         metrics |= model.predictions.metrics(model.classes) if model.predictions else {}
     return metrics

@@ -158,7 +158,8 @@ def test_other_values_are_taken(
 ) -> None:
     monkeypatch.setattr("cifar_lit.commands.demo.launch", lambda *_: "")
     monkeypatch.setattr("cifar_lit.commands.demo.make_page", lambda *_: SimpleNamespace(close=lambda **_: None))
-    monkeypatch.setattr("cifar_lit.commands.demo.threading.Event", lambda: SimpleNamespace(wait=lambda: None))
+    ends_at_once = SimpleNamespace(Event=lambda: SimpleNamespace(wait=lambda: None))
+    monkeypatch.setattr("cifar_lit.commands.demo.threading", ends_at_once)
     monkeypatch.setattr("cifar_lit.commands.sweep.Sweep.run", lambda _: None)
     monkeypatch.setattr("cifar_lit.commands.sweep.Sweep.summary", lambda _: [])
     assert main(command_line(command, option, value, root)) == 0
