@@ -21,6 +21,7 @@ class Results:
     Attributes:
         test_images: The fingerprint of the test images.
         num_val: Validation images that were scored, as ``num_test``; 0 for none.
+        total_val: Validation images that there are, where only a part was scored, as ``total_test``; None for all.
         checkpoint: The checkpoint that was scored; None for weights that were not saved.
         best_epoch: The epoch of the best checkpoint, counted from 1.
         train_seconds: Seconds of training, with validation and saving; ``images_per_second`` is without validation.
@@ -36,6 +37,8 @@ class Results:
     num_classes: int
     network: str
     num_parameters: int
+    total_val: int | None = None
+    total_test: int | None = None
     checkpoint: str | None = None
     recipe: str | None = None
     seed: int | None = None

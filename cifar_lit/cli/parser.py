@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -68,7 +69,19 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        if re.match(r"unrecognized arguments: --(config|ckpt_path|seed_everything|recipe|\w+\.\w+)\b", message):
+            message += "; a RUN has its own settings, and only some can be overridden"
         _refuse(message, self._option_string_actions)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as Python does; a text that is empty, as that of an unset variable, is refused."""
+        options, others = super().parse_known_args(args, namespace)
+        for name, value in vars(options).items():
+            option = f"--{name}" if f"--{name}" in self._option_string_actions else name
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and (not text.strip() or "\0" in text):
+                    raise UserError(f"{option} is {text!r}: must have a value, without NUL")
+        return options, others
 
     @property
     def names(self) -> dict[str, str]:

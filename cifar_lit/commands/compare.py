@@ -1,21 +1,25 @@
 """``cifar-lit compare RUN RUN...``: mean and spread over seeds, and whether runs differ significantly."""
 
-import json
+import argparse
 import statistics
-from argparse import SUPPRESS
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
+from cifar_lit.commands.options import OF_COMPARE, add_options, given
 from cifar_lit.data import Split
+from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
-from cifar_lit.files import shorten
+from cifar_lit.files import printable, shorten
 from cifar_lit.metrics import holm, mcnemar, paired_difference, wilson_interval
+from cifar_lit.networks.tta import TTA
 from cifar_lit.run import Run
 
 EXAMPLES = """
@@ -45,7 +49,7 @@ class Scored:
         return int(self.correct.sum()) / len(self.labels)
 
 
-def main(args: Sequence[str]) -> int:
+def _parser() -> CommandParser:
     parser = CommandParser(
         "compare",
         "RUN RUN...",
@@ -53,55 +57,101 @@ def main(args: Sequence[str]) -> int:
         EXAMPLES,
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder (its best checkpoint) or a checkpoint")
-    parser.add_argument(
-        "--data.root", dest="root", default=SUPPRESS, help="where the images are, if not where they were"
-    )
-    parser.add_argument("--data.cache_dir", dest="cache_dir", default=SUPPRESS, help="where decoded images are cached")
-    overrides = vars(parser.parse_args(args))
-    paths = overrides.pop("runs")
-    if len(paths) < 2:
+    add_options(parser, OF_COMPARE)
+    return parser
+
+
+def main(args: Sequence[str]) -> int:
+    parser = _parser()
+    options = parser.parse_args(args)
+    if len(options.runs) < 2:
         parser.error("compare needs two or more runs")
-    with naming_options(parser.names), reader_may_leave():
-        print(format_comparison(score_runs(paths, overrides)))
-    return 0
+    with naming_options(parser.names):
+        return compare(options, parser.names)
 
 
-def score_runs(paths: Sequence[str], overrides: Mapping[str, str]) -> list[Scored]:
-    """Score each run on the test images of its data, whose hyper-parameters are overridden."""
-    runs = [Run(path) for path in paths]
-    files = [run.file.resolve() for run in runs]
-    for run, file in zip(runs, files, strict=True):
-        if files.count(file) > 1:
-            raise UserError(f"{run.path} is given twice: name each run once")
-    loaded: dict[tuple[str, str], Split] = {}
-    return [_score(run, overrides, loaded) for run in tqdm(runs, desc="Testing", disable=None, leave=False)]
+def compare(options: argparse.Namespace, names: dict[str, str]) -> int:
+    """Print the comparison of all runs that can be scored; the exit code is 1 if some cannot."""
+    scored, left_out = score_runs(options.runs, given(options, "data"), **given(options, "model"))
+    if len(scored) < 2 and left_out:
+        raise next(iter(left_out.values()))
+    with reader_may_leave():
+        print(format_comparison(scored, **given(options, "model")))
+    for path, error in left_out.items():
+        if isinstance(error, UserError):
+            error.options = names
+        print(f"error: {printable(path)} is left out: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+    return 1 if left_out else 0
 
 
-def _score(run: Run, overrides: Mapping[str, str], loaded: dict[tuple[str, str], Split]) -> Scored:
+def score_runs(
+    paths: Sequence[str], overrides: Mapping[str, str], *, tta: Literal["none", TTA] = "none"
+) -> tuple[list[Scored], dict[str, UserError | OSError]]:
+    """Score each run on the test images of its data, whose hyper-parameters are overridden.
+
+    Returns the runs, and the errors of those that cannot be scored, by path.
+    """
+    runs: dict[str, Run] = {}
+    left_out: dict[str, UserError | OSError] = {}
+    for path in paths:
+        try:
+            runs[path] = Run(path)
+        except (UserError, OSError) as error:
+            left_out[path] = error
+    files = [Path(path).resolve() if path in left_out else runs[path].file.resolve() for path in paths]
+    if twice := [path for path, file in zip(paths, files, strict=True) if files.count(file) > 1]:
+        raise UserError(f"{twice[0]} is given twice: name each run once")
+    loaded: dict[tuple[str, str], Split | UserError | OSError] = {}
+    scored = []
+    for path, run in tqdm(runs.items(), desc="Testing", disable=None, leave=False):
+        try:
+            scored.append(_score(run, overrides, loaded, tta))
+        except (UserError, OSError) as error:
+            left_out[path] = error
+    return scored, left_out
+
+
+def _score(
+    run: Run,
+    overrides: Mapping[str, str],
+    loaded: dict[tuple[str, str], Split | UserError | OSError],
+    tta: Literal["none", TTA],
+) -> Scored:
     model, datamodule = run.model(), run.datamodule(**overrides)
     key = datamodule.hparams["source"], datamodule.hparams["root"]
-    if key not in loaded:
-        datamodule.prepare_data()
-        datamodule.setup("test")
-        assert datamodule.test is not None
-        loaded[key] = datamodule.test
-    images, labels = loaded[key]
+    split = loaded[key] = loaded[key] if key in loaded else _load(datamodule)
+    if isinstance(split, Exception):
+        raise split
+    images, labels = split
     results = run.results
-    training = run.config.get("trainer") or {"epochs": results and results.epochs}
+    training = run.config.get("trainer")
+    training = training if isinstance(training, dict) else {"epochs": results and results.epochs}
     settings = {**training, **model.hparams, **datamodule.hparams}
     return Scored(
-        name=shorten(run.path),
-        recipe=results.recipe if results and results.recipe else type(model.net).__name__,
+        name=printable(shorten(run.path)),
+        recipe=printable(results.recipe if results and results.recipe else type(model.net).__name__),
         seed=int(datamodule.hparams["seed"]),
         settings={name: value for name, value in settings.items() if name not in IGNORED},
         labels=labels,
-        correct=model.predict(images.permute(0, 3, 1, 2)).argmax(1) == labels,
+        correct=model.predict(images.permute(0, 3, 1, 2), tta=tta).argmax(1) == labels,
     )
 
 
-def format_comparison(runs: Sequence[Scored]) -> str:
+def _load(datamodule: CIFAR10DataModule) -> Split | UserError | OSError:
+    """Return the test images, or the error: the next run of the same data does not try again."""
+    try:
+        datamodule.prepare_data()
+        datamodule.setup("test")
+    except (UserError, OSError) as error:
+        return error
+    assert datamodule.test is not None
+    return datamodule.test
+
+
+def format_comparison(runs: Sequence[Scored], *, tta: str = "none") -> str:
     """Return the comparison of two or more runs as tables for a terminal of 80 columns."""
-    lines = [f"{'run':<36}{'recipe':<12}{'seed':>6}{'accuracy':>10}   95 % interval"]
+    lines = [f"with test-time augmentation: {tta}"] if tta != "none" else []
+    lines += [f"{'run':<36}{'recipe':<12}{'seed':>6}{'accuracy':>10}   95 % interval"]
     for run in runs:
         low, high = wilson_interval(int(run.correct.sum()), len(run.correct))
         name, recipe = _end_of(run.name, 34), run.recipe[:11]
@@ -112,7 +162,7 @@ def format_comparison(runs: Sequence[Scored]) -> str:
 def _format_groups(runs: Sequence[Scored]) -> list[str]:
     groups: dict[str, list[Scored]] = {}
     for run in runs:
-        groups.setdefault(json.dumps([run.recipe, run.settings], sort_keys=True), []).append(run)
+        groups.setdefault(repr([run.recipe, sorted(run.settings.items(), key=str)]), []).append(run)
     lines = [f"{'the same settings':<36}{'runs':>6}{'seeds':>7}{'mean':>10}{'s.d.':>10}"]
     for group in groups.values():
         title = _title(group[0], runs)
@@ -131,7 +181,7 @@ def _title(run: Scored, runs: Sequence[Scored]) -> str:
         for name, value in run.settings.items()
         if any(settings.get(name) != value for settings in same)
     ]
-    return ", ".join([run.recipe, *differing])
+    return printable(", ".join([run.recipe, *differing]))
 
 
 def _format_tests(runs: Sequence[Scored]) -> list[str]:

@@ -4,7 +4,6 @@ import argparse
 import math
 import os
 import socket
-import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cifar_lit.cli.parser import CommandParser, naming_options
+from cifar_lit.commands.serving import LOOPBACK, OwnHosts, own_names, uploads_folder
 from cifar_lit.data.decoding import read_image
 from cifar_lit.errors import UserError, import_extra, require
 from cifar_lit.evaluation.plots import confident_errors
+from cifar_lit.files import printable
 from cifar_lit.metrics import Predictions
 from cifar_lit.module import ImageClassifier
 from cifar_lit.run import Run
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ZOOM = 8
 """Screen pixels for each pixel of the model's input."""
 NUM_ERRORS = 10
@@ -41,20 +41,21 @@ Tested = tuple[Predictions, Tensor]
 def main(args: Sequence[str]) -> int:
     parser = _parser()
     options = parser.parse_args(args)
-    # Nothing is sent anywhere, and uploads stay in a folder that is removed at the end.
+    # Nothing is sent anywhere, so no proxy is needed: Gradio would ask it for the page itself.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
-    with naming_options(parser.names), tempfile.TemporaryDirectory(prefix="cifar_lit") as uploads:
+    os.environ |= {"NO_PROXY": "*", "no_proxy": "*"}
+    with naming_options(parser.names), uploads_folder() as uploads:
         _check(options)
         run = Run(options.run)
-        os.environ["GRADIO_TEMP_DIR"] = uploads
+        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
         import_extra("gradio", extra="demo")
         model, tested = run.model(), None
         try:
             with naming_options(parser.names):
                 tested = predict_test_images(run, model, {"root": options.root} if options.root else {})
         except (UserError, OSError) as error:
-            print(f"no errors are shown, because the test images are missing: {error}")
-        page = make_page(model, str(run.path), tested, Path(uploads))
+            print(f"no errors are shown, because the test images are missing: {printable(str(error))}")
+        page = make_page(model, str(run.path), tested, uploads)
         url = launch(page, options)
         try:
             if options.host not in LOOPBACK:
@@ -83,7 +84,7 @@ def _check(options: argparse.Namespace) -> None:
     require("port", options.port, options.port is None or 0 < options.port < 2**16, f"from 1 to {2**16 - 1}")
     try:
         socket.getaddrinfo(options.host, options.port)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise UserError(f"`host` is {options.host}: no such address ({error})") from error
 
 
@@ -160,13 +161,13 @@ def enlarge(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def launch(page: Any, options: argparse.Namespace) -> str:
     """Serve a page, Gradio's ``Blocks``, and return its URL."""
-    gradio = import_extra("gradio", extra="demo")
+    gradio, middleware = (import_extra(name, extra="demo") for name in ("gradio", "starlette.middleware"))
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # without downloads
     try:
         _, url, _ = page.launch(
             server_name=options.host,
             server_port=options.port,
-            max_file_size=int(options.max_upload_mb * 2**20),
+            max_file_size=max(1, int(options.max_upload_mb * 2**20)),
             share=False,
             show_error=True,
             quiet=True,
@@ -174,6 +175,7 @@ def launch(page: Any, options: argparse.Namespace) -> str:
             ssr_mode=False,
             theme=theme,
             css=STYLE,
+            app_kwargs={"middleware": [middleware.Middleware(OwnHosts, names=own_names(options.host))]},
         )
     except OSError as error:
         taken = f"`host` is {options.host}, `port` is {options.port or 'any from 7860 to 7959'}"

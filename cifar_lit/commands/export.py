@@ -1,16 +1,21 @@
 """Export of a run to a file for use elsewhere, checked against the model."""
 
+import argparse
+import contextlib
 import json
 import logging
+import re
+import shutil
 import statistics
 import tempfile
 import timeit
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from cifar_lit.checkpoint import save_safetensors
@@ -19,7 +24,7 @@ from cifar_lit.data.augment import to_float
 from cifar_lit.data.synthetic import Synthetic
 from cifar_lit.errors import UserError, import_extra
 from cifar_lit.evaluation.card import card_fingerprint, fingerprint, write_card
-from cifar_lit.files import shorten, write_atomic
+from cifar_lit.files import printable, shorten, write_atomic
 from cifar_lit.module import ImageClassifier
 from cifar_lit.run import Run
 
@@ -28,6 +33,8 @@ PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": (), "safetenso
 NUM_CHECKED = 1000
 TOLERANCE = 1e-4
 """Largest allowed difference of a logit, relative to the largest logit (or to 1, if that is larger)."""
+LEFT_OVER = re.compile(r"\.lock|\.export\w{8}|\.(README\.md|config\.json|model\.\w+)\.\w+\.part")
+"""Names of what an export writes on its way."""
 BATCH_SIZE = 100
 NUM_TIMED = 9
 EXAMPLES = """
@@ -44,47 +51,72 @@ def main(args: Sequence[str]) -> int:
     options = parser.parse_args(args)
     formats = list(dict.fromkeys(options.to))
     with naming_options(parser.names):
+        if options.input != "uint8" and not {"onnx", "pt2"} & set(formats):
+            raise UserError("`input` is float: only onnx and pt2 have an input; leave it out, or name them with `to`")
         for package in (package for kind in formats for package in PACKAGES[kind]):
             import_extra(package, extra="export")
         run = Run(options.run)
         model = run.model()
         folder = Path(options.output or (run.folder or run.file.parent) / "export")
-        prepare_folder(folder, run, model)
-        images, title = images_to_check(run)
-        images = to_float(images).contiguous() if options.input == "float" else images
-        print(f"checked against the model: {title}\n\n{'':<20}{'bytes':>12}{'difference':>12}", flush=True)
-        data_options, results = run.checkpoint.get("datamodule_hyper_parameters", {}), run.results
-        if results and Path(results.checkpoint or "").name != run.file.name:
-            results = None  # of another checkpoint of the run
-        write_card(folder, model, data_options, results)  # first: it marks the folder as an export
-        computed_by: dict[str, Logits] = {"PyTorch": model}
-        for kind in formats:
-            difference, computed_by[f"model.{kind}"] = export(model, kind, images, folder)
-            size = (folder / f"model.{kind}").stat().st_size
-            print(f"model.{kind:<14}{size:>12,}{difference:>12.1e}", flush=True)
-        print("\nThe difference is the largest of a logit; all predicted classes are equal.")
-        write_card(folder, model, data_options, results)
-        if options.benchmark:
-            print_speeds(computed_by, images)
-        print(f"\nfolder  {shorten(folder)}")
+        with writing(folder, run, model):
+            write_all(run, model, formats, folder, options)
     return 0
 
 
-def prepare_folder(folder: Path, run: Run, model: ImageClassifier) -> None:
-    """Create the folder; it may hold an export, and files of another model are removed from it."""
+def write_all(
+    run: Run, model: ImageClassifier, formats: Sequence[str], folder: Path, options: argparse.Namespace
+) -> None:
+    """Write and check a file for each format, with the card, and print a table."""
+    images, title = images_to_check(run)
+    images = to_float(images).contiguous() if options.input == "float" else images
+    print(f"checked against the model: {title}\n\n{'':<20}{'bytes':>12}{'difference':>12}", flush=True)
+    data_options, results = run.checkpoint.get("datamodule_hyper_parameters", {}), run.results
+    if results and Path(results.checkpoint or "").name != run.file.name:
+        results = None  # of another checkpoint of the run
+    write_card(folder, model, data_options, results)  # first: it marks the folder as an export
+    computed_by: dict[str, Logits] = {"PyTorch": model}
+    for kind in formats:
+        difference, computed_by[f"model.{kind}"] = export(model, kind, images, folder)
+        size = (folder / f"model.{kind}").stat().st_size
+        print(f"model.{kind:<14}{size:>12,}{difference:>12.1e}", flush=True)
+    print("\nThe difference is the largest of a logit; all predicted classes are equal.")
+    write_card(folder, model, data_options, results)
+    if options.benchmark:
+        print_speeds(computed_by, images)
+    print(f"\nfolder  {printable(shorten(folder))}")
+
+
+@contextlib.contextmanager
+def writing(folder: Path, run: Run, model: ImageClassifier) -> Iterator[None]:
+    """Create the folder, and keep other exports out of it; it may hold an export, or what a killed one left behind.
+
+    Files of another model are removed.
+    """
     if folder.resolve() == run.file.parent.resolve():
         raise UserError(f"`output` is {folder}, the folder of the model itself: give another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"`output` is {folder}: cannot be created ({error.strerror})") from error
-    before = card_fingerprint(folder)
-    if before is None and any(folder.iterdir()):
+    if card_fingerprint(folder) is None and not all(LEFT_OVER.fullmatch(path.name) for path in folder.iterdir()):
         raise UserError(f"`output` is {folder}, which holds other files than an export: give another folder")
-    if before not in (None, fingerprint(model)):
-        print(f"files of another model are removed from {shorten(folder)}")
-        for file in (*folder.glob("model.*"), folder / "config.json"):
-            file.unlink(missing_ok=True)
+    lock = FileLock(folder / ".lock")
+    with contextlib.suppress(NotImplementedError):  # a file system without locks
+        lock.acquire()
+    try:
+        for left_over in (path for path in folder.iterdir() if LEFT_OVER.fullmatch(path.name)):
+            if left_over.is_dir() and not left_over.is_symlink():
+                shutil.rmtree(left_over)
+            elif left_over.name != ".lock":
+                left_over.unlink()
+        if card_fingerprint(folder) not in (None, fingerprint(model)):
+            print(f"files of another model are removed from {printable(shorten(folder))}")
+            for file in (*folder.glob("model.*"), folder / "config.json"):
+                file.unlink(missing_ok=True)
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def images_to_check(run: Run) -> tuple[Tensor, str]:
@@ -98,7 +130,7 @@ def images_to_check(run: Run) -> tuple[Tensor, str]:
         index = torch.linspace(0, len(split.labels) - 1, min(NUM_CHECKED, len(split.labels))).long()
         own = split.images[index]
     except (UserError, OSError) as error:
-        print(f"the run's own images are not available ({error})")
+        print(f"the run's own images are not available ({printable(str(error))})")
     synthetic = Synthetic(num_test=NUM_CHECKED).load("test").images[: NUM_CHECKED - len(own)]
     counts = {"images of the run's own data": len(own), "synthetic images": len(synthetic)}
     title = " and ".join(f"{count:,} {name}" for name, count in counts.items() if count)

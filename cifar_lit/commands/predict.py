@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from cifar_lit.data.decoding import read_image
 from cifar_lit.data.listing import is_archive, list_images, say
 from cifar_lit.data.unpacking import MAX_BYTES
 from cifar_lit.errors import UserError, require
+from cifar_lit.files import printable
 from cifar_lit.module import ImageClassifier
 from cifar_lit.run import Run
 
@@ -61,9 +63,12 @@ def main(args: Sequence[str]) -> int:
                     continue
                 num_broken += 1
                 with bar.external_write_mode(file=sys.stderr):
-                    print(f"error: {name} {top}", file=sys.stderr)
+                    print(f"error: {printable(f'{name} {top}')}", file=sys.stderr)
 
         with reader_may_leave():
+            if isinstance(sys.stdout, io.TextIOWrapper) and options.format != "table" and not sys.stdout.isatty():
+                # A file is the same bytes everywhere; a name that is no text keeps its bytes.
+                sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
             write(predictions(), options.format, sys.stdout)
     return 1 if num_broken else 0
 
@@ -85,6 +90,7 @@ def _move(model: ImageClassifier, device: str) -> None:
     try:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         model.to(torch.device(device) if device != "auto" else accelerator or torch.device("cpu"))
+        model.mean.cpu()  # the meta device holds no values
     except (RuntimeError, AssertionError) as error:  # what torch raises for a device that is unknown or missing
         raise UserError(f"`device` is {device}: not available here ({error})") from error
 
@@ -158,18 +164,29 @@ def _decode(item: tuple[str, bytes | Path | UserError]) -> NDArray[np.uint8] | U
         return error
 
 
+def _is_formula(text: str) -> bool:
+    """Return whether a spreadsheet would compute a cell; a number is none, and neither is ``-``, standard input."""
+    is_number = re.fullmatch(r"-|[+-]?\d+(\.\d+)?", text) is not None
+    return not is_number and text.startswith(tuple("=+-@\t\r\n\uff0b\uff0d\uff1d\uff20"))
+
+
 def write(predictions: Iterable[Prediction], style: str, file: IO[str]) -> None:
-    """Print predictions as they come: as a ``table`` for people, or as ``csv``, ``jsonl`` or ``json``."""
+    """Print predictions as they come: as a ``table`` for people, or as ``csv``, ``jsonl`` or ``json``.
+
+    Lines of CSV end in a line feed. No cell of it is a formula for a spreadsheet: a path gets ``./`` in front, which
+    names the same file, and a label an apostrophe (OWASP, "CSV Injection").
+    """
     if style == "table":
         for name, top in predictions:
+            name = printable(name)
             short = name if len(name) <= 36 else "..." + name[-33:]
-            print(f"{short:<36}  " + "  ".join(f"{label[:16]} {p:.3f}" for label, p in top), file=file)
+            print(f"{short:<36}  " + "  ".join(f"{printable(label)[:16]} {p:.3f}" for label, p in top), file=file)
     elif style == "csv":
-        table = csv.writer(file)
+        table, shown = csv.writer(file, lineterminator="\n"), printable if file.isatty() else str
         for number, (name, top) in enumerate(predictions):
-            row = {"path": name}
+            row = {"path": shown("./" * _is_formula(name) + name)}
             for rank, (label, p) in enumerate(top, start=1):
-                row |= {f"label_{rank}": label, f"probability_{rank}": f"{p:.6f}"}
+                row |= {f"label_{rank}": shown("'" * _is_formula(label) + label), f"probability_{rank}": f"{p:.6f}"}
             if number == 0:
                 table.writerow(row)
             table.writerow(row.values())

@@ -1,14 +1,14 @@
 """Search for hyper-parameters with Optuna, judged on validation."""
 
 import argparse
+import contextlib
 import hashlib
 import json
-import math
 import os
 import shlex
 import socket
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from cifar_lit.callbacks.pruning import PruningCallback
 from cifar_lit.cli.filters import without_notices
 from cifar_lit.cli.fit import fit
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
+from cifar_lit.commands.ranges import RANGES, Suggest, parse_ranges
 from cifar_lit.errors import UserError, import_extra, is_out_of_memory, require
-from cifar_lit.files import shorten
+from cifar_lit.files import printable, shorten
 from cifar_lit.recipes import RECIPES
 from cifar_lit.run import LOGS
 
@@ -36,7 +37,6 @@ TRIAL_OPTIONS = ["--no_report"] + [
     for name in ("enable_checkpointing", "logger", "enable_progress_bar", "enable_model_summary")
 ]
 """Options of ``fit`` for a trial: its result goes into the study, and it leaves nothing else behind."""
-RANGES = "NAME=log:LOW:HIGH, NAME=lin:LOW:HIGH, NAME=int:LOW:HIGH or NAME=VALUE,VALUE"
 
 
 def main(args: Sequence[str]) -> int:
@@ -46,25 +46,26 @@ def main(args: Sequence[str]) -> int:
         require("trials", options.trials, options.trials >= 1, "at least 1")
         if options.ckpt_path is not None:
             raise UserError("`ckpt_path`: a trial trains from the start: leave it out")
-        ranges = dict(parse_range(text) for text in options.set)
-        if len(ranges) < len(options.set):
-            raise UserError("`set`: an option is named twice; give all its values at once")
         machine = {name: value for name in MACHINE_OPTIONS if (value := vars(options)[name]) is not None}
+        given = {word.partition("=")[0].removeprefix("--") for word in training if word.startswith("--")}
+        ranges = parse_ranges(options.set, given | machine.keys())
         searched = json.dumps([options.recipe, sorted(options.set), training])
         name = options.study or f"{options.recipe}-{hashlib.sha256(searched.encode()).hexdigest()[:8]}"
         storage = options.storage or _default_storage(machine.get("trainer.default_root_dir", "."))
         sweep = Sweep(["--recipe", options.recipe, *training, *_as_options(machine)], ranges, options.trials)
         sweep.open(storage, name, searched)
-        sweep.run()
+        with sweep.using_storage():
+            sweep.run()
+            summary = sweep.summary()
         with reader_may_leave():
-            print("\n" + sweep.summary())
+            print("\n" + "\n".join(map(printable, summary)))
     return 0
 
 
 class Sweep:
     """A study in a database, and the fits that are its trials."""
 
-    def __init__(self, fit_options: list[str], ranges: dict[str, Callable[[Any], Any]], num_trials: int) -> None:
+    def __init__(self, fit_options: list[str], ranges: dict[str, Suggest], num_trials: int) -> None:
         self.optuna = import_extra("optuna", extra="sweep")
         self.optuna.logging.set_verbosity(self.optuna.logging.ERROR)
         self.fit_options = fit_options
@@ -94,12 +95,30 @@ class Sweep:
                 sampler=optuna.samplers.TPESampler(),
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
             )
-        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError) as error:
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError) as error:
+            # RuntimeError: Optuna's, for a database of another version.
             raise UserError(f"`storage` is {self.url!r}: cannot be opened ({type(error).__name__}: {error})") from error
-        before = self.study.user_attrs.get("searched", searched)
+        try:
+            self.study.get_trials()
+            before, directions = self.study.user_attrs.get("searched", searched), self.study.directions
+        except Exception as error:  # Optuna does not document what it raises for a damaged study
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"`study` is {name}: it is damaged ({reason}); give another name") from error
+        if directions != [optuna.study.StudyDirection.MAXIMIZE]:
+            raise UserError(f"`study` is {name}, which searches another kind of best value: give another name")
         if before != searched:
             raise UserError(f"`study` is {name}, which searches something else ({before}): give another name")
         self.study.set_user_attr("searched", searched)
+
+    @contextlib.contextmanager
+    def using_storage(self) -> Iterator[None]:
+        """Turn a database that is locked or lost into a ``UserError``; what is in it stays."""
+        sqlalchemy = import_extra("sqlalchemy", extra="sweep")
+        try:
+            yield
+        except (self.optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+            reason = f"{error.__cause__ or error}; the same command resumes the sweep"
+            raise UserError(f"`storage` is {self.url!r}: {reason}", exit_code=1) from error
 
     def trials(self, *states: str) -> list[Any]:
         return [trial for trial in self.study.get_trials() if trial.state.name in states]
@@ -107,12 +126,13 @@ class Sweep:
     def run(self) -> None:
         """Run trials until the study has so many, with those of earlier starts and of other machines."""
         for trial in self.trials("RUNNING"):  # those of killed processes here; on other machines the heartbeat sees it
-            host, _, pid = trial.user_attrs.get("process", "").rpartition(":")
+            host, _, pid = str(trial.user_attrs.get("process")).rpartition(":")
             if host == socket.gethostname() and Path("/proc/self").exists() and not Path("/proc", pid).exists():
                 self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
                 self.study.enqueue_trial(trial.params)  # try its values again
         if done := len(self.trials("COMPLETE", "PRUNED")):
-            print(f"resuming study {self.study.study_name}: {done} of {self.num_trials} trials are done", flush=True)
+            name = printable(self.study.study_name)
+            print(f"resuming study {name}: {done} of {self.num_trials} trials are done", flush=True)
         while len(self.trials("COMPLETE", "PRUNED")) < self.num_trials:
             self.study.optimize(self._run_trial, n_trials=1)
 
@@ -139,46 +159,26 @@ class Sweep:
                 reason = f"failed ({' '.join(str(error).split())})"
             else:  # if no values have succeeded so far, it may be the whole command that is wrong
                 raise
-            print(f"{head}  {reason}, {tried}", flush=True)
+            print(printable(f"{head}  {reason}, {tried}"), flush=True)
             raise self.optuna.TrialPruned from error
         epochs = f"{'stopped after ' * pruner.is_pruned}{pruner.num_epochs} epoch{'s' * (pruner.num_epochs > 1)}"
-        print(f"{head}  {pruner.best:.4f}  {tried}, {epochs}", flush=True)
+        print(printable(f"{head}  {pruner.best:.4f}  {tried}, {epochs}"), flush=True)
         if pruner.is_pruned:
             raise self.optuna.TrialPruned
         return pruner.best
 
-    def summary(self) -> str:
+    def summary(self) -> list[str]:
         """Return the best trial, and the command that trains and tests it, as lines of text."""
         if not self.trials("COMPLETE"):
             raise UserError("no trial finished: give other ranges, or more `trials`", exit_code=1)
         best = self.study.best_trial
-        return (
-            f"best      trial {best.number + 1}: {best.value:.4f} on validation\n"
-            f"trials    {len(self.trials('COMPLETE'))} finished, {len(self.trials('PRUNED'))} stopped early\n"
-            f"study     {self.study.study_name} in {self.url!r}\n\n"
-            + shlex.join(["cifar-lit", "fit", *self.fit_options, *_as_options(best.params)])
-        )
-
-
-def parse_range(text: str) -> tuple[str, Callable[[Any], Any]]:
-    """Read a value of ``--set``; return the option's name, and the function that gives a trial its value."""
-    name, _, values = text.removeprefix("--").partition("=")
-    kind, *ends = values.split(":")
-    try:
-        if not (name and values):
-            raise ValueError("a name or its values are missing")
-        if kind in ("log", "lin", "int") and ends:
-            low, high = (int(end) if kind == "int" else float(end) for end in ends)
-            if not (-math.inf < low < high < math.inf and (kind != "log" or low > 0)):
-                raise ValueError("the first number must be the lower, and above 0 for log")
-            if kind == "int":
-                return name, lambda trial: trial.suggest_int(name, low, high)
-            return name, lambda trial: trial.suggest_float(name, low, high, log=kind == "log")
-        if "," not in values:
-            raise ValueError("one value is no search")
-    except ValueError as error:
-        raise UserError(f"`set` is {text}: {error}; give {RANGES}") from error
-    return name, lambda trial: trial.suggest_categorical(name, values.split(","))
+        return [
+            f"best      trial {best.number + 1}: {best.value:.4f} on validation",
+            f"trials    {len(self.trials('COMPLETE'))} finished, {len(self.trials('PRUNED'))} stopped early",
+            f"study     {self.study.study_name} in {self.url!r}",
+            "",
+            shlex.join(["cifar-lit", "fit", *self.fit_options, *_as_options(best.params)]),
+        ]
 
 
 def _default_storage(root: str) -> str:
@@ -191,7 +191,7 @@ def _default_storage(root: str) -> str:
 
 
 def _as_options(values: Mapping[str, Any]) -> list[str]:
-    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
+    return [f"--{name}={value}" for name, value in values.items()]
 
 
 def _parser() -> CommandParser:

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from cifar_lit.callbacks.progress import ProgressBar
 from cifar_lit.cli.arguments import check_devices
@@ -12,12 +12,13 @@ from cifar_lit.cli.filters import filter_logs
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
 from cifar_lit.cli.trainer import make_trainer
 from cifar_lit.commands import compare
+from cifar_lit.commands.options import OF_COMPARE, OPTIONS, add_options, given
 from cifar_lit.errors import UserError
 from cifar_lit.evaluation.report import write_report
 from cifar_lit.evaluation.score import describe, score
 from cifar_lit.evaluation.table import format_table
 from cifar_lit.files import shorten, write_atomic
-from cifar_lit.networks.tta import TTA
+from cifar_lit.results import Results
 from cifar_lit.run import REPORT, RESULTS, Run
 
 EXAMPLES = """
@@ -27,62 +28,41 @@ cifar-lit test lightning_logs/version_0 lightning_logs/version_1
 """
 
 
-def number(text: str) -> int | float:
-    return int(text) if text.isdecimal() else float(text)
-
-
-def boolean(text: str) -> bool:
-    return bool(("false", "true").index(text.lower()))
-
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "--data.root": {"help": "where the images are, if not where they were"},
-    "--data.cache_dir": {"help": "where decoded images are cached"},
-    "--data.mirror": {"help": "a URL of CIFAR-10 that is tried first"},
-    "--model.tta": {"choices": ("none", *get_args(TTA)), "help": "test-time augmentation, if not that of the run"},
-    "--trainer.accelerator": {"help": "cpu, gpu, mps, ... (default: auto)"},
-    "--trainer.devices": {"help": "how many, or which: 0,1 (default: auto)"},
-    "--trainer.strategy": {"help": "ddp for several devices (default: auto)"},
-    "--trainer.num_nodes": {"type": int, "help": "machines (default: 1)"},
-    "--trainer.precision": {"help": "32-true, bf16-mixed, ... (default: 32-true)"},
-    "--trainer.limit_val_batches": {"type": number, "help": "validation batches, by number or fraction"},
-    "--trainer.limit_test_batches": {"type": number, "help": "test batches, by number or fraction"},
-    "--trainer.enable_progress_bar": {"type": boolean, "help": "true or false (default: true)"},
-}
-"""Those of ``fit`` that make sense for a run that is scored. What is not given has no entry in the parsed options."""
-
-
-def make_parser(name: str, arguments: str, description: str, examples: str) -> CommandParser:
-    """Return a parser with what ``test`` and ``validate`` have in common."""
-    parser = CommandParser(name, arguments, description, examples)
+def _parser() -> CommandParser:
+    description = "Score a run or a checkpoint on validation and test. Several of them are compared in one table."
+    parser = CommandParser("test", "RUN [RUN...]", description, EXAMPLES)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder (its best checkpoint) or a checkpoint")
-    for option, details in OPTIONS.items():
-        metavar = None if "choices" in details else option.rpartition(".")[2].upper()
-        parser.add_argument(option, default=argparse.SUPPRESS, metavar=metavar, **details)
-    parser.set_defaults(report=False)
+    add_options(parser, OPTIONS)
+    parser.add_argument("--report", action="store_true", help="write the run's report.html and results.json again")
     return parser
 
 
 def main(args: Sequence[str]) -> int:
-    description = "Score a run or a checkpoint on validation and test. Several of them are compared in one table."
-    parser = make_parser("test", "RUN [RUN...]", description, EXAMPLES)
-    parser.add_argument("--report", action="store_true", help="write the run's report.html and results.json again")
+    parser = _parser()
     options = parser.parse_args(args)
-    if len(options.runs) > 1:
-        return compare.main(args)
     with naming_options(parser.names):
+        if len(options.runs) > 1:
+            _check_comparison(options)
+            return compare.compare(options, parser.names)
         score_run(options, splits=("val", "test"))
     return 0
+
+
+def _check_comparison(options: argparse.Namespace) -> None:
+    others = [name for name in OPTIONS if name in options and name not in OF_COMPARE] + ["report"] * options.report
+    if others:
+        takes = ", ".join(f"--{name}" for name in OF_COMPARE)
+        raise UserError(f"`{others[0].rpartition('.')[2]}` is for one run; the comparison of several takes {takes}")
 
 
 def score_run(options: argparse.Namespace, *, splits: tuple[str, ...]) -> None:
     """Score the weights of a run and print the table."""
     filter_logs()
-    run, trainer_options = Run(options.runs[0]), _given(options, "trainer")
+    run, trainer_options = Run(options.runs[0]), given(options, "trainer")
     if options.report:
         _check_report(run, trainer_options)
     folder, before = (run.folder, run.results) if options.report else (None, None)
-    model, datamodule = run.model(**_given(options, "model")), run.datamodule(**_given(options, "data"))
+    model, datamodule = run.model(**given(options, "model")), run.datamodule(**given(options, "data"))
     check_devices(trainer_options.get("devices"), trainer_options.get("accelerator", "auto"))
     bars = [ProgressBar()] if trainer_options.get("enable_progress_bar", True) else []
     writes_nothing = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
@@ -91,16 +71,25 @@ def score_run(options: argparse.Namespace, *, splits: tuple[str, ...]) -> None:
     if not trainer.is_global_zero:
         return
     results = describe(model, datamodule, metrics, checkpoint=shorten(run.file))
-    if folder is not None:
+    is_part = before is not None and (results.num_val < before.num_val or results.num_test < before.num_test)
+    if folder is not None and not is_part:
         assert datamodule.test is not None
-        known = {name: value for name, value in vars(results).items() if value not in (None, 0)}
-        if before and before.checkpoint and Path(before.checkpoint).name != run.file.name:
-            known["best_epoch"] = None
-        results = dataclasses.replace(before or results, **known)  # keeps what only the training knows
+        results = _merge(before, results)
         write_report(folder / REPORT, results, model, datamodule.test.images)
         write_atomic(folder / RESULTS, results.to_json())
     with reader_may_leave():
         print("\n" + format_table(results, run=shorten(folder) if folder else None))
+    if is_part:
+        raise UserError(f"`report`: fewer images than before were scored, so {RESULTS} is kept", exit_code=1)
+
+
+def _merge(before: Results | None, results: Results) -> Results:
+    """Keep what only the training knows."""
+    known = {name: value for name, value in vars(results).items() if value not in (None, 0)}
+    known |= {"total_val": results.total_val, "total_test": results.total_test}
+    if before and before.checkpoint and Path(before.checkpoint).name != Path(results.checkpoint or "").name:
+        known["best_epoch"] = None
+    return dataclasses.replace(before or results, **known)
 
 
 def _check_report(run: Run, trainer_options: dict[str, Any]) -> None:
@@ -109,8 +98,3 @@ def _check_report(run: Run, trainer_options: dict[str, Any]) -> None:
     for name in ("limit_val_batches", "limit_test_batches"):
         if name in trainer_options:
             raise UserError(f"`report` replaces the results of all images: leave out `{name}`")
-
-
-def _given(options: argparse.Namespace, group: str) -> dict[str, Any]:
-    prefix = f"{group}."
-    return {name.removeprefix(prefix): value for name, value in vars(options).items() if name.startswith(prefix)}

@@ -2,14 +2,24 @@
 
 from collections.abc import Sequence
 
-from cifar_lit.cli.parser import naming_options
-from cifar_lit.commands.test import make_parser, score_run
+from cifar_lit.cli.parser import CommandParser, naming_options
+from cifar_lit.commands.options import OPTIONS, add_options
+from cifar_lit.commands.test import score_run
 
 EXAMPLES = "cifar-lit validate lightning_logs/version_0"
+OF_TEST = ("model.tta", "trainer.limit_test_batches")
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("validate", "RUN", "Score a run or a checkpoint on validation.", EXAMPLES)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder (its best checkpoint) or a checkpoint")
+    add_options(parser, (name for name in OPTIONS if name not in OF_TEST))
+    parser.set_defaults(report=False)
+    return parser
 
 
 def main(args: Sequence[str]) -> int:
-    parser = make_parser("validate", "RUN", "Score a run or a checkpoint on validation.", EXAMPLES)
+    parser = _parser()
     options = parser.parse_args(args)
     if len(options.runs) > 1:
         parser.error("give one run; cifar-lit compare takes several")

@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from cifar_lit.data import Split
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.module import ImageClassifier
@@ -26,6 +27,11 @@ def score(
         metrics |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.endswith("/val")}
     if "test" in splits:
         model.predictions = None  # those of an earlier test
+        if 0 < trainer.limit_test_batches < 1:  # a fraction that is no whole batch would be refused after the training
+            datamodule.prepare_data()
+            datamodule.setup("test")
+            is_none = trainer.limit_test_batches * len(datamodule.test_dataloader()) < 1
+            trainer.limit_test_batches = 1 if is_none else trainer.limit_test_batches
         trainer.test(model, datamodule=datamodule, verbose=False)
         metrics |= model.predictions.metrics(model.classes) if model.predictions else {}
     return metrics
@@ -35,12 +41,16 @@ def describe(
     model: ImageClassifier, datamodule: CIFAR10DataModule, metrics: dict[str, Any], **training: Any
 ) -> Results:
     """Return the results of a model that was just scored; ``training`` are other fields of ``Results``."""
+    num_val = model.num_val if metrics.get("Accuracy/val") is not None else 0
+    num_test = len(model.predictions.labels) if model.predictions else 0
     return Results(
         source=datamodule.hparams["source"],
         title=datamodule.source.title,
         num_train=len(datamodule.train.labels) if datamodule.train else 0,
-        num_val=model.num_val if metrics.get("Accuracy/val") is not None else 0,
-        num_test=len(model.predictions.labels) if model.predictions else 0,
+        num_val=num_val,
+        num_test=num_test,
+        total_val=_total(datamodule.val, num_val),
+        total_test=_total(datamodule.test, num_test),
         num_classes=len(model.classes),
         network=type(model.net).__name__,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -48,3 +58,8 @@ def describe(
         metrics={"Accuracy/val": None, "Loss/val": None, **metrics},
         **training,
     )
+
+
+def _total(split: Split | None, num_scored: int) -> int | None:
+    """Return the number of images of a split if only some of them were scored."""
+    return len(split.labels) if split and 0 < num_scored < len(split.labels) else None

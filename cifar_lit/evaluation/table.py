@@ -32,9 +32,18 @@ def format_table(results: Results, *, run: str | None = None) -> str:
 
 
 def describe_data(results: Results) -> str:
-    """Return the title of the data and how many images there are."""
-    sizes = {"train": results.num_train, "validation": results.num_val, "test": results.num_test}
-    return f"{results.title}: {', '.join(f'{number:,} {name}' for name, number in sizes.items() if number)}"
+    """Return the title of the data and how many images were used; a part of a split is marked."""
+    sizes = {
+        "train": (results.num_train, None),
+        "validation": (results.num_val, results.total_val),
+        "test": (results.num_test, results.total_test),
+    }
+    parts = [
+        f"{number:,} {name}" if total is None else f"a part ({number:,} of {total:,}) of {name}"
+        for name, (number, total) in sizes.items()
+        if number
+    ]
+    return f"{results.title}: {', '.join(parts)}"
 
 
 def _format(value: float | list[float] | None) -> str:

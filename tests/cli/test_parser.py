@@ -82,3 +82,26 @@ def test_a_misspelt_option_is_suggested_and_none_may_be_abbreviated() -> None:
         with pytest.raises(UserError) as error:
             parser.parse_args(args)
         assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ([""], "run is '': must have a value"),
+        (["x", "--batch_size="], "--batch_size is '': must have a value"),
+        (["x\0"], "run is 'x\\x00': must have a value"),
+        (
+            ["x", "--config", "a"],
+            "unrecognized arguments: --config a; a RUN has its own settings, and only some can be",
+        ),
+        (["x", "--trainer.fast_dev_run=1"], "--trainer.fast_dev_run=1; a RUN has its own settings"),
+        (["x", "--model.batch_size", "3"], "only some can be overridden; did you mean --batch_size?"),
+    ],
+)
+def test_an_empty_value_and_the_options_of_fit_are_refused_by_name(args: list[str], expected: str) -> None:
+    parser = CommandParser("try", "RUN", "Try.", "cifar-lit try x")
+    parser.add_argument("run")
+    parser.add_argument("--batch_size")
+    with pytest.raises(UserError) as error:
+        parser.parse_args(args)
+    assert expected in str(error.value)

@@ -55,6 +55,18 @@ def test_runs_are_compared(run: str, tiny_args: list[str], capsys: pytest.Captur
     assert float(group[2]) == pytest.approx(statistics.mean(accuracies), abs=1e-4)
     assert main(["test", *runs, "--data.root", "elsewhere"]) == 0  # the same by its other name
     assert capsys.readouterr().out == out
+    Path("died\x1b[2J/checkpoints").mkdir(parents=True)  # a run without a checkpoint ends no comparison
+    shutil.copy(RUN / "checkpoints/best.ckpt", "damaged.ckpt")
+    with Path("damaged.ckpt").open("r+b") as file:
+        file.truncate(1000)
+    assert main(["test", *runs, "died\x1b[2J", "damaged.ckpt", "--data.root", "elsewhere"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == out
+    first, second = [line for line in printed.err.splitlines() if line.startswith("error")]
+    assert first.startswith(r"error: died\x1b[2J is left out: died\x1b[2J is neither a run's folder")
+    assert second.startswith("error: damaged.ckpt is left out: damaged.ckpt is ")
+    assert main(["test", *runs, "--data.root", "elsewhere", "--model.tta", "mirror"]) == 0
+    assert capsys.readouterr().out.startswith("with test-time augmentation: mirror\n")
 
 
 def test_what_cannot_be_compared_is_named(run: str, refused: Refused) -> None:
@@ -69,10 +81,15 @@ def test_what_cannot_be_compared_is_named(run: str, refused: Refused) -> None:
         ([str(RUN), last, "--data.root", "other"], "was trained for the classes bright, dark, green"),
         ([str(RUN), last, "--data.root", "nowhere"], "--data.root nowhere"),
         ([str(RUN), "x", "--report"], "unrecognized arguments: --report"),
+        ([str(RUN), last, "--trainer.precision", "16-mixed"], "unrecognized arguments: --trainer.precision"),
     ):
         code, line = refused(["compare", *args])
         assert code == 2
         assert expected in line
+    for option, value in (("--trainer.precision", ["bf16-mixed"]), ("--report", [])):
+        code, line = refused(["test", str(RUN), last, option, *value])
+        assert code == 2
+        assert f"{option} is for one run; the comparison of several takes --data.root, " in line
     (RUN / "config.yaml").write_text("trainer: [")
     code, line = refused(["compare", str(RUN), last])
     assert "config.yaml is damaged" in line

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import time
+import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
@@ -73,7 +74,9 @@ def page(run: str) -> Iterator[Page]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    demo = Run(["demo", str(RUN), "--port", str(port), "--max_upload_mb", "0.5"])
+    # A proxy that does not answer: it must not be asked for a page of this machine.
+    proxies = dict.fromkeys(("http_proxy", "HTTPS_PROXY", "ALL_PROXY"), "socks5://127.0.0.1:9")
+    demo = Run(["demo", str(RUN), "--port", str(port), "--max_upload_mb", "0.5"], environment=proxies)
     for _ in range(600):
         if "Ctrl-C" in demo.out or not demo.process.is_alive():
             break
@@ -127,6 +130,10 @@ def test_ten_odd_images_are_the_same_everywhere(page: Page, capsys: pytest.Captu
     event = post(f"http://127.0.0.1:{page[1]}/gradio_api/call/predict", body, "application/json")["event_id"]
     with urllib.request.urlopen(f"http://127.0.0.1:{page[1]}/gradio_api/call/predict/{event}", timeout=30) as response:
         assert "is not a picture that was uploaded" in response.read().decode()  # no other file is read
+    for header in ({"Host": "elsewhere.example"}, {"Origin": "http://elsewhere.example"}):
+        request = urllib.request.Request(f"http://127.0.0.1:{page[1]}/gradio_api/info", headers=header)
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request, timeout=30)
     listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     addresses = {words[1] for words in listening if words[3] == "0A" and words[1].endswith(f":{page[1]:04X}")}
     assert addresses == {f"0100007F:{page[1]:04X}"}  # this machine only
@@ -194,6 +201,7 @@ def test_bad_arguments_end_in_one_line(run: str, refused: Refused, gradio: Any) 
         ([str(RUN), "--max_upload_mb", "0"], "--max_upload_mb is 0.0: must be above 0"),
         ([str(RUN), "--max_upload_mb", "inf"], "--max_upload_mb is inf: must be above 0"),
         ([str(RUN), "--port", "80000"], "--port is 80000: must be from 1 to 65535"),
+        ([str(RUN), "--host", "a" * 70 + ".b"], "no such address"),
         ([str(RUN), "--host", "nowhere.invalid"], "--host is nowhere.invalid: no such address"),
         ([str(RUN), "--port", port], f"--host is 127.0.0.1, --port is {port}: nothing can be served there"),
     ):

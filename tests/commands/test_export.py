@@ -6,16 +6,18 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor, nn
 
 from cifar_lit import Run
 from cifar_lit.commands import export as exporting
-from cifar_lit.commands.export import check, export
+from cifar_lit.commands.export import check, export, writing
 from cifar_lit.errors import UserError
 from cifar_lit.main import main
 from cifar_lit.module import ImageClassifier
@@ -159,6 +161,7 @@ def test_bad_arguments_end_in_one_line(run: str, refused: Refused) -> None:
         ([str(RUN)], "the following arguments are required: --to"),
         ([str(RUN), "--to", "tflite"], "argument --to: invalid choice: 'tflite'"),
         (["nothing", "--to", "pt2"], "nothing: no such checkpoint"),
+        ([str(RUN), "--to", "safetensors", "--input", "float"], "--input is float: only onnx and pt2 have an input"),
         ([str(RUN), "--to", "pt2", "--output", "tiny/train/dark/1.png"], "--output is tiny/train/dark/1.png"),
     ):
         code, line = refused(["export", *args])
@@ -175,6 +178,33 @@ def test_a_folder_of_something_else_is_left_alone(run: str, refused: Refused) ->
     exported("--to", "safetensors")
     code, line = refused(["export", str(FOLDER), "--to", "pt2", "--output", str(FOLDER)])
     assert "the folder of the model itself" in line
+
+
+def test_what_a_killed_export_left_behind_refuses_no_other(tmp_path: Path) -> None:
+    model, folder = a_model(), tmp_path / "out"
+    run = cast(Run, SimpleNamespace(file=tmp_path / "last.ckpt"))
+    (folder / ".exportab_12345").mkdir(parents=True)
+    (folder / ".exportab_12345/model.onnx").touch()
+    mine = tmp_path / "mine"
+    mine.touch()
+    (folder / ".exportlinked_1").symlink_to(mine)
+    for name in (".README.md.0123abcd.part", ".model.pt2.0123abcd.part", ".config.json.0123abcd.part", ".lock"):
+        (folder / name).touch()
+    with writing(folder, run, model):
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+        with pytest.raises(Timeout):
+            FileLock(folder / ".lock", timeout=0).acquire()
+        (folder / "README.md").touch()
+    assert [path.name for path in folder.iterdir()] == ["README.md"]
+    assert mine.exists()
+    for name in (".exports", ".mine.part", ".README.md"):  # are of somebody else, and so is what lies beside them
+        other = tmp_path / f"of{name}"
+        other.mkdir()
+        for left_over in (name, ".exportab_12345"):
+            (other / left_over).touch()
+        with pytest.raises(UserError, match="holds other files than an export"), writing(other, run, model):
+            pass
+        assert len(list(other.iterdir())) == 2
 
 
 def test_the_card_has_the_scores_of_the_exported_checkpoint_only(run: str) -> None:

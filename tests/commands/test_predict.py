@@ -7,14 +7,18 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from cifar_lit import Run
-from cifar_lit.commands.predict import find_images, predict
+from cifar_lit.commands.predict import _move, find_images, predict, write
+from cifar_lit.errors import UserError
 from cifar_lit.main import main
-from tests.helpers.images import tiny_image
+from cifar_lit.module import ImageClassifier
+from cifar_lit.networks import TutorialCNN
+from tests.helpers.images import encode, tiny_image
 from tests.helpers.runs import RUN, Refused, read_results
 
 Predicted = Callable[..., tuple[int, list[list[str]], str]]
@@ -154,3 +158,51 @@ def test_predictions_from_python_are_those_of_the_model(run: str, tiny_root: Pat
     Path("odd.jpg").write_bytes(b"no image")
     ((name, error),) = predict(model, find_images(["odd.jpg"]))
     assert (name, str(error)) == ("odd.jpg", "is not an image")
+
+
+ODD_NAMES = ("=1+1.png", "-x.png", "@a.png", "\tb.png", "\x1b[2J.png", 'quo"te,\n.png', "b\udcff.png", "ü.png")
+
+
+def test_a_csv_file_runs_nothing_and_is_the_same_bytes_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    top = [("=cmd()", 0.5), ("-1", 0.25), ("猫", 0.25)]
+    file = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", newline="\r\n")
+    monkeypatch.setattr("sys.stdout", file)
+    monkeypatch.setattr("cifar_lit.commands.predict.Run", lambda _: SimpleNamespace(model=lambda: None))
+    monkeypatch.setattr("cifar_lit.commands.predict._move", lambda *_: None)
+    monkeypatch.setattr("cifar_lit.commands.predict.find_images", lambda _: [(None, list(ODD_NAMES))])
+    monkeypatch.setattr("cifar_lit.commands.predict.predict", lambda *_, **__: ((name, top) for name in ODD_NAMES))
+    assert main(["predict", "run", "path", "--format", "csv"]) == 0
+    content = file.buffer.getvalue()
+    assert b"\r" not in content
+    rows = list(csv.reader(io.StringIO(content.decode(errors="surrogateescape"), newline="")))[1:]
+    assert [row[1::2] for row in rows] == [["'=cmd()", "-1", "猫"]] * len(ODD_NAMES)
+    assert not any(row[0].startswith(("=", "+", "-", "@", "\t")) for row in rows)
+    assert [Path(row[0]) for row in rows] == [Path(name) for name in ODD_NAMES]
+
+
+def test_names_command_no_terminal() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for style in ("table", "csv", "json", "jsonl"):
+        file = Terminal()
+        write(((name, [("cat\x1b]0;x\x07", 0.5)]) for name in ODD_NAMES), style, file)
+        assert not set(file.getvalue()) & set("\x1b\x07\t\udcff"), style
+
+
+@pytest.mark.parametrize("device", ["meta", "abacus", "cuda:99"])
+def test_a_device_that_computes_nothing_is_refused(device: str) -> None:
+    model = ImageClassifier(classes=["a", "b"], net=TutorialCNN)
+    with pytest.raises(UserError, match=f"`device` is {device}: not available here"):
+        _move(model, device)
+
+
+def test_the_rows_of_an_archive_come_in_its_order() -> None:
+    model = ImageClassifier(classes=["a", "b"], net=TutorialCNN)
+    names = [f"{number}.png" for number in (3, 1, 4, 1 + 4, 9, 2, 6)]
+    with zipfile.ZipFile("images.zip", "w") as packed:
+        for name in names:
+            packed.writestr(name, encode(tiny_image("dark", 1), ".png"))
+    found = [name for name, _ in predict(model, find_images(["images.zip"]))]
+    assert found == [f"images.zip/{name}" for name in names]

@@ -1,15 +1,17 @@
 """Sweeps: what is searched, what is kept, what a stop costs, and that the test images are left alone."""
 
+import contextlib
 import shlex
 import signal
 import socket
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cifar_lit.commands.sweep import parse_range
+from cifar_lit.commands.ranges import parse_range
 from cifar_lit.data.image_folder import ImageFolder
 from cifar_lit.data.split import Split, SplitName
 from cifar_lit.errors import UserError
@@ -42,7 +44,19 @@ def the_study() -> Any:
         ("data.flip=none,random", "CategoricalDistribution(choices=('none', 'random'))"),
         ("model.net=log:x", ""),
         ("model.lr=0.01:0.1", ""),
+        (" model.lr = 1, 2 ", "CategoricalDistribution(choices=('1', '2'))"),
+        ("data.image_sizes=[16, 32],[32]", "CategoricalDistribution(choices=('[16, 32]', '[32]'))"),
+        ("data.root='a, b',my pictures", "CategoricalDistribution(choices=('a, b', 'my pictures'))"),
+        ("model.net={class_path: A},B", "CategoricalDistribution(choices=('{class_path: A}', 'B'))"),
         ("model.lr=log:0:1", ""),
+        ("model.lr=log:0.3:0.1", ""),
+        ("model.lr=lin:-1e308:1e308", ""),
+        ("model.lr=lin:nan:1", ""),
+        (f"data.cutout=int:0:{10**30}", ""),
+        ("data.flip=none,none", ""),
+        ("data.flip=,none", ""),
+        ("data.flip=[none,random]", ""),
+        ("data.flip={,", ""),
         ("model.lr=lin:1:1", ""),
         ("model.lr=lin:0:inf", ""),
         ("model.lr=int:1:2:3", ""),
@@ -57,7 +71,7 @@ def test_ranges(text: str, distribution: str) -> None:
             parse_range(text)
         return
     name, suggest = parse_range(text)
-    assert name == text.removeprefix("--").partition("=")[0]
+    assert name == text.removeprefix("--").partition("=")[0].strip()
     trial = optuna.create_study().ask()
     suggest(trial)
     assert repr(trial.distributions[name]) == distribution
@@ -110,7 +124,8 @@ def test_bad_values_are_passed_over(
     name, _, values = choices.partition("=")
     grid = optuna.samplers.GridSampler({name: values.split(",")}, seed=GOOD_FIRST)
     monkeypatch.setattr(optuna.samplers, "TPESampler", lambda: grid)
-    sweep("--set", choices, "--trials", "2", *tiny_args, "--data.batch_size", "16", "--trainer.max_epochs", "2")
+    others = [] if name == "data.batch_size" else ["--data.batch_size", "16"]
+    sweep("--set", choices, "--trials", "2", *tiny_args, *others, "--trainer.max_epochs", "2")
     states = {trial.params[name]: trial.state.name for trial in the_study().trials}
     good, bad = values.split(",")
     assert states == {good: "COMPLETE", bad: "PRUNED"}
@@ -196,6 +211,10 @@ def test_a_bug_keeps_its_traceback(tiny_args: list[str], monkeypatch: pytest.Mon
         ([*LRS, "--data.val_size", "0"], "--data.val_size: a sweep is judged on validation, and there is none"),
         (["--set", "model.lr=-1,-2"], "--model.lr is -"),
         ([*LRS, *LRS], "--set: an option is named twice"),
+        ([*LRS, "--model.lr=1"], "--set searches model.lr, and --model.lr is given, too"),
+        (["--set", "data.root=a,b"], "--set searches data.root, and --data.root is given, too"),
+        (["--set", "ckpt_path=a,b"], "--set is ckpt_path: a trial trains from the start"),
+        ([*LRS, "--study", ""], "--study is '': must have a value"),
         (
             [*LRS, "--trainer.check_val_every_n_epoch", "5"],
             "--trainer.check_val_every_n_epoch or --trainer.limit_val_batches: no epoch",
@@ -222,3 +241,42 @@ def test_a_study_of_something_else_is_refused(tiny_args: list[str], refused: Ref
         code, line = refused(["sweep", "--study", "first", *tiny_args, *moved, *options])
         assert code == 2
         assert "--study is first, which searches something else" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            "update alembic_version set version_num = 'v9.9'",
+            "cannot be opened (RuntimeError: The runtime optuna version",
+        ),
+        ("update trials set state = 'ODD'", "--study is s: it is damaged (LookupError: "),
+        ("update trial_params set distribution_json = '{'", "--study is s: it is damaged (JSONDecodeError: "),
+        ("update trial_values set value = NULL", "--study is s: it is damaged (AssertionError"),
+        ("update study_directions set direction = 'MINIMIZE'", "--study is s, which searches another kind of best"),
+        ("update study_user_attributes set value_json = '7'", "--study is s, which searches something else (7)"),
+        ("", "--storage is sqlite:///study.db: cannot be opened (DatabaseError: "),
+    ],
+)
+def test_a_study_that_is_damaged_or_of_another_version_is_named(change: str, expected: str, refused: Refused) -> None:
+    storage = "sqlite:///study.db"
+    study = optuna.create_study(study_name="s", storage=storage, direction="maximize")
+    study.set_user_attr("searched", "the same")
+    study.optimize(lambda trial: trial.suggest_float("model.lr", 0.001, 0.1), n_trials=1)
+    with contextlib.closing(sqlite3.connect("study.db")) as database, database:
+        database.execute(change)
+    if not change:
+        Path("study.db").write_bytes(b"no database" * 1000)
+    code, line = refused(["sweep", *LRS, "--study", "s", "--storage", storage])
+    assert code == 2
+    assert expected in line
+
+
+def test_a_database_that_is_lost_ends_in_one_line(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(*_: Any, **__: Any) -> None:
+        raise optuna.exceptions.StorageInternalError("internal") from sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(optuna.Study, "optimize", locked)
+    code, line = refused(["sweep", *LRS])
+    assert code == 1
+    assert line.endswith("sweeps.db: database is locked; the same command resumes the sweep")

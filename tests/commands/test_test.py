@@ -55,7 +55,7 @@ def test_the_numbers_are_of_the_images_that_were_scored(
 ) -> None:
     monkeypatch.setattr("cifar_lit.datamodule.EVALUATION_BATCH_SIZES", {"cpu": 5})
     main(["test", str(RUN), "--trainer.limit_test_batches", "2", "--trainer.limit_val_batches", "0.5"])
-    assert "48 train, 5 validation, 10 test\n" in capsys.readouterr().out
+    assert "48 train, a part (5 of 12) of validation, a part (10 of 24) of test\n" in capsys.readouterr().out
 
 
 def test_a_report_is_written_again(reported_run: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +95,25 @@ def test_a_report_needs_a_run_and_all_its_images(run: str, refused: Refused) -> 
         code, line = refused(["test", *args, "--report"])
         assert code == 2
         assert expected in line
+    for split in ("train", "test"):  # less data is a part, too
+        for number in (1, 101, 5, 105):
+            Path(f"tiny/{split}/dark/{number}.png").unlink(missing_ok=True)
+    code, line = refused(["test", str(RUN), "--report"])
+    assert code == 1
+    assert line == "error: --report: fewer images than before were scored, so results.json is kept"
     assert read_results() == before
+
+
+def test_a_part_that_a_fit_tested_is_marked_and_replaced_by_the_whole(
+    tiny_args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cifar_lit.datamodule.EVALUATION_BATCH_SIZES", {"cpu": 5})
+    assert main(["fit", *tiny_args, *FEW_EPOCHS, "--trainer.limit_test_batches", "2"]) == 0
+    assert "48 train, 12 validation, a part (10 of 24) of test\n" in capsys.readouterr().out
+    assert (read_results()["num_test"], read_results()["total_test"]) == (10, 24)
+    assert main(["test", str(RUN), "--report"]) == 0
+    assert "48 train, 12 validation, 24 test\n" in capsys.readouterr().out
+    assert (read_results()["num_test"], read_results()["total_test"]) == (24, None)
 
 
 @pytest.mark.parametrize("command", ["test", "validate"])

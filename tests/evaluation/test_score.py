@@ -63,7 +63,9 @@ def test_each_image_is_seen_once(
 
 
 @pytest.mark.filterwarnings("ignore:.*no instructions for bfloat16")
-@pytest.mark.parametrize(("precision", "num_batches"), [("32-true", 3), ("bf16-mixed", 3), ("32-true", 1.0)])
+@pytest.mark.parametrize(
+    ("precision", "num_batches"), [("32-true", 3), ("bf16-mixed", 3), ("32-true", 1.0), ("32-true", 0.1)]
+)
 def test_the_results_describe_what_was_scored(
     precision: str,
     num_batches: int | float,
@@ -75,7 +77,7 @@ def test_the_results_describe_what_was_scored(
     trainer = a_trainer(limit_test_batches=num_batches, limit_val_batches=2, precision=precision)
     results = describe(model, datamodule, score(trainer, model, datamodule))
     assert results.num_val == 10
-    assert results.num_test == (15 if num_batches == 3 else 24)
+    assert results.num_test == {3: 15, 1.0: 24, 0.1: 5}[num_batches]
     confusion = torch.tensor(results.metrics["Confusion/test"])
     num_correct = int(confusion.diag().sum())
     assert int(confusion.sum()) == results.num_test
