@@ -1,11 +1,15 @@
-"""Atomic writes: under its final name a file is always complete."""
+"""Atomic writes: under its final name a file is always complete. Names as a terminal may print them."""
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters (C0, C1), line separators, marks that turn the direction, and bytes that are no text."""
 
 
 def write_atomic(path: Path, write: str | bytes | Callable[[IO[bytes]], object]) -> None:
@@ -42,3 +46,8 @@ def shorten(path: str | Path) -> str:
         return os.path.relpath(path)
     except ValueError:
         return str(path)
+
+
+def printable(text: str) -> str:
+    """Return a name with each character that would command the terminal, or break the line, as its escape."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -7,7 +7,7 @@ from typing import IO
 
 import pytest
 
-from cifar_lit.files import shorten, write_atomic
+from cifar_lit.files import printable, shorten, write_atomic
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,18 @@ def test_a_path_is_shown_relative_to_the_working_folder(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(os.path, "relpath", fail)
     assert shorten(Path("D:/a")) == str(Path("D:/a"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("日本 é 😀 C:\\x", "日本 é 😀 C:\\x"),
+        ("\x1b[2Jcat", r"\x1b[2Jcat"),
+        ("a\nb\tc\x7f", r"a\nb\tc\x7f"),
+        ("\x9b31m", r"\x9b31m"),
+        ("cat\u202egnp.exe\u2066", r"cat\u202egnp.exe\u2066"),
+        ("no\udcfftext", r"no\udcfftext"),
+    ],
+)
+def test_a_name_commands_no_terminal(name: str, expected: str) -> None:
+    assert printable(name) == expected
