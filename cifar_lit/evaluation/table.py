@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cifar_lit.files import printable
 from cifar_lit.results import Results
 from cifar_lit.run import REPORT
 
@@ -26,8 +27,8 @@ def format_table(results: Results, *, run: str | None = None) -> str:
     per_class = results.of_classes("ClassAccuracy")
     if per_class:
         lines += ["", "test accuracy per class"]
-    lines += [f"  {name[:29]:<30}{_format(value):>12}" for name, value in per_class.items()]
-    lines += ["", *(f"{title:<12}{text}" for title, text in _describe(results, run).items())]
+    lines += [f"  {printable(name)[:29]:<30}{_format(value):>12}" for name, value in per_class.items()]
+    lines += ["", *(f"{title:<12}{printable(text)}" for title, text in _describe(results, run).items())]
     return "\n".join(lines)
 
 
