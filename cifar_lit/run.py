@@ -23,6 +23,8 @@ CHECKPOINTS = "checkpoints"
 BEST, LAST = "best.ckpt", "last.ckpt"
 CONFIG, RESULTS, REPORT = "config.yaml", "results.json", "report.html"
 SAFETENSORS = "model.safetensors"
+CURVES = "curves"
+"""In a checkpoint: for ``Loss/train``, ``Accuracy/val``, ... the value of each epoch, from 0."""
 RENAMED = {"test_views": "tta"}
 """Hyper-parameters that version 0.1 called otherwise."""
 

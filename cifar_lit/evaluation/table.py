@@ -56,7 +56,9 @@ def _describe(results: Results, run: str | None) -> dict[str, str]:
     epoch = f", of epoch {results.best_epoch}" if results.best_epoch else ""
     rows["checkpoint"] = f"{results.checkpoint or 'none: the last weights'}{epoch}"
     if run is not None:
-        rows |= {"run": run, "curves": f"tensorboard --logdir {Path(run).parent}"}
+        rows["run"] = run
+        if any(Path(run).glob("events.out.tfevents.*")):
+            rows["curves"] = f"tensorboard --logdir {Path(run).parent}"
         if results.checkpoint:
             rows["test again"] = f"cifar-lit test {run}"
         if Path(run, REPORT).is_file():
