@@ -71,6 +71,7 @@ def _run(args: Sequence[str]) -> int:
             return 0
         if args[0] not in COMMANDS:
             raise UserError(f"unknown command {args[0]}{suggest(args[0], COMMANDS)} (cifar-lit --help lists them)")
+        _check_working_folder()
         with exit_on_signals(), _quiet_threads():
             return int(importlib.import_module(COMMANDS[args[0]][0]).main(args[1:]))
     except UserError as error:
@@ -91,6 +92,15 @@ def _run(args: Sequence[str]) -> int:
 def _fail(message: str, exit_code: int) -> int:
     print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return exit_code
+
+
+def _check_working_folder() -> None:
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError as error:  # it was removed: not even torch can be loaded
+        raise UserError(
+            f"the working folder cannot be read ({error.strerror}): change to another", exit_code=1
+        ) from error
 
 
 def _prepare_streams() -> None:

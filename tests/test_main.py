@@ -258,6 +258,15 @@ def test_a_console_without_a_character_shows_its_code(encoding: str, monkeypatch
     assert printed.getvalue().strip() == b"\\u732b \\udcff"
 
 
+def test_a_working_folder_that_was_removed_is_named(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    def getcwd() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "getcwd", getcwd)
+    line = "error: the working folder cannot be read (No such file or directory): change to another"
+    assert refused(["fit"]) == (1, line)
+
+
 def test_an_error_commands_no_terminal(refused: Refused) -> None:
     assert refused(["\x1b[2J"]) == (2, r"error: unknown command \x1b[2J (cifar-lit --help lists them)")
 

@@ -29,7 +29,7 @@ def write_report(path: Path, results: Results, model: ImageClassifier, images: T
         results=results,
         data=describe_data(results),
         classes=model.classes,
-        confusion=results.metrics["Confusion/test"],
+        confusion=results.metrics.get("Confusion/test") or [],
         errors=plots.confident_errors(model.predictions, images, model.classes, limit=plots.NUM_ERRORS),
         filters=plots.first_filters(model.net),
         curves_plot=plots.to_svg(plots.draw_curves, curves) if curves else "",
