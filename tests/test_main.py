@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import pytest
 import cifar_lit
 from cifar_lit.errors import UserError
 from cifar_lit.main import COMMANDS, OVERVIEW, main
-from tests.helpers.runs import Refused
+from tests.helpers.runs import FEW_EPOCHS, RUN, Refused
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -282,3 +283,30 @@ def test_only_a_training_is_told_to_resume(command: str, refused: Refused, monke
     monkeypatch.setitem(COMMANDS, command, COMMANDS["fit"])
     resume = ": free some space, then resume with --ckpt_path" if command == "fit" else ""
     assert refused([command]) == (1, f"error: the disk is full ([Errno 28] full){resume}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_fit_ends_with_all_its_files_in_any_environment(streams: str, tiny_args: list[str], tmp_path: Path) -> None:
+    environment = {
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYTHONIOENCODING": "ascii",
+        "OMP_NUM_THREADS": "many",
+        "COLUMNS": "1",
+        "TERM": "dumb",
+        "NO_COLOR": "1",
+        "TZ": "Nowhere/Here",
+        "TMPDIR": str(tmp_path / "no such folder"),
+        "LC_ALL": "de_DE.UTF-8",
+        "PYTHONPATH": str(SCRIPTS.parent),
+    }
+    command = shlex.join([sys.executable, "-m", "cifar_lit", "fit", *tiny_args, *FEW_EPOCHS, "--report"])
+    done = subprocess.run(
+        ["sh", "-c", f"umask 0; {command} {streams}"],
+        capture_output=True,
+        timeout=300,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+    assert {"report.html", "results.json", "config.yaml", "checkpoints"} <= {path.name for path in RUN.iterdir()}

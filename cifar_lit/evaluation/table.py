@@ -25,9 +25,13 @@ def format_table(results: Results, *, run: str | None = None) -> str:
         if val or test:
             lines.append(f"{title:<20}{val:>12}{test:>12}")
     per_class = results.of_classes("ClassAccuracy")
+    num_images = [sum(row) for row in results.metrics.get("Confusion/test") or []] or [1] * len(per_class)
     if per_class:
         lines += ["", "test accuracy per class"]
-    lines += [f"  {printable(name)[:29]:<30}{_format(value):>12}" for name, value in per_class.items()]
+    lines += [
+        f"  {printable(name)[:29]:<30}{_format(value) if number else 'no images':>12}"
+        for (name, value), number in zip(per_class.items(), num_images, strict=False)
+    ]
     lines += ["", *(f"{title:<12}{printable(text)}" for title, text in _describe(results, run).items())]
     return "\n".join(lines)
 

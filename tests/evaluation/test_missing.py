@@ -52,6 +52,7 @@ def test_what_is_not_known_is_left_out(
     num_classes: int, labels: list[int], metrics: dict[str, Any] | None, fields: dict[str, Any], tmp_path: Path
 ) -> None:
     page = written(tmp_path, num_classes, labels, metrics, **fields)
+    assert ("no images" in page) == (labels == [0, 0, 1] or (num_classes == 2 and labels == [1]))
     assert page.count('<th scope="col">') == num_classes
     assert "None" not in page.replace("<p>None.</p>", "")
 
