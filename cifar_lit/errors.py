@@ -61,22 +61,31 @@ def is_out_of_memory(error: BaseException) -> bool:
     torch = sys.modules.get("torch")  # without it, there is no error of torch
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
+# What a system call says about the machine, and not about its arguments.
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+_FAILED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENOTCONN}
+
+
 def explain_failure(error: BaseException) -> str:
-    """Return one line about a failure of the machine, with the way out; an empty string for any other error."""
+    """Return one line about a failure of the machine; an empty string for any other error."""
     if is_out_of_memory(error):
-        return "out of memory: reduce --data.batch_size"
+        return "out of memory"
     distributed = sys.modules.get("torch.distributed")
     # Gloo has no error of its own for a lost connection.
     is_gloo = isinstance(error, RuntimeError) and "/gloo/" in str(error)
     if is_gloo or (distributed is not None and isinstance(error, distributed.DistError)):
-        return "another process of this training exited, so this one exits; resume with --ckpt_path"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        return f"the disk is full ({error}): free some space, then resume with --ckpt_path"
-    is_denied = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
-    return str(error) if is_denied else ""
+        return "another process of this training exited, so this one exits"
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _FULL:
+        return f"the disk is full ({error})"
+    if number in (errno.EMFILE, errno.ENFILE):
+        return f"too many open files ({error}): raise the limit (ulimit -n)"
+    return str(error) if number in _FAILED else ""
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

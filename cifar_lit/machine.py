@@ -60,5 +60,9 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    found = (
+        re.search(r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8", errors="replace"))
+        if cpuinfo.exists()
+        else None
+    )
     return found[1] if found else platform.processor() or platform.machine()

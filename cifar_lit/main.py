@@ -1,6 +1,9 @@
 """The command line: one table of commands, and exceptions -> exit codes. Imports neither torch nor Lightning."""
 
+import contextlib
 import importlib
+import io
+import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -8,6 +11,7 @@ from contextlib import contextmanager
 
 import cifar_lit
 from cifar_lit.errors import UserError, explain_failure, suggest
+from cifar_lit.files import printable
 from cifar_lit.signals import exit_on_signals
 
 COMMANDS = {
@@ -32,6 +36,12 @@ Train image classifiers on CIFAR-10 or on images of your own.
 cifar-lit COMMAND --help shows the options and examples of a command.
 In a checkout, python scripts/COMMAND.py is the same.
 """
+WAYS_OUT = {
+    "out of memory": ": reduce --data.batch_size",
+    "the disk is full": ": free some space, then resume with --ckpt_path",
+    "another process": "; resume with --ckpt_path",
+}
+"""How a training goes on after a failure of the machine, by the start of its explanation."""
 
 
 def main(args: Sequence[str] | None = None, *, command: str | None = None) -> int:
@@ -41,21 +51,33 @@ def main(args: Sequence[str] | None = None, *, command: str | None = None) -> in
     as one line on standard error. ``command`` is put before the arguments.
     """
     args = [*([command] if command else []), *(sys.argv[1:] if args is None else args)]
-    if args[:1] in ([], ["-h"], ["--help"]):
-        print(OVERVIEW, end="", file=sys.stdout if args else sys.stderr)
-        return 0 if args else 2
-    if args[0] == "--version":
-        print(cifar_lit.__version__)
-        return 0
+    _prepare_streams()
     try:
+        code = _run(args)
+    except SystemExit as stopped:  # of argparse and of signals
+        code = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
+    except KeyboardInterrupt:  # in a thread that cannot handle signals
+        code = 130
+    return _flush_output(code)
+
+
+def _run(args: Sequence[str]) -> int:
+    try:
+        if args[:1] in ([], ["-h"], ["--help"]):
+            print(OVERVIEW, end="", file=sys.stdout if args else sys.stderr)
+            return 0 if args else 2
+        if args[0] == "--version":
+            print(cifar_lit.__version__)
+            return 0
         if args[0] not in COMMANDS:
             raise UserError(f"unknown command {args[0]}{suggest(args[0], COMMANDS)} (cifar-lit --help lists them)")
+        _check_working_folder()
         with exit_on_signals(), _quiet_threads():
             return int(importlib.import_module(COMMANDS[args[0]][0]).main(args[1:]))
-    except SystemExit as stopped:  # of argparse and of signals
-        return stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
     except UserError as error:
         return _fail(str(error), error.exit_code)
+    except BrokenPipeError:  # whoever reads the output has left, as head does: no error, but for unfinished work
+        return 128 + 13 if args[0] in COMMANDS else 0
     except Exception as error:
         lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
         if lightning is not None and isinstance(error, lightning.MisconfigurationException):
@@ -63,12 +85,44 @@ def main(args: Sequence[str] | None = None, *, command: str | None = None) -> in
         explanation = explain_failure(error)
         if not explanation:
             raise
-        return _fail(explanation, 1)
+        ways_out = WAYS_OUT.items() if args[0] == "fit" else ()
+        return _fail(explanation + "".join(way for start, way in ways_out if explanation.startswith(start)), 1)
 
 
 def _fail(message: str, exit_code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return exit_code
+
+
+def _check_working_folder() -> None:
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError as error:  # it was removed: not even torch can be loaded
+        raise UserError(
+            f"the working folder cannot be read ({error.strerror}): change to another", exit_code=1
+        ) from error
+
+
+def _prepare_streams() -> None:
+    """Open the standard streams that are closed, and let the others escape what their encoding lacks."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # the lowest free number: no file of ours becomes the standard output of a library
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+        elif isinstance(stream, io.TextIOWrapper) and mode == "w":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush_output(code: int) -> int:
+    """Write out what was printed, while a failure still has an exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):  # Python flushes it once more when it exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # whoever reads it may leave, as head does
+            return code or _fail(f"standard output cannot be written ({error.strerror})", 1)
+    return code
 
 
 @contextmanager

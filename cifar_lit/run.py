@@ -21,6 +21,8 @@ from cifar_lit.results import Results
 LOGS = "lightning_logs"
 CHECKPOINTS = "checkpoints"
 BEST, LAST = "best.ckpt", "last.ckpt"
+CURVES = "curves"
+"""In a checkpoint: for ``Loss/train``, ``Accuracy/val``, ... the value of each epoch, from 0."""
 CONFIG, RESULTS, REPORT = "config.yaml", "results.json", "report.html"
 SAFETENSORS = "model.safetensors"
 RENAMED = {"test_views": "tta"}

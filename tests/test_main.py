@@ -1,9 +1,13 @@
 """The table of commands: help, version, exit codes, errors of one line."""
 
 import errno
+import io
+import os
+import shlex
 import subprocess
 import sys
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +17,7 @@ import pytest
 import cifar_lit
 from cifar_lit.errors import UserError
 from cifar_lit.main import COMMANDS, OVERVIEW, main
-from tests.helpers.runs import Refused
+from tests.helpers.runs import FEW_EPOCHS, RUN, Refused
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -179,3 +183,130 @@ def test_a_system_error_in_a_thread_is_not_printed_beside_that_of_the_command(
     assert main(["fit"]) == 0
     assert shown == [ValueError]
     assert threading.excepthook is before
+
+
+# The environment.
+
+
+def cifar_lit_with(
+    *args: str, stdout: Any = subprocess.PIPE, before: str = "pass", **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run the command line in a process of its own, after a line of Python, with other variables."""
+    code = f"import os, sys; {before}; from cifar_lit.main import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.run(
+        [sys.executable, "-c", code, *args],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS.parent), **environment},
+    )
+
+
+@pytest.mark.parametrize(
+    ("backend", "kept"), [("module://matplotlib_inline.backend_inline", None), ("agg", "agg")], ids=str
+)
+def test_a_backend_that_matplotlib_refuses_is_dropped(backend: str, kept: str | None) -> None:
+    before = "import cifar_lit, matplotlib.pyplot; print(os.environ.get('MPLBACKEND'))"
+    done = cifar_lit_with("--version", before=before, MPLBACKEND=backend)
+    expected = backend if find_spec("matplotlib_inline") else kept
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{expected}\n{cifar_lit.__version__}\n", "")
+
+
+@pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)], ids=str)
+def test_standard_streams_may_be_closed(closed: tuple[int, ...], tmp_path: Path) -> None:
+    # What is opened next must not become the standard output of a library: it gets another number.
+    streams = ", ".join(f"sys.{('stdin', 'stdout', 'stderr')[number]}" for number in closed)
+    before = f"[os.close(i) for i in {closed}]; {streams} = {', '.join(['None'] * len(closed))}"
+    for args, code in ((["--help"], 0), (["--version"], 0), (["nothing"], 2)):
+        done = cifar_lit_with(*args, before=before)
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr
+        assert 1 not in closed or done.stdout == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_an_output_that_cannot_be_written_is_an_error() -> None:
+    with Path("/dev/full").open("w") as full:
+        for unbuffered in ("", "1"):
+            done = cifar_lit_with("--version", stdout=full, PYTHONUNBUFFERED=unbuffered)
+            assert done.returncode == 1
+            assert done.stderr.startswith("error: ")
+            assert done.stderr.count("\n") == 1
+
+
+def test_a_reader_may_leave() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        for unbuffered in ("", "1"):
+            done = cifar_lit_with("--help", stdout=pipe, PYTHONUNBUFFERED=unbuffered)
+            assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_without_a_character_shows_its_code(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding=encoding))
+
+    def fit(args: list[str]) -> int:
+        print("猫 \udcff")
+        return 0
+
+    monkeypatch.setitem(sys.modules, "cifar_lit.cli.fit", SimpleNamespace(main=fit))
+    assert main(["fit"]) == 0
+    assert printed.getvalue().strip() == b"\\u732b \\udcff"
+
+
+def test_a_working_folder_that_was_removed_is_named(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    def getcwd() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "getcwd", getcwd)
+    line = "error: the working folder cannot be read (No such file or directory): change to another"
+    assert refused(["fit"]) == (1, line)
+
+
+def test_an_error_commands_no_terminal(refused: Refused) -> None:
+    assert refused(["\x1b[2J"]) == (2, r"error: unknown command \x1b[2J (cifar-lit --help lists them)")
+
+
+def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_fit(monkeypatch, KeyboardInterrupt())
+    assert main(["fit"]) == 130
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_only_a_training_is_told_to_resume(command: str, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_fit(monkeypatch, OSError(errno.ENOSPC, "full"))
+    monkeypatch.setitem(COMMANDS, command, COMMANDS["fit"])
+    resume = ": free some space, then resume with --ckpt_path" if command == "fit" else ""
+    assert refused([command]) == (1, f"error: the disk is full ([Errno 28] full){resume}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_fit_ends_with_all_its_files_in_any_environment(streams: str, tiny_args: list[str], tmp_path: Path) -> None:
+    environment = {
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYTHONIOENCODING": "ascii",
+        "OMP_NUM_THREADS": "many",
+        "COLUMNS": "1",
+        "TERM": "dumb",
+        "NO_COLOR": "1",
+        "TZ": "Nowhere/Here",
+        "TMPDIR": str(tmp_path / "no such folder"),
+        "LC_ALL": "de_DE.UTF-8",
+        "PYTHONPATH": str(SCRIPTS.parent),
+    }
+    command = shlex.join([sys.executable, "-m", "cifar_lit", "fit", *tiny_args, *FEW_EPOCHS, "--report"])
+    done = subprocess.run(
+        ["sh", "-c", f"umask 0; {command} {streams}"],
+        capture_output=True,
+        timeout=300,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+    assert {"report.html", "results.json", "config.yaml", "checkpoints"} <= {path.name for path in RUN.iterdir()}

@@ -10,7 +10,7 @@ from cifar_lit.errors import UserError
 
 def run(command: list[str]) -> str:
     """Run a command and return its output; a ``UserError`` if it fails, after what it wrote to standard error."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     _check(done.returncode, command, done.stderr)
     return done.stdout
 

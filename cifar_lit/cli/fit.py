@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from cifar_lit.callbacks.best import Best
+from cifar_lit.callbacks.history import History
 from cifar_lit.callbacks.nonfinite import NonFiniteGuard
 from cifar_lit.callbacks.saver import Saver
 from cifar_lit.callbacks.throughput import Throughput
@@ -46,7 +47,7 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
             throughput = Throughput()
             best = Best(run.checkpoints if run else None) if cli.keeps_checkpoints and cli.has_val else None
             saver = Saver(run, keep=cli.keeps_checkpoints, **cli.config["checkpoint"])
-            own = [pruner, throughput, NonFiniteGuard(), best, saver]
+            own = [pruner, throughput, NonFiniteGuard(), best, History(), saver]
             trainer = build_trainer(cli, run, resumed, [callback for callback in own if callback])
 
             if not resumed:

@@ -38,7 +38,7 @@ def write_card(folder: Path, model: ImageClassifier, data: Mapping[str, Any], re
 
 def fingerprint(model: ImageClassifier) -> str:
     """Return the SHA-256 of a model's class names and weights."""
-    total = hashlib.sha256("\n".join(model.classes).encode())
+    total = hashlib.sha256("\n".join(model.classes).encode(errors="surrogatepass"))
     for weights in model.state_dict().values():
         total.update(weights.contiguous().cpu().numpy().tobytes())
     return total.hexdigest()

@@ -1,12 +1,15 @@
 """What is shown of a run: confusion matrix, most confident errors, filters, curves."""
 
+import functools
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
@@ -22,7 +25,38 @@ NUM_ERRORS = 30
 MAX_COUNTS = 30
 """Classes up to which the cells of a confusion matrix show their counts."""
 IMAGES_PER_ROW = 10
+FONTS = (
+    *("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans SC", "Microsoft YaHei", "Yu Gothic"),
+    *("Malgun Gothic", "PingFang SC", "Hiragino Sans", "Arial Unicode MS", "Noto Emoji", "Segoe UI Emoji"),
+)
+"""Fonts for class names, of which the first comes with matplotlib. A glyph is taken from the first that has it."""
 _INK = "#123456"  # a placeholder for the colour of a page's text
+
+
+@contextmanager
+def plot_style(**settings: object) -> Iterator[None]:
+    """Draw in matplotlib's own style, whatever the user's is, with names as they are and not as formulas."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        options: dict[Any, Any] = {"text.parse_math": False, "font.family": list(_fonts()[0]), **settings}
+        mpl.rcParams.update(options)
+        yield
+
+
+@functools.cache
+def _fonts() -> tuple[tuple[str, ...], frozenset[int]]:
+    """Return those of the fonts that are here, and all characters that they have."""
+    here = set(font_manager.get_font_names())
+    names = tuple(name for name in FONTS if name in here)
+    charmaps = (font_manager.get_font(font_manager.findfont(name)).get_charmap() for name in names)
+    return names, frozenset().union(*charmaps)
+
+
+def drawable(name: str) -> str:
+    """Return a name for a figure: not too long, and with an escape for each character that no font has."""
+    short = name if len(name) <= 24 else f"{name[:21]}..."
+    glyphs = _fonts()[1]
+    return "".join(char if ord(char) in glyphs else ascii(char)[1:-1] for char in short)
 
 
 def draw_confusion(confusion: ArrayLike, classes: Sequence[str]) -> Figure:
@@ -33,8 +67,9 @@ def draw_confusion(confusion: ArrayLike, classes: Sequence[str]) -> Figure:
     axes = figure.subplots()
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axes.set_yticks(range(len(classes)), classes)
+    names = [drawable(name) for name in classes]
+    axes.set_xticks(range(len(classes)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     for (row, column), count in np.ndenumerate(counts if len(classes) <= MAX_COUNTS else counts[:0]):
@@ -101,25 +136,28 @@ def log_figures(
     """Show the confusion matrix in TensorBoard and, given the test images, the most confident errors and filters."""
     if model.predictions is None:  # no test image was scored
         return
-    figures = {"ConfusionMatrix/test": draw_confusion(results.metrics["Confusion/test"], model.classes)}
-    if images is not None:
-        errors = confident_errors(model.predictions, images, model.classes, limit=NUM_ERRORS)
-        if errors:
-            titles = [f"{true}\npredicted {predicted}, {confidence:.2f}" for _, true, predicted, confidence in errors]
-            figures["Errors/test"] = draw_images([image for image, *_ in errors], titles)
-        filters = first_filters(model.net)
-        if filters:
-            figures["Filters"] = draw_images(filters, [""] * len(filters))
-    for name, figure in figures.items():
-        logger.experiment.add_figure(name, figure, epoch)
+    with plot_style():
+        figures = {"ConfusionMatrix/test": draw_confusion(results.metrics["Confusion/test"], model.classes)}
+        if images is not None:
+            errors = confident_errors(model.predictions, images, model.classes, limit=NUM_ERRORS)
+            if errors:
+                images_of, true, predicted, confidences = zip(*errors, strict=True)
+                pairs = zip(map(drawable, true), map(drawable, predicted), confidences, strict=True)
+                titles = [f"{true}\npredicted {predicted}, {confidence:.2f}" for true, predicted, confidence in pairs]
+                figures["Errors/test"] = draw_images(images_of, titles)
+            filters = first_filters(model.net)
+            if filters:
+                figures["Filters"] = draw_images(filters, [""] * len(filters))
+        for name, figure in figures.items():
+            logger.experiment.add_figure(name, figure, epoch)
 
 
 def to_svg(draw: Callable[..., Figure], *args: object) -> str:
     """Draw a figure as an ``<svg>`` element, in the colour of the text around it."""
     coloured = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "cifar_lit", **dict.fromkeys(coloured, _INK)}
+    style: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": "cifar_lit", **dict.fromkeys(coloured, _INK)}
     buffer = io.StringIO()
-    with mpl.rc_context(style):
+    with plot_style(**style):
         draw(*args).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     drawing = buffer.getvalue()
     return drawing[drawing.index("<svg") :].replace(_INK, "currentColor")

@@ -9,11 +9,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from cifar_lit.checkpoint import load_checkpoint
+from cifar_lit.errors import UserError
 from cifar_lit.evaluation import plots, templates
 from cifar_lit.evaluation.table import describe_data
 from cifar_lit.files import write_atomic
 from cifar_lit.module import ImageClassifier
 from cifar_lit.results import Results
+from cifar_lit.run import CHECKPOINTS, CURVES, LAST
 
 
 def write_report(path: Path, results: Results, model: ImageClassifier, images: Tensor) -> None:
@@ -26,7 +29,7 @@ def write_report(path: Path, results: Results, model: ImageClassifier, images: T
         results=results,
         data=describe_data(results),
         classes=model.classes,
-        confusion_plot=plots.to_svg(plots.draw_confusion, results.metrics["Confusion/test"], model.classes),
+        confusion=results.metrics.get("Confusion/test") or [],
         errors=plots.confident_errors(model.predictions, images, model.classes, limit=plots.NUM_ERRORS),
         filters=plots.first_filters(model.net),
         curves_plot=plots.to_svg(plots.draw_curves, curves) if curves else "",
@@ -35,11 +38,26 @@ def write_report(path: Path, results: Results, model: ImageClassifier, images: T
 
 
 def read_curves(folder: Path) -> plots.Curves:
-    """Read the curves of a run from TensorBoard's files; empty if there are none."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    """Read the curves of a run from its last checkpoint, or else from TensorBoard's files; empty if there are none."""
+    try:
+        curves = load_checkpoint(folder / CHECKPOINTS / LAST).get(CURVES)
+        if curves:
+            return {
+                str(name): [(int(epoch), float(points[epoch])) for epoch in sorted(points)]
+                for name, points in curves.items()
+            }
+    except (
+        UserError,
+        AttributeError,
+        TypeError,
+        ValueError,
+        OverflowError,
+    ):  # a file from elsewhere has anything in it
+        pass
     if not list(folder.glob("events.out.tfevents.*")):
         return {}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(folder)).Reload()
     return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 

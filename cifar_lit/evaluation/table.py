@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cifar_lit.files import printable
 from cifar_lit.results import Results
 from cifar_lit.run import REPORT
 
@@ -24,10 +25,14 @@ def format_table(results: Results, *, run: str | None = None) -> str:
         if val or test:
             lines.append(f"{title:<20}{val:>12}{test:>12}")
     per_class = results.of_classes("ClassAccuracy")
+    num_images = [sum(row) for row in results.metrics.get("Confusion/test") or []] or [1] * len(per_class)
     if per_class:
         lines += ["", "test accuracy per class"]
-    lines += [f"  {name[:29]:<30}{_format(value):>12}" for name, value in per_class.items()]
-    lines += ["", *(f"{title:<12}{text}" for title, text in _describe(results, run).items())]
+    lines += [
+        f"  {printable(name)[:29]:<30}{_format(value) if number else 'no images':>12}"
+        for (name, value), number in zip(per_class.items(), num_images, strict=False)
+    ]
+    lines += ["", *(f"{title:<12}{printable(text)}" for title, text in _describe(results, run).items())]
     return "\n".join(lines)
 
 
@@ -64,7 +69,9 @@ def _describe(results: Results, run: str | None) -> dict[str, str]:
     epoch = f", of epoch {results.best_epoch}" if results.best_epoch else ""
     rows["checkpoint"] = f"{results.checkpoint or 'none: the last weights'}{epoch}"
     if run is not None:
-        rows |= {"run": run, "curves": f"tensorboard --logdir {Path(run).parent}"}
+        rows["run"] = run
+        if any(Path(run).glob("events.out.tfevents.*")):
+            rows["curves"] = f"tensorboard --logdir {Path(run).parent}"
         if results.checkpoint:
             rows["test again"] = f"cifar-lit test {run}"
         if Path(run, REPORT).is_file():

@@ -8,5 +8,6 @@ RECIPES = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml
 
 def recipe_help() -> str:
     """Return the help text of ``--recipe``, with the title of each packaged run."""
-    titles = [f"{name} ({path.read_text().splitlines()[0].removeprefix('# ')})" for name, path in RECIPES.items()]
+    headers = {name: path.read_text(encoding="utf-8").splitlines()[0] for name, path in RECIPES.items()}
+    titles = [f"{name} ({header.removeprefix('# ')})" for name, header in headers.items()]
     return "A packaged run, whose settings other options override: " + "; ".join(titles)
