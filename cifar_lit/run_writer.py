@@ -105,7 +105,9 @@ class RunWriter:
             seconds, dot, rest = path.name.removeprefix(EVENTS).partition(".")
             if seconds.isdecimal() and int(seconds) > limit:
                 path.rename(path.with_name(f"{EVENTS}{limit:010d}{dot}{rest}"))
-            limit = min(limit, int(seconds) if seconds.isdecimal() else limit) - 1
+                limit -= 1
+            elif seconds.isdecimal():
+                limit = int(seconds)
 
     def close(self) -> None:
         """Release the folder, and remove it if it is new and holds nothing of a training."""

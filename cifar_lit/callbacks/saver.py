@@ -22,8 +22,8 @@ from cifar_lit.signals import SignalListener, exit_at_once_on_signals
 
 AGREE_STEPS = 10
 """Steps between two agreements of several processes on whether to save or stop: each one is a message to all."""
-SAVE = 1
-"""A request beside the numbers of the signals that are handled, and below them."""
+SAVE = 0.5
+"""A request beside the numbers of the signals, and below them: of several requests the highest counts."""
 
 
 class Saver(ExactResume):
@@ -74,7 +74,7 @@ class Saver(ExactResume):
             self.path = trainer.strategy.broadcast(self.path)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse callbacks that would overwrite our files, or train otherwise than we can save."""
+        """Refuse callbacks that train otherwise than we can save."""
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
             raise UserError(
@@ -87,8 +87,12 @@ class Saver(ExactResume):
                 "`callbacks`: with GradientAccumulationScheduler the number of steps is not known, which `schedule` "
                 "and `warmup_epochs` depend on: give `accumulate_grad_batches`, or leave these out"
             )
+        self.check_files(trainer)
+
+    def check_files(self, trainer: Trainer) -> None:
+        """Refuse other callbacks that save under our names; again once Lightning has set their folders."""
         ours = [] if self.path is None else [self.path.with_name(name).resolve() for name in (BEST, LAST)]
-        for callback in callbacks:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
             taken = (
                 [] if isinstance(callback, Best | Saver) else [path for path in saved_paths(callback) if path in ours]
             )
@@ -168,7 +172,7 @@ class Saver(ExactResume):
             torch._foreach_copy_(self._buffers, self._kept_buffers)
             try:
                 self._save(trainer)
-            except (OSError, DivergedError) as error:
+            except (OSError, UserError) as error:
                 print(f"not saved: {error}", file=sys.stderr)
 
     def _is_changed(self, trainer: Trainer, pl_module: LightningModule) -> bool:
@@ -186,7 +190,11 @@ class Saver(ExactResume):
             return
         for logger in trainer.loggers:
             logger.save()  # the curves up to here are on the disk, too
-        trainer.save_checkpoint(self.path, weights_only=False)  # atomic: SafeCheckpointIO
+        try:
+            trainer.save_checkpoint(self.path, weights_only=False)  # atomic: SafeCheckpointIO
+        except UserError as error:
+            error.exit_code = 1  # it could be saved before the first step
+            raise
         self._saved_step, self._saved_at, self._is_current = trainer.global_step, time.monotonic(), True
         if self.run is not None:
             self.run.mark_last()
@@ -199,28 +207,30 @@ class Saver(ExactResume):
             if trainer.is_global_zero:
                 probe.unlink()
 
-    def _request(self) -> int:
+    def _request(self) -> float:
         """Return what this process asks for: a signal's number, SAVE, or 0."""
         if self._signals.received:
             return self._signals.received
         minutes = self.every_n_minutes
         return SAVE if minutes and time.monotonic() - self._saved_at >= 60 * minutes else 0
 
-    def _agree(self, trainer: Trainer, request: int, *, now: bool = False) -> int:
+    def _agree(self, trainer: Trainer, request: float, *, now: bool = False) -> float:
         """Return the request of all processes, which they must see at the same step."""
         if trainer.world_size == 1:
             return request
         if not now and self._num_batches % AGREE_STEPS:
             return 0
-        return int(trainer.strategy.reduce(torch.tensor(request, device=trainer.strategy.root_device), reduce_op="max"))
+        requests = torch.tensor(float(request), device=trainer.strategy.root_device)
+        return float(trainer.strategy.reduce(requests, reduce_op="max"))
 
-    def _obey(self, trainer: Trainer, request: int) -> None:
+    def _obey(self, trainer: Trainer, request: float) -> None:
         """Stop on a signal, once all is saved; on SLURM's, do what Lightning does."""
         if request <= SAVE:
             return
-        if self._signals.requeue(request):
+        signum = int(request)
+        if self._signals.requeue(signum):
             return
         if trainer.is_global_zero:
-            name, saved = signal.Signals(request).name, f"; --ckpt_path {self.path} resumes it" if self.path else ""
+            name, saved = signal.Signals(signum).name, f"; --ckpt_path {self.path} resumes it" if self.path else ""
             print(f"\nstopped by {name} in epoch {trainer.current_epoch + 1}{saved}", flush=True)
-        raise SystemExit(128 + request)
+        raise SystemExit(128 + signum)

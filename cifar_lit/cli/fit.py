@@ -52,6 +52,7 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
             own = [pruner, throughput, NonFiniteGuard(), best, saver]
             trainer = build_trainer(cli, run, resumed, [callback for callback in own if callback])
 
+            saver.check_files(trainer)
             if not resumed:
                 log_graph(trainer, cli.model)
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resumed.file if resumed else None)
