@@ -204,8 +204,7 @@ class Saver(ExactResume):
         if self.path is not None:
             probe = self.path.with_name(f".{self.path.name}.part")  # which the next training removes if this is killed
             trainer.save_checkpoint(probe, weights_only=False)
-            if trainer.is_global_zero:
-                probe.unlink()
+            trainer.strategy.remove_checkpoint(probe)
 
     def _request(self) -> float:
         """Return what this process asks for: a signal's number, SAVE, or 0."""

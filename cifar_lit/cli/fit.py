@@ -57,10 +57,10 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
                 log_graph(trainer, cli.model)
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resumed.file if resumed else None)
 
-            if resumed:
-                check_trained(resumed, trainer)
             if pruner or cli.trainer_options["fast_dev_run"]:
                 return None
+            if resumed:
+                check_trained(resumed, trainer)
             results = evaluate(cli, trainer, throughput, best, saver, command)
             if trainer.is_global_zero:
                 write(cli, trainer, run, results)

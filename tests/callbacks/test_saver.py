@@ -261,7 +261,10 @@ def test_it_saves_every_few_minutes(tiny_args: list[str]) -> None:
             callback("OnExceptionCheckpoint", dirpath=str(LAST.parent), filename="last"),
             "OnExceptionCheckpoint would overwrite last.ckpt of this run",
         ),
-        (callback("StochasticWeightAveraging", swa_lrs=0.1), "StochasticWeightAveraging trains a further epoch"),
+        (
+            callback("StochasticWeightAveraging", swa_lrs=0.1, device="cpu"),
+            "StochasticWeightAveraging trains a further epoch",
+        ),
         (
             [*callback("GradientAccumulationScheduler", scheduling="{1: 2}"), "--model.warmup_epochs", "1"],
             "with GradientAccumulationScheduler the number of steps is not known, which --model.schedule",

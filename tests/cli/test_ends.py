@@ -50,7 +50,9 @@ ENDS = {
     "max_steps": End(["--trainer.max_steps", "9"]),
     "max_steps, within the first epoch": End(["--trainer.max_steps", "3"], tested="last"),
     "max_steps, then more": End(["--trainer.max_steps", "9"], resumed=["--trainer.max_steps", "-1"]),
-    "max_time": End(["--trainer.max_time", "00:00:00:00", "--trainer.min_epochs", "1"]),
+    "max_time": End(
+        ["--trainer.max_time", "00:00:00:00", "--trainer.min_epochs", "1"], resumed=["--trainer.max_time", "null"]
+    ),
     "no validation": End(["--data.val_size", "0"], tested="last"),
     "no validation batch": End(["--trainer.limit_val_batches", "0"], tested="last"),
     "no validation yet": End(["--trainer.check_val_every_n_epoch", "5"], tested="last"),
@@ -66,6 +68,7 @@ ENDS = {
 QUICK = ("max_steps, then more", "an exception in the test", "no best any more", "weights that change at the end")
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in ENDS])
 def test_a_run_that_ended_has_results_and_can_be_tested(
     name: str, tiny_args: list[str], monkeypatch: pytest.MonkeyPatch
