@@ -12,7 +12,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from cifar_lit.callbacks.best import Best, saved_paths
-from cifar_lit.callbacks.exact_resume import ExactResume, get_random_state, set_random_state
+from cifar_lit.callbacks.exact_resume import (
+    ExactResume,
+    digest_python_random,
+    get_random_state,
+    set_random_state,
+)
 from cifar_lit.callbacks.nonfinite import DivergedError
 from cifar_lit.checkpoint import load_checkpoint
 from cifar_lit.errors import UserError, require
@@ -61,6 +66,8 @@ class Saver(ExactResume):
         self._buffers: list[Tensor] = []  # what a forward pass changes: the statistics of BatchNorm
         self._kept_buffers: list[Tensor] = []  # as the last finished step left them
         self._kept_random = get_random_state()
+        self._draws_from_python = True  # or NumPy, in the first epoch or the one before
+        self._epoch_random = 0
         self._signals = SignalListener()
         self._can_resume = False
         self._is_in_step = False
@@ -107,6 +114,7 @@ class Saver(ExactResume):
         self.restore(trainer, pl_module)
         self._buffers = list(pl_module.buffers())
         self._kept_buffers = [buffer.clone() for buffer in self._buffers]
+        self._epoch_random = digest_python_random()
         self._try_save(trainer)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         self._signals.listen()
@@ -126,7 +134,7 @@ class Saver(ExactResume):
         self._can_resume = not (is_last or num_batches % trainer.accumulate_grad_batches)
         if not self._can_resume:
             return
-        self._kept_random = get_random_state()
+        self._kept_random = get_random_state(of_torch_only=not self._draws_from_python)
         torch._foreach_copy_(self._kept_buffers, self._buffers)
         request = self._agree(trainer, self._request())
         every = self.every_n_steps
@@ -151,6 +159,8 @@ class Saver(ExactResume):
             self._num_batches = 0
             self._save(trainer)
         self._can_resume = False
+        before, self._epoch_random = self._epoch_random, digest_python_random()
+        self._draws_from_python = self._epoch_random != before
         self._obey(trainer, self._agree(trainer, self._signals.received, now=True))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

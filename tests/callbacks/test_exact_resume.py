@@ -23,7 +23,6 @@ WAYS = {
         *callback("EMAWeightAveraging", decay=0.9),
     ],
     "a limit on the time": callback("Timer", duration="00:01:00:00"),
-    "networks that are pruned": callback("ModelPruning", pruning_fn="l1_unstructured", amount=0.2),
 }
 SLOW = list(WAYS)[2:]
 
