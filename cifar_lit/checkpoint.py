@@ -1,6 +1,7 @@
 """Checkpoint files, ``.ckpt`` and ``.safetensors``: saved so that a crash cannot damage them, loaded without code."""
 
 import hashlib
+import io
 import json
 import pickle
 import re
@@ -8,7 +9,7 @@ import sys
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -21,18 +22,50 @@ from cifar_lit.files import write_atomic
 
 EXPORTS = (".safetensors", ".onnx", ".pt2")
 _PARTS = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters")
+_NOT_PLAIN = (pickle.PickleError, AttributeError, TypeError)
+"""What torch raises for a value that cannot be pickled, or only by running code."""
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint atomically: if it cannot be written, an earlier one is unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        write_atomic(path, lambda file: torch.save(checkpoint, file))
+        write_atomic(path, lambda file: _save(checkpoint, file))
     except BaseException as error:
         cause = _system_error(error)
         if cause is None:
             raise
         raise OSError(cause.errno, f"{path} cannot be saved ({cause.strerror}); an earlier one is unchanged") from error
+
+
+def _save(checkpoint: Mapping[str, Any], file: IO[bytes]) -> None:
+    """Write a checkpoint, and read it as ``load_checkpoint`` will, without the tensors' content."""
+    try:
+        torch.save(checkpoint, file)
+        file.flush()
+        torch.load(file.name, weights_only=True, map_location="cpu", mmap=True)
+    except _NOT_PLAIN as error:
+        if culprit := _not_plain(checkpoint):
+            raise UserError(
+                f"a checkpoint holds plain values and tensors, and {culprit}: return float(x), x.tolist() or str(x)"
+            ) from error
+        raise
+
+
+def _not_plain(value: Any, name: str = "") -> str:
+    """Return the name and type of the first part that a checkpoint cannot hold; empty if it can hold them all."""
+    buffer = io.BytesIO()
+    try:
+        torch.save(value, buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True, map_location="cpu")
+    except _NOT_PLAIN:
+        parts = (
+            value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, list | tuple) else ())
+        )
+        inner = (_not_plain(part, f"{name}.{key}".lstrip(".")) for key, part in parts)
+        return next(filter(None, inner), f"{name} is a {type(value).__module__}.{type(value).__qualname__}")
+    return ""
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

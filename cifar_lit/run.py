@@ -1,20 +1,15 @@
-"""A run on disk: ``Run`` reads it, ``RunWriter`` is the folder of one that is being trained."""
+"""A run on disk, as it is read."""
 
-import contextlib
 import functools
 import inspect
-import itertools
-import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from cifar_lit.checkpoint import check_exists, first_nonfinite, load_checkpoint, load_safetensors
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
-from cifar_lit.files import write_atomic
 from cifar_lit.module import ImageClassifier
 from cifar_lit.results import Results
 
@@ -164,81 +159,3 @@ def run_folder(checkpoint: Path) -> Path | None:
     """Return the folder of the run that a checkpoint belongs to; None where it lies elsewhere."""
     folder = checkpoint.parent.parent
     return folder if checkpoint.parent.name == CHECKPOINTS and (folder / CONFIG).is_file() else None
-
-
-class RunWriter:
-    """The folder of a run that is being trained: locked, and written atomically.
-
-    ``config`` is written to ``config.yaml`` after the first step. A folder that ``is_new`` is removed again if no step
-    is made in it.
-    """
-
-    def __init__(self, path: Path, config: str, *, is_new: bool) -> None:
-        self.path, self.checkpoints = path, path / CHECKPOINTS
-        self._config = config
-        self._is_new = is_new
-        self._is_started = False
-        self._lock = FileLock(path / ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-            for left_over in path.rglob(".*.part"):  # of a process that was killed
-                left_over.unlink(missing_ok=True)
-        except Timeout as error:
-            raise UserError(f"{path} is in use by another training: wait for it, or stop it") from error
-        except NotImplementedError:  # a file system without locks
-            pass
-        except OSError as error:
-            raise UserError(f"`default_root_dir`: {path} cannot be written ({error.strerror}): give another") from error
-
-    @classmethod
-    def create(cls, root: Path, config: str) -> "RunWriter":
-        """Make a new folder ``root/lightning_logs/version_N``, which no other process gets."""
-        logs = root / LOGS
-        try:
-            logs.mkdir(parents=True, exist_ok=True)
-            numbers = [path.name.removeprefix("version_") for path in logs.glob("version_*")]
-            number = max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
-            while True:
-                path = logs / f"version_{number}"
-                try:
-                    path.mkdir()
-                    break
-                except FileExistsError:  # another run that starts at this moment took it
-                    number += 1
-        except OSError as error:
-            raise UserError(
-                f"`default_root_dir` is {root}: no run can be kept there ({error.strerror}); give another folder"
-            ) from error
-        return cls(path, config, is_new=True)
-
-    def check_space(self, num_bytes: int) -> None:
-        """Raise a ``UserError`` if a checkpoint of this size cannot be written, before there is one to lose."""
-        probe = self.path / ".probe"
-        try:
-            block = bytes(1 << 20)
-            write_atomic(probe, lambda file: file.writelines(itertools.repeat(block, -(-num_bytes // len(block)))))
-            probe.unlink()
-        except OSError as error:
-            raise UserError(
-                f"`default_root_dir`: a checkpoint of {num_bytes:,} bytes cannot be written to {self.path} "
-                f"({error.strerror}); free some space or give another folder"
-            ) from error
-
-    def start(self) -> None:
-        """Write ``config.yaml`` after the first step: from here on the folder is a run, and stays."""
-        if not self._is_started:
-            write_atomic(self.path / CONFIG, self._config)
-            self._is_started = True
-
-    def save_results(self, results: Results) -> None:
-        write_atomic(self.path / RESULTS, results.to_json())
-
-    def close(self) -> None:
-        """Release the folder, and remove it if it is new and no step was made."""
-        with contextlib.suppress(OSError):  # Windows keeps an open file
-            Path(self._lock.lock_file).unlink(missing_ok=True)  # while no other process can have it
-        self._lock.release()
-        if self._is_new and not (self.path / CONFIG).exists() and not self.checkpoints.exists():
-            shutil.rmtree(self.path, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                self.path.parent.rmdir()  # if it was the first

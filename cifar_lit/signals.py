@@ -1,4 +1,4 @@
-"""Signals: SIGTERM and SIGINT end the process with 143 and 130, in a training after it was saved."""
+"""Signals end the process with 128 and their number, in a training after it was saved."""
 
 import contextlib
 import os
@@ -7,14 +7,24 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+ALWAYS = (signal.SIGTERM, signal.SIGINT)
+UNLESS_IGNORED = tuple(
+    getattr(signal, name) for name in ("SIGHUP", "SIGQUIT", "SIGXCPU") if hasattr(signal, name)
+)  # not on Windows
+"""Signals that who starts the process may have it ignore, as nohup does with SIGHUP."""
+
+
+def _handled() -> list[signal.Signals]:
+    return [*ALWAYS, *(signum for signum in UNLESS_IGNORED if signal.getsignal(signum) != signal.SIG_IGN)]
+
 
 @contextlib.contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGINT end the process with 143 and 130, even where Lightning would handle them itself."""
+    """Let these signals end the process with 128 and their number, even where Lightning would handle them itself."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {signum: signal.getsignal(signum) or signal.SIG_DFL for signum in (signal.SIGTERM, signal.SIGINT)}
+    before = {signum: signal.getsignal(signum) or signal.SIG_DFL for signum in _handled()}
     exit_at_once_on_signals()
     try:
         yield
@@ -26,7 +36,7 @@ def exit_on_signals() -> Iterator[None]:
 def exit_at_once_on_signals() -> None:
     """Install the handlers; only the main thread can."""
     if threading.current_thread() is threading.main_thread():
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in _handled():
             signal.signal(signum, _exit)
 
 
@@ -45,7 +55,7 @@ class SignalListener:
         """Install the handlers; only the main thread can."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in _handled():
             signal.signal(signum, self._remember)
         if hasattr(signal, "SIGUSR1") and callable(requeue := signal.getsignal(signal.SIGUSR1)):
             self._requeue = requeue  # Lightning's, on a SLURM cluster; it would save in the middle of a step

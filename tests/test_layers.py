@@ -14,6 +14,7 @@ LAYERS = (
     {"commands"},
     {"cli"},
     {"callbacks", "evaluation"},
+    {"run_writer"},
     {"run"},
     {"module", "datamodule", "results"},
     {"checkpoint", "prediction"},

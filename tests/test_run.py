@@ -15,7 +15,8 @@ from cifar_lit.errors import UserError
 from cifar_lit.main import main
 from cifar_lit.networks import TutorialCNN
 from cifar_lit.results import Results
-from cifar_lit.run import Run, RunWriter
+from cifar_lit.run import Run
+from cifar_lit.run_writer import RunWriter
 from tests.helpers.runs import RUN, Refused, read_results
 
 BEST, LAST = RUN / "checkpoints/best.ckpt", RUN / "checkpoints/last.ckpt"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from cifar_lit.signals import SignalListener, exit_on_signals
+from cifar_lit.signals import UNLESS_IGNORED, SignalListener, exit_on_signals
 
-HANDLED = (signal.SIGTERM, signal.SIGINT)
+HANDLED = (signal.SIGTERM, signal.SIGINT, *UNLESS_IGNORED)
 
 
 @pytest.fixture(autouse=True)
@@ -21,13 +21,24 @@ def _same_handlers_afterwards() -> Iterator[None]:
         signal.signal(signum, handler)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_process_with_its_code(signum: int, code: int) -> None:
+@pytest.mark.parametrize("signum", HANDLED)
+def test_a_signal_ends_the_process_with_its_code(signum: int) -> None:
     before = [signal.getsignal(number) for number in HANDLED]
     with pytest.raises(SystemExit) as stopped, exit_on_signals():
         signal.raise_signal(signum)
-    assert stopped.value.code == code
+    assert stopped.value.code == 128 + signum
     assert [signal.getsignal(number) for number in HANDLED] == before
+
+
+@pytest.mark.parametrize("signum", UNLESS_IGNORED)
+def test_a_signal_that_is_ignored_from_the_start_stays_ignored(signum: int) -> None:
+    signal.signal(signum, signal.SIG_IGN)  # as nohup does
+    with exit_on_signals():
+        signal.raise_signal(signum)
+        listener = SignalListener()
+        listener.listen()
+        signal.raise_signal(signum)
+    assert listener.received == 0
 
 
 def test_in_another_thread_nothing_is_installed() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
 from torch import Tensor
 
 from cifar_lit.run import BEST
@@ -57,6 +57,9 @@ class Best(ModelCheckpoint):
             self.best_loss, self.best_epoch = loss, trainer.current_epoch + 1
         return is_better
 
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Remove nothing: the file has one name, and each save replaces it."""
+
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), **{name: getattr(self, name) for name in REMEMBERED}}
 
@@ -71,3 +74,13 @@ class Best(ModelCheckpoint):
         super().load_state_dict({**state_dict, **paths, "best_k_models": best})
         for name in REMEMBERED:
             setattr(self, name, state_dict.get(name, getattr(self, name)))
+
+
+def saved_paths(callback: Callback) -> list[Path]:
+    """Return the files that a callback of Lightning saves under a name that is known before the training."""
+    if isinstance(callback, OnExceptionCheckpoint):
+        return [Path(callback.ckpt_path).resolve()]
+    if not isinstance(callback, ModelCheckpoint):
+        return []
+    names = [callback.filename, callback.CHECKPOINT_NAME_LAST if callback.save_last else None]
+    return [Path(callback.format_checkpoint_name({}, name)).resolve() for name in names if name and "{" not in name]

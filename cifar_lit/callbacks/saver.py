@@ -1,4 +1,4 @@
-"""When a training is saved, how it stops, and how it resumes at the exact step."""
+"""When a training is saved, and how it stops."""
 
 import signal
 import sys
@@ -7,23 +7,31 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torchmetrics import Metric
 
+from cifar_lit.callbacks.best import Best, saved_paths
+from cifar_lit.callbacks.exact_resume import (
+    ExactResume,
+    digest_python_random,
+    get_random_state,
+    set_random_state,
+)
 from cifar_lit.callbacks.nonfinite import DivergedError
+from cifar_lit.checkpoint import load_checkpoint
 from cifar_lit.errors import UserError, require
-from cifar_lit.run import LAST, RunWriter
+from cifar_lit.run import BEST, LAST
+from cifar_lit.run_writer import RunWriter
 from cifar_lit.signals import SignalListener, exit_at_once_on_signals
 
 AGREE_STEPS = 10
 """Steps between two agreements of several processes on whether to save or stop: each one is a message to all."""
-SAVE = 1
-"""A request beside the numbers of the signals that are handled, and below them."""
+SAVE = 0.5
+"""A request beside the numbers of the signals, and below them: of several requests the highest counts."""
 
 
-class Saver(Checkpoint):
+class Saver(ExactResume):
     """Saves ``last.ckpt``, stops on signals, and resumes exactly.
 
     It saves at the end of each epoch, on request between steps, and once when a signal or an exception ends the
@@ -31,6 +39,7 @@ class Saver(Checkpoint):
     interrupted epoch, and the state of the random number generators.
 
     A training can resume where all gradients were used, or at the end of an epoch: saves and stops wait for that.
+    What cannot be saved or resumed is refused before the first step.
 
     Args:
         run: The folder that is written; only the first process has one.
@@ -49,92 +58,65 @@ class Saver(Checkpoint):
     ) -> None:
         require("every_n_steps", every_n_steps, every_n_steps >= 0, "at least 0")
         require("every_n_minutes", every_n_minutes, every_n_minutes >= 0, "at least 0")
+        super().__init__()
         self.run = run
         self.path = run.checkpoints / LAST if run and keep else None
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
-        self._num_batches = 0  # finished in this epoch
-        self._epoch_size = 0  # in batches
         self._buffers: list[Tensor] = []  # what a forward pass changes: the statistics of BatchNorm
         self._kept_buffers: list[Tensor] = []  # as the last finished step left them
-        self._kept_random = torch.empty(0)
+        self._kept_random = get_random_state()
+        self._draws_from_python = True  # or NumPy, in the first epoch or the one before
+        self._epoch_random = 0
         self._signals = SignalListener()
         self._can_resume = False
         self._is_in_step = False
         self._saved_step = 0
         self._saved_at = time.monotonic()
-        self._resumed: dict[str, Any] = {}
-        self._should_stop = False
-
-    def state_dict(self) -> dict[str, Any]:
-        random = {"random": torch.get_rng_state()}
-        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            random["random_cuda"] = torch.cuda.get_rng_state()
-        return {"epoch_size": self._epoch_size, **random}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resumed = dict(state_dict)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the state of the metrics in an unfinished epoch, over all processes."""
-        metrics = checkpoint["metrics"] = {}
-        for name, metric in pl_module.named_modules():
-            if isinstance(metric, Metric) and metric.update_called:
-                with metric.sync_context():
-                    metrics[name] = {key: torch.as_tensor(value).clone() for key, value in metric.metric_state.items()}
-        checkpoint["world_size"] = trainer.world_size
-        # At the end of an epoch EarlyStopping decided; within one it was a limit on the time, which may differ then.
-        checkpoint["should_stop"] = trainer.should_stop and self._num_batches == 0
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Restore the metrics, in one process, because their states are added up."""
-        loop = checkpoint["loops"]["fit_loop"]
-        if loop["epoch_progress"]["current"]["ready"] == loop["epoch_progress"]["current"]["processed"]:
-            # The epoch was finished. With max_steps, Lightning 2.6 takes its batches for those of the next epoch.
-            for progress in loop["epoch_progress"].values():
-                progress["completed"] = progress["processed"]
-            batches = loop["epoch_loop.batch_progress"]
-            batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
-        self._should_stop = bool(checkpoint.get("should_stop"))
-        metrics = checkpoint.get("metrics", {})
-        if metrics and checkpoint["world_size"] != trainer.world_size:
-            raise UserError(
-                f"`devices`: the checkpoint was saved in the middle of an epoch by {checkpoint['world_size']} "
-                f"processes, and there are {trainer.world_size}: start as many"
-            )
-        for name, states in metrics.items() if trainer.is_global_zero else ():
-            metric = pl_module.get_submodule(name)
-            for key, value in states.items():
-                setattr(metric, key, value.to(metric.device))
+        self._is_current = False  # whether nothing was trained since the last save
+        self.is_changed_at_end = False  # whether a callback changed the weights after the last epoch
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             self.path = trainer.strategy.broadcast(self.path)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the position in the epoch and the random numbers, and handle signals."""
-        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
-        self._epoch_size = int(trainer.num_training_batches)
-        epoch: Any = trainer.fit_loop.epoch_progress.current
-        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-        self._num_batches = 0 if epoch.ready == epoch.processed else batches.processed
-        if self._num_batches:
-            saved_size = self._resumed.get("epoch_size", self._epoch_size)
-            if saved_size != self._epoch_size:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse callbacks that train otherwise than we can save."""
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+            raise UserError(
+                "`callbacks`: StochasticWeightAveraging trains a further epoch that is neither validated nor saved: "
+                "use EMAWeightAveraging, whose average is"
+            )
+        is_accumulating = any(isinstance(one, GradientAccumulationScheduler) for one in callbacks)
+        if is_accumulating and trainer.lr_scheduler_configs:
+            raise UserError(
+                "`callbacks`: with GradientAccumulationScheduler the number of steps is not known, which `schedule` "
+                "and `warmup_epochs` depend on: give `accumulate_grad_batches`, or leave these out"
+            )
+        self.check_files(trainer)
+
+    def check_files(self, trainer: Trainer) -> None:
+        """Refuse other callbacks that save under our names; again once Lightning has set their folders."""
+        ours = [] if self.path is None else [self.path.with_name(name).resolve() for name in (BEST, LAST)]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            taken = (
+                [] if isinstance(callback, Best | Saver) else [path for path in saved_paths(callback) if path in ours]
+            )
+            if taken:
                 raise UserError(
-                    f"`limit_train_batches`: the checkpoint was saved in the middle of an epoch of {saved_size} "
-                    f"batches, and there are {self._epoch_size}: give the same"
+                    f"`callbacks`: {type(callback).__name__} would overwrite {taken[0].name} of this run: "
+                    "give it another `dirpath`, or another `filename` and no `save_last`"
                 )
-            loader: Any = trainer.train_dataloader
-            loader.start_at(self._num_batches)
-        trainer.should_stop |= self._should_stop
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore what Lightning leaves, find out whether the state can be saved, and handle signals."""
+        self.restore(trainer, pl_module)
         self._buffers = list(pl_module.buffers())
         self._kept_buffers = [buffer.clone() for buffer in self._buffers]
-        if self._resumed:
-            torch.set_rng_state(self._resumed["random"])
-            if "random_cuda" in self._resumed and trainer.strategy.root_device.type == "cuda":
-                torch.cuda.set_rng_state(self._resumed["random_cuda"])
-        self._resumed = {}
+        self._epoch_random = digest_python_random()
+        self._try_save(trainer)
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         self._signals.listen()
 
     def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
@@ -146,13 +128,13 @@ class Saver(Checkpoint):
     ) -> None:
         if self.run is not None:
             self.run.start()
-        self._is_in_step = False
+        self._is_in_step = self._is_current = False
         self._num_batches = num_batches = batch_idx + 1
         is_last = num_batches >= self._epoch_size
         self._can_resume = not (is_last or num_batches % trainer.accumulate_grad_batches)
         if not self._can_resume:
             return
-        self._kept_random = torch.get_rng_state()
+        self._kept_random = get_random_state(of_torch_only=not self._draws_from_python)
         torch._foreach_copy_(self._kept_buffers, self._buffers)
         request = self._agree(trainer, self._request())
         every = self.every_n_steps
@@ -177,12 +159,17 @@ class Saver(Checkpoint):
             self._num_batches = 0
             self._save(trainer)
         self._can_resume = False
+        before, self._epoch_random = self._epoch_random, digest_python_random()
+        self._draws_from_python = self._epoch_random != before
         self._obey(trainer, self._agree(trainer, self._signals.received, now=True))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop if a signal has come since, and let later ones end the process at once."""
+        """Stop if a signal has come since, let later ones end the process at once, and save what a callback changed."""
         self._obey(trainer, self._agree(trainer, self._signals.received, now=True))
         exit_at_once_on_signals()
+        self.is_changed_at_end = bool(trainer.strategy.broadcast(self._is_changed(trainer, pl_module)))
+        if self.is_changed_at_end:
+            self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the last finished step, if the training was between two steps and runs in one process."""
@@ -191,43 +178,68 @@ class Saver(Checkpoint):
             return
         if trainer.global_step > self._saved_step:
             # Undo what the forward pass of the failed step changed.
-            torch.set_rng_state(self._kept_random)
+            set_random_state(self._kept_random)
             torch._foreach_copy_(self._buffers, self._kept_buffers)
             try:
                 self._save(trainer)
-            except (OSError, DivergedError) as error:
+            except (OSError, UserError) as error:
                 print(f"not saved: {error}", file=sys.stderr)
+
+    def _is_changed(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Return whether the weights are others than those in ``last.ckpt``."""
+        ended = trainer.strategy.lightning_module_state_dict()
+        if self.path is None or not self.path.is_file():
+            return False
+        saved = load_checkpoint(self.path)["state_dict"]
+        # Batches that were dropped, because not all gradients were used, may have changed buffers.
+        names = ended if self._is_current else dict(pl_module.named_parameters())
+        return any(name not in saved or not torch.equal(saved[name], ended[name].cpu()) for name in names)
 
     def _save(self, trainer: Trainer) -> None:
         if self.path is None:
             return
         for logger in trainer.loggers:
             logger.save()  # the curves up to here are on the disk, too
-        trainer.save_checkpoint(self.path, weights_only=False)  # atomic: SafeCheckpointIO
-        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        try:
+            trainer.save_checkpoint(self.path, weights_only=False)  # atomic: SafeCheckpointIO
+        except UserError as error:
+            error.exit_code = 1  # it could be saved before the first step
+            raise
+        self._saved_step, self._saved_at, self._is_current = trainer.global_step, time.monotonic(), True
+        if self.run is not None:
+            self.run.mark_last()
 
-    def _request(self) -> int:
+    def _try_save(self, trainer: Trainer) -> None:
+        """Save a checkpoint and remove it: what cannot be saved is found before there is a training to lose."""
+        if self.path is not None:
+            probe = self.path.with_name(f".{self.path.name}.part")  # which the next training removes if this is killed
+            trainer.save_checkpoint(probe, weights_only=False)
+            trainer.strategy.remove_checkpoint(probe)
+
+    def _request(self) -> float:
         """Return what this process asks for: a signal's number, SAVE, or 0."""
         if self._signals.received:
             return self._signals.received
         minutes = self.every_n_minutes
         return SAVE if minutes and time.monotonic() - self._saved_at >= 60 * minutes else 0
 
-    def _agree(self, trainer: Trainer, request: int, *, now: bool = False) -> int:
+    def _agree(self, trainer: Trainer, request: float, *, now: bool = False) -> float:
         """Return the request of all processes, which they must see at the same step."""
         if trainer.world_size == 1:
             return request
         if not now and self._num_batches % AGREE_STEPS:
             return 0
-        return int(trainer.strategy.reduce(torch.tensor(request, device=trainer.strategy.root_device), reduce_op="max"))
+        requests = torch.tensor(float(request), device=trainer.strategy.root_device)
+        return float(trainer.strategy.reduce(requests, reduce_op="max"))
 
-    def _obey(self, trainer: Trainer, request: int) -> None:
+    def _obey(self, trainer: Trainer, request: float) -> None:
         """Stop on a signal, once all is saved; on SLURM's, do what Lightning does."""
         if request <= SAVE:
             return
-        if self._signals.requeue(request):
+        signum = int(request)
+        if self._signals.requeue(signum):
             return
         if trainer.is_global_zero:
-            name, saved = signal.Signals(request).name, f"; --ckpt_path {self.path} resumes it" if self.path else ""
+            name, saved = signal.Signals(signum).name, f"; --ckpt_path {self.path} resumes it" if self.path else ""
             print(f"\nstopped by {name} in epoch {trainer.current_epoch + 1}{saved}", flush=True)
-        raise SystemExit(128 + request)
+        raise SystemExit(128 + signum)

@@ -1,6 +1,7 @@
 """The options of ``cifar-lit fit``, and the model and data that they describe."""
 
 import argparse
+import enum
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import evaluation_mode
 from cifar_lit.recipes import RECIPES, recipe_help
 from cifar_lit.run import CHECKPOINTS, CONFIG, LAST, LOGS, run_folder
+
+# Lightning's Timer has such a default, which config.yaml would not take.
+yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, value: dumper.represent_data(value.value))
 
 SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 EXAMPLES = """\

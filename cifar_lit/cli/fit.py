@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -15,8 +16,9 @@ from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.checkpoint import load_checkpoint
 from cifar_lit.cli.arguments import FitCLI, with_config
 from cifar_lit.cli.filters import filter_logs
-from cifar_lit.cli.parser import naming_options, reader_may_leave
-from cifar_lit.cli.resume import find_resumed
+from cifar_lit.cli.parser import naming_options
+from cifar_lit.cli.resume import check_trained, find_resumed
+from cifar_lit.cli.terminal import lasting_output
 from cifar_lit.cli.trainer import build_trainer, log_graph, open_run
 from cifar_lit.errors import UserError
 from cifar_lit.evaluation.plots import log_figures
@@ -26,7 +28,8 @@ from cifar_lit.evaluation.table import format_table
 from cifar_lit.files import shorten
 from cifar_lit.machine import describe_machine
 from cifar_lit.results import Results
-from cifar_lit.run import REPORT, RunWriter
+from cifar_lit.run import REPORT
+from cifar_lit.run_writer import RunWriter
 
 
 def main(args: Sequence[str]) -> int:
@@ -41,7 +44,7 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
     """
     filter_logs()
     cli = FitCLI(with_config(args))  # parses the options, seeds, builds model and data
-    with naming_options(cli.names):
+    with naming_options(cli.names), lasting_output():
         resumed = find_resumed(cli)
         with open_run(cli, resumed) as run:
             throughput = Throughput()
@@ -50,47 +53,58 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
             own = [pruner, throughput, NonFiniteGuard(), best, History(), saver]
             trainer = build_trainer(cli, run, resumed, [callback for callback in own if callback])
 
+            saver.check_files(trainer)
             if not resumed:
                 log_graph(trainer, cli.model)
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resumed.file if resumed else None)
 
             if pruner or cli.trainer_options["fast_dev_run"]:
                 return None
-            results = evaluate(cli, trainer, throughput, best, saver)
-            results.command = command
+            if resumed:
+                check_trained(resumed, trainer)
+            results = evaluate(cli, trainer, throughput, best, saver, command)
             if trainer.is_global_zero:
                 write(cli, trainer, run, results)
-                with reader_may_leave():  # everything is written
-                    print("\n" + format_table(results, run=shorten(run.path) if run else None))
+                print("\n" + format_table(results, run=shorten(run.path) if run else None))
             return results
 
 
-def evaluate(cli: FitCLI, trainer: Trainer, throughput: Throughput, best: Best | None, saver: Saver) -> Results:
-    """Test the best checkpoint, or the last where there was no validation."""
+def evaluate(
+    cli: FitCLI, trainer: Trainer, throughput: Throughput, best: Best | None, saver: Saver, command: str
+) -> Results:
+    """Test the best checkpoint, or the last where there is no best."""
     if throughput.num_images == 0:
-        raise UserError("nothing was trained, so there is nothing to test: give a higher `max_epochs`")
-    val_metrics = best.metrics if best else {}  # those of the best epoch
-    checkpoint = best.best_model_path if best and val_metrics else saver.path
-    if checkpoint:
+        options = ", ".join(f"`{name}`" for name in ("max_epochs", "max_steps", "max_time", "limit_train_batches"))
+        raise UserError(f"nothing was trained, so there is nothing to test: give a higher {options}")
+    is_best = best is not None and Path(best.best_model_path).is_file() and not saver.is_changed_at_end
+    checkpoint = best.best_model_path if best and is_best else saver.path
+    if checkpoint and Path(checkpoint).is_file():
         # Not through the Trainer: it would restore the callbacks, too, and with them the weights before averaging.
         cli.model.load_state_dict(load_checkpoint(Path(checkpoint))["state_dict"])
-    if best and val_metrics:
+    val_metrics = best.metrics if best and is_best else {}  # those of the best epoch
+    if best and is_best:
         cli.model.num_val = best.num_val
+
+    def described(metrics: dict[str, Any]) -> Results:
+        return describe(
+            cli.model,
+            cli.datamodule,
+            metrics,
+            checkpoint=shorten(checkpoint) if checkpoint else None,
+            recipe=cli.config["recipe"],
+            seed=cli.config["seed_everything"],
+            epochs=trainer.current_epoch,
+            best_epoch=best.best_epoch if best and is_best else None,
+            train_seconds=throughput.train_seconds,
+            images_per_second=throughput.images_per_second,
+            command=command,
+            **describe_machine(trainer.strategy.root_device),
+        )
+
+    if saver.run is not None:
+        saver.run.save_results(described(val_metrics))  # what is known if the test fails or is stopped
     splits = ("test",) if val_metrics or not cli.has_val else ("val", "test")
-    metrics = val_metrics | score(trainer, cli.model, cli.datamodule, splits=splits)
-    return describe(
-        cli.model,
-        cli.datamodule,
-        metrics,
-        checkpoint=shorten(checkpoint) if checkpoint else None,
-        recipe=cli.config["recipe"],
-        seed=cli.config["seed_everything"],
-        epochs=trainer.current_epoch,
-        best_epoch=best.best_epoch if best and val_metrics else None,
-        train_seconds=throughput.train_seconds,
-        images_per_second=throughput.images_per_second,
-        **describe_machine(trainer.strategy.root_device),
-    )
+    return described(val_metrics | score(trainer, cli.model, cli.datamodule, splits=splits))
 
 
 def write(cli: FitCLI, trainer: Trainer, run: RunWriter | None, results: Results) -> None:

@@ -2,17 +2,39 @@
 
 from typing import Any
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_only
 
 from cifar_lit.cli.arguments import FitCLI
 from cifar_lit.errors import UserError
-from cifar_lit.run import RESULTS, Run
+from cifar_lit.files import shorten
+from cifar_lit.run import Run
 
 MAY_DIFFER = ("root", "cache_dir", "mirror")
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:
     return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+
+
+def is_tested(run: Run) -> bool:
+    """Return whether a run that has nothing left to train has nothing left to test either."""
+    return run.folder is None or (run.results is not None and "Accuracy/test" in run.results.metrics)
+
+
+def check_trained(resumed: Run, trainer: Trainer) -> None:
+    """Refuse to test again, and to replace the results of, a run that had nothing left to train."""
+    if trainer.global_step > resumed.checkpoint["global_step"] or not is_tested(resumed):
+        return
+    timers = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    if trainer.global_step == trainer.max_steps:
+        reason = f"`max_steps` is {trainer.max_steps}, and it has finished them: give more"
+    elif any(seconds is not None and seconds <= 0 for seconds in timers):
+        reason = "`max_time` is over: give more"
+    else:
+        reason = "it was stopped early: leave out what stopped it, as with --trainer.callbacks null"
+    raise UserError(f"{shorten(resumed.path)} has nothing left to train, and stays as it is; {reason}")
 
 
 def find_resumed(cli: FitCLI) -> Run | None:
@@ -35,8 +57,7 @@ def find_resumed(cli: FitCLI) -> Run | None:
     run.check_finite(cli.model)
     num_done, max_epochs = epochs_done(run.checkpoint), cli.trainer_options["max_epochs"]
     num_left = 1 if max_epochs in (None, -1) else int(max_epochs) - num_done
-    is_tested = run.folder is None or (run.folder / RESULTS).exists()
-    if num_left < 0 or (num_left == 0 and is_tested):
+    if num_left < 0 or (num_left == 0 and is_tested(run)):
         raise UserError(f"`max_epochs` is {max_epochs}, and {path} has finished {num_done} epochs: give more")
     rank_zero_only(print)(f"resuming {path}: {num_done} epochs and {run.checkpoint['global_step']:,} steps are done")
     return run

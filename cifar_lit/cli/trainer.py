@@ -22,7 +22,8 @@ from cifar_lit.errors import UserError, is_raised_by
 from cifar_lit.machine import set_up
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import evaluation_mode
-from cifar_lit.run import LOGS, Run, RunWriter
+from cifar_lit.run import LOGS, Run
+from cifar_lit.run_writer import RunWriter
 
 
 @contextlib.contextmanager
@@ -90,6 +91,7 @@ def _tensorboard_logger(run: RunWriter | None, resumed: Run | None, root: str | 
         return TensorBoardLogger(root or ".", name=LOGS, **options)
     if resumed and resumed.folder:  # hides what the curves have of later epochs than the checkpoint
         options["purge_step"] = epochs_done(resumed.checkpoint)
+        run.order_events()
     folder = run.path
     return TensorBoardLogger(folder.parent.parent, name=folder.parent.name, version=folder.name, **options)
 

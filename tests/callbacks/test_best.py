@@ -102,3 +102,19 @@ def test_a_fit_tests_the_best_epoch(tiny_args: list[str], capsys: pytest.Capture
     assert f"best.ckpt, of epoch {epoch + 1}\n" in capsys.readouterr().out
     # All images of all epochs, in the time outside validation, whichever epoch was tested.
     assert results["images_per_second"] * results["train_seconds"] >= 12 * 48
+
+
+def test_nothing_is_removed_however_a_path_is_spelled(tiny_root: Path) -> None:
+    Path("kept").mkdir()
+    Path("link").symlink_to("kept")
+    best = Best(Path("link"))
+    fit(tiny_root, best, [(0.5, 0.4)])
+    state = best.state_dict()
+    for name in ("dirpath", "best_model_path", "kth_best_model_path"):
+        state[name] = state[name].replace("kept", "./link")
+    again = Best(Path("kept"))
+    again.load_state_dict(state)
+    with pytest.warns(UserWarning, match="exists and is not empty"):
+        fit(tiny_root, again, [(0.6, 0.4), (0.7, 0.4)])
+    assert again.metrics["Accuracy/val"] == pytest.approx(0.7)
+    assert torch.load("kept/best.ckpt", weights_only=True)["epoch"] == 1

@@ -25,7 +25,7 @@ from tests.helpers.processes import (
     state_of,
     stopped_at,
 )
-from tests.helpers.runs import EPOCHS, RUN, read_metrics
+from tests.helpers.runs import EPOCHS, RUN, Refused, callback, read_metrics
 
 RECIPES = {
     "tutorial": ["--model.lr", "0.02"],
@@ -90,9 +90,10 @@ def raise_bug() -> None:
     [
         (functools.partial(signal.raise_signal, signal.SIGTERM), 143),
         (functools.partial(signal.raise_signal, signal.SIGINT), 130),
+        (functools.partial(signal.raise_signal, signal.SIGHUP), 129),
         (raise_bug, 1),
     ],
-    ids=["SIGTERM", "SIGINT", "exception"],
+    ids=["SIGTERM", "SIGINT", "SIGHUP", "exception"],
 )
 def test_a_stop_within_this_process(
     act: Callable[[], object], code: int, tiny_args: list[str], monkeypatch: pytest.MonkeyPatch
@@ -249,3 +250,49 @@ def test_it_saves_every_few_minutes(tiny_args: list[str]) -> None:
     done = run(["fit", *tiny_args, *EPOCHS, *options], inside=functools.partial(record_images, 4, int(signal.SIGKILL)))
     assert done.code == -9
     assert torch.load(LAST, weights_only=True)["global_step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (callback("ModelCheckpoint", filename="best"), "ModelCheckpoint would overwrite best.ckpt of this run"),
+        (callback("ModelCheckpoint", save_last="true"), "ModelCheckpoint would overwrite last.ckpt of this run"),
+        (
+            callback("OnExceptionCheckpoint", dirpath=str(LAST.parent), filename="last"),
+            "OnExceptionCheckpoint would overwrite last.ckpt of this run",
+        ),
+        (
+            callback("StochasticWeightAveraging", swa_lrs=0.1, device="cpu"),
+            "StochasticWeightAveraging trains a further epoch",
+        ),
+        (
+            [*callback("GradientAccumulationScheduler", scheduling="{1: 2}"), "--model.warmup_epochs", "1"],
+            "with GradientAccumulationScheduler the number of steps is not known, which --model.schedule",
+        ),
+        (
+            callback("tests.helpers.callbacks.Stateful"),
+            "a checkpoint holds plain values and tensors, and callbacks.Stateful.deep.0.best is a numpy.float64",
+        ),
+    ],
+    ids=["best", "last", "on exception", "SWA", "accumulation", "state"],
+)
+def test_a_callback_that_cannot_be_is_refused_before_the_first_step(
+    options: list[str], expected: str, tiny_args: list[str], refused: Refused
+) -> None:
+    code, line = refused(["fit", *tiny_args, *EPOCHS, *options])
+    assert code == 2
+    assert expected in line
+    assert not list(Path().rglob("config.yaml"))
+    if "OnExceptionCheckpoint" not in options:
+        assert not Path("lightning_logs").exists()
+
+
+def test_a_state_that_cannot_be_saved_later_leaves_the_earlier_checkpoint(
+    tiny_args: list[str], refused: Refused
+) -> None:
+    options = callback("tests.helpers.callbacks.Stateful", from_epoch=1)
+    code, line = refused(["fit", *tiny_args, *EPOCHS, *options])
+    assert code == 1
+    assert "callbacks.Stateful.deep.0.best is a numpy.float64: return float(x), x.tolist() or str(x)" in line
+    assert torch.load(LAST, weights_only=True)["global_step"] == 6
+    assert [path.name for path in LAST.parent.iterdir() if path.name.startswith(".")] == []

@@ -168,3 +168,28 @@ def test_without_a_run_there_is_no_last_one(tiny_args: list[str], refused: Refus
     Path("last.yaml").write_text("ckpt_path: last\n")
     code, line = refused(["fit", *tiny_args, "--config", "last.yaml"])
     assert (code, "--ckpt_path last: give that on the command line" in line) == (2, True), line
+
+
+def test_a_run_of_the_same_name_in_the_working_folder_is_left_alone(
+    run: str, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree("lightning_logs", "elsewhere/lightning_logs")
+    monkeypatch.chdir("elsewhere")
+    before = (RUN / "checkpoints/best.ckpt").read_bytes()
+    (RUN / "checkpoints/best.ckpt").write_bytes(before[:1000])  # to test it would fail
+    assert main(["fit", "--ckpt_path", f"../{RUN}", "--trainer.max_epochs", "3"]) == 0
+    assert (RUN / "checkpoints/best.ckpt").read_bytes() == before[:1000]
+    assert read_results(Path("..") / RUN)["checkpoint"] == f"../{RUN}/checkpoints/best.ckpt"
+
+
+def test_a_checkpoint_whose_best_is_lost_is_tested_itself_where_nothing_was_validated_since(
+    run: str, tiny_args: list[str]
+) -> None:
+    (RUN / "checkpoints/last.ckpt").rename("alone.ckpt")
+    shutil.rmtree("lightning_logs")
+    options = [*tiny_args, "--data.batch_size", "8", "--no_report", "--seed_everything", "3"]
+    rest = ["--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "9"]
+    assert main(["fit", *options, *rest, "--ckpt_path", "alone.ckpt"]) == 0
+    results = read_results()
+    assert (results["checkpoint"], results["best_epoch"]) == (str(LAST), None)
+    assert main(["test", str(RUN)]) == 0

@@ -1,5 +1,8 @@
 """Networks that are not part of the project."""
 
+import random
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,3 +32,11 @@ class DropoutNet(TutorialCNN):
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(torch.nn.functional.dropout(images, 0.3, self.training))
+
+
+class NoisyNet(TutorialCNN):
+    """Draws from the generators of Python and NumPy in each step."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        noise = random.random() + float(np.random.rand()) if self.training else 0.0
+        return super().forward(images + 0.1 * noise)

@@ -28,3 +28,9 @@ def read_metrics(run: Path = RUN) -> dict[str, Any]:
 def table_of(printed: str) -> str:
     """Cut the metrics out of what ``fit`` or ``test`` printed."""
     return printed[printed.index("validation") : printed.index("\ndata")]
+
+
+def callback(name: str, **options: object) -> list[str]:
+    """Return the options that add a callback."""
+    given = [part for key, value in options.items() for part in (f"--trainer.callbacks.{key}", str(value))]
+    return ["--trainer.callbacks+", name, *given]

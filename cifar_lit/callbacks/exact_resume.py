@@ -1,0 +1,152 @@
+"""What a checkpoint holds beside Lightning's own parts, so that a training resumes with the same bits."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, Timer
+from lightning.pytorch.plugins import DoublePrecision
+from torchmetrics import Metric
+
+from cifar_lit.errors import UserError
+
+
+def get_random_state(*, of_torch_only: bool = False) -> tuple[Any, Any, Any]:
+    """Return the states of the global generators of torch (on the CPU), Python and NumPy.
+
+    That of torch takes a microsecond, the others some tens.
+    """
+    state = torch.get_rng_state()
+    return (state, None, None) if of_torch_only else (state, random.getstate(), np.random.get_state())
+
+
+def set_random_state(state: tuple[Any, Any, Any]) -> None:
+    """Restore what ``get_random_state`` returned."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        random.setstate(state[1])
+        np.random.set_state(state[2])
+
+
+def digest_python_random() -> int:
+    """Return a number that changes when the generator of Python or NumPy is drawn from."""
+    state: Any = np.random.get_state()
+    return hash((random.getstate(), state[1].tobytes(), state[2]))
+
+
+class ExactResume(Checkpoint):
+    """Saves and restores the position in the epoch, the metrics of an unfinished epoch, and the random numbers."""
+
+    def __init__(self) -> None:
+        self._num_batches = 0  # finished in this epoch
+        self._epoch_size = 0  # in batches
+        self._schedule_steps = 0.0  # that a learning-rate schedule was laid out for; 0 where it does not matter
+        self._resumed: dict[str, Any] = {}
+        self._resumed_weights: dict[str, Any] = {}
+        self._should_stop = False
+
+    def state_dict(self) -> dict[str, Any]:
+        state, (version, words, gauss), (name, key, *position) = get_random_state()
+        randoms = {
+            "random": state,
+            "random_python": [version, torch.tensor(words), gauss],
+            "random_numpy": [name, torch.from_numpy(key.astype(np.int64)), *position],
+        }
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            randoms["random_cuda"] = torch.cuda.get_rng_state()
+        return {"epoch_size": self._epoch_size, "schedule_steps": self._schedule_steps, **randoms}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = dict(state_dict)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the state of the metrics in an unfinished epoch, over all processes."""
+        metrics = checkpoint["metrics"] = {}
+        for name, metric in pl_module.named_modules():
+            if isinstance(metric, Metric) and metric.update_called:
+                with metric.sync_context():
+                    metrics[name] = {key: torch.as_tensor(value).clone() for key, value in metric.metric_state.items()}
+        checkpoint["world_size"] = trainer.world_size
+        # At the end of an epoch EarlyStopping decided. A limit on the time may differ when the training resumes.
+        timers = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+        is_timed_out = any(seconds is not None and seconds <= 0 for seconds in timers)
+        checkpoint["should_stop"] = trainer.should_stop and self._num_batches == 0 and not is_timed_out
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restore the metrics, in one process, because their states are added up."""
+        loop = checkpoint["loops"]["fit_loop"]
+        if loop["epoch_progress"]["current"]["ready"] == loop["epoch_progress"]["current"]["processed"]:
+            # The epoch was finished. With max_steps, Lightning 2.6 takes its batches for those of the next epoch.
+            for progress in loop["epoch_progress"].values():
+                progress["completed"] = progress["processed"]
+            batches = loop["epoch_loop.batch_progress"]
+            batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
+        now = {callback.state_key for callback in trainer.callbacks}  # type: ignore[attr-defined]
+        was_left_out = any(key.startswith("EarlyStopping") and key not in now for key in checkpoint["callbacks"])
+        self._should_stop = bool(checkpoint.get("should_stop")) and not was_left_out
+        if isinstance(trainer.precision_plugin, DoublePrecision):
+            # Lightning 2.6 has loaded them into float32, and makes the module float64 later.
+            self._resumed_weights = checkpoint.get("current_model_state") or checkpoint["state_dict"]
+        metrics = checkpoint.get("metrics", {})
+        if metrics and checkpoint["world_size"] != trainer.world_size:
+            raise UserError(
+                f"`devices`: the checkpoint was saved in the middle of an epoch by {checkpoint['world_size']} "
+                f"processes, and there are {trainer.world_size}: start as many"
+            )
+        for name, states in metrics.items() if trainer.is_global_zero else ():
+            metric = pl_module.get_submodule(name)
+            for key, value in states.items():
+                setattr(metric, key, value.to(metric.device))
+
+    def restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore what Lightning leaves, before the first step; refuse what cannot be resumed exactly."""
+        self._epoch_size = int(trainer.num_training_batches)
+        if pl_module.hparams.get("schedule", "constant") != "constant" and trainer.lr_scheduler_configs:
+            self._schedule_steps = float(trainer.estimated_stepping_batches)
+        epoch: Any = trainer.fit_loop.epoch_progress.current
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        self._num_batches = 0 if epoch.ready == epoch.processed else batches.processed
+        trainer.should_stop |= self._should_stop
+        if not self._resumed:
+            return
+        if self._resumed_weights:
+            pl_module.load_state_dict(self._resumed_weights)
+        self._check_lengths()
+        if self._num_batches:
+            loader: Any = trainer.train_dataloader
+            loader.start_at(self._num_batches)
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, GradientAccumulationScheduler):
+                    callback.on_train_epoch_start(trainer)  # which Lightning 2.6 leaves out in the middle of an epoch
+        self._restore_random(trainer)
+        self._resumed, self._resumed_weights = {}, {}
+
+    def _check_lengths(self) -> None:
+        """Refuse a training whose epochs or schedule have another length than when it was saved."""
+        saved_size = self._resumed.get("epoch_size", self._epoch_size)
+        if self._num_batches and saved_size != self._epoch_size:
+            raise UserError(
+                f"`limit_train_batches`: the checkpoint was saved in the middle of an epoch of {saved_size} "
+                f"batches, and there are {self._epoch_size}: give the same"
+            )
+        saved_steps = self._resumed.get("schedule_steps", self._schedule_steps)
+        if saved_steps != self._schedule_steps:
+            raise UserError(
+                f"`max_epochs`: the `schedule` of the checkpoint was laid out for {saved_steps:,.0f} steps, and these "
+                f"options make {self._schedule_steps:,.0f}: give the same `max_epochs`, `max_steps` and "
+                "`limit_train_batches`, or start a new run (only a constant learning rate can be trained for longer)"
+            )
+
+    def _restore_random(self, trainer: Trainer) -> None:
+        saved = self._resumed
+        state, python, numpy = get_random_state()
+        if "random_python" in saved:  # since version 0.3
+            version, words, gauss = saved["random_python"]
+            python = version, tuple(words.tolist()), gauss
+            name, key, *position = saved["random_numpy"]
+            numpy = name, key.numpy().astype(np.uint32), *position
+        set_random_state((saved.get("random", state), python, numpy))
+        if "random_cuda" in saved and trainer.strategy.root_device.type == "cuda":
+            torch.cuda.set_rng_state(saved["random_cuda"])
