@@ -13,7 +13,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from cifar_lit.callbacks.saver import Saver
 from cifar_lit.checkpoint import check_exists
-from cifar_lit.cli.parser import FitParser, naming_options, option_names
+from cifar_lit.cli.config import install_loader, load_yaml, read_config
+from cifar_lit.cli.options import WITHHELD, check_config
+from cifar_lit.cli.parser import FitParser, building, naming_options, option_names
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError, require
 from cifar_lit.module import ImageClassifier
@@ -21,7 +23,6 @@ from cifar_lit.networks import evaluation_mode
 from cifar_lit.recipes import RECIPES, recipe_help
 from cifar_lit.run import CHECKPOINTS, CONFIG, LAST, LOGS, run_folder
 
-SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 EXAMPLES = """\
 examples:
   cifar-lit fit
@@ -64,8 +65,8 @@ def _checkpoint_to_resume(given: str, root: str) -> Path:
 def _recipe_of(config: str | None) -> str | None:
     """Return the recipe that a configuration file names; None if it names none, or cannot be read."""
     try:
-        return str(yaml.safe_load(Path(str(config)).read_text(encoding="utf-8"))["recipe"])
-    except (OSError, UnicodeError, yaml.YAMLError, KeyError, TypeError):
+        return str(load_yaml(read_config(Path(str(config))))["recipe"])
+    except (UserError, yaml.YAMLError, KeyError, TypeError):
         return None  # what is wrong with the file is said when it is parsed
 
 
@@ -80,6 +81,7 @@ class FitCLI(LightningCLI):
     datamodule: CIFAR10DataModule
 
     def __init__(self, args: Sequence[str]) -> None:
+        install_loader()
         super().__init__(
             ImageClassifier,
             CIFAR10DataModule,
@@ -129,9 +131,12 @@ class FitCLI(LightningCLI):
         parser.add_argument(
             "--report",
             action=ActionYesNo(no_prefix="no_"),
+            nargs="?",
             default=True,
             help="Write report.html into the run's folder: metrics per class, confusion matrix, errors, filters.",
         )
+        for name in WITHHELD:
+            parser._option_string_actions[f"--trainer.{name}"].help = argparse.SUPPRESS
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
 
@@ -142,7 +147,8 @@ class FitCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         with naming_options(self.names):
-            self.config_init = self.parser.instantiate_classes(self.config)
+            with building(self.parser):
+                self.config_init = self.parser.instantiate_classes(self.config)
             self.model, self.datamodule = self.config_init["model"], self.config_init["data"]
             _check_image_sizes(self.model, self.datamodule.hparams["image_sizes"])
 
@@ -155,16 +161,11 @@ class FitCLI(LightningCLI):
 
 def _check_options(config: Any) -> None:
     seed, trainer = config["seed_everything"], config["trainer"]
-    folder, interval = trainer["default_root_dir"], trainer["val_check_interval"]
-    every = trainer["check_val_every_n_epoch"]
+    folder = trainer["default_root_dir"]
+    check_config(config)
     check_devices(trainer["devices"], trainer["accelerator"])
-    strategy = str(trainer["strategy"])
-    require("strategy", strategy, not strategy.startswith(SPAWNING), "ddp, which starts its own processes")
     require("seed", seed, 0 <= seed < 2**32, f"from 0 to {2**32 - 1}")
     require("default_root_dir", folder, "://" not in str(folder), "a folder")
-    # The checkpoints are chosen at the end of an epoch, so validation belongs there.
-    require("val_check_interval", interval, interval in (None, 1, 1.0), "1.0, or left out")
-    require("check_val_every_n_epoch", every, every is not None and every >= 1, "at least 1")
     if config["ckpt_path"] == "last":
         raise UserError("--ckpt_path last: give that on the command line, or the name of the file here")
     if config["ckpt_path"] is not None:

@@ -13,6 +13,7 @@ from cifar_lit.callbacks.saver import Saver
 from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.checkpoint import load_checkpoint
 from cifar_lit.cli.arguments import FitCLI, with_config
+from cifar_lit.cli.config import expand_homes
 from cifar_lit.cli.filters import filter_logs
 from cifar_lit.cli.parser import naming_options, reader_may_leave
 from cifar_lit.cli.resume import find_resumed
@@ -39,7 +40,7 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
     A training with a ``pruner`` is a trial of a sweep: it is not tested, and neither is ``fast_dev_run``.
     """
     filter_logs()
-    cli = FitCLI(with_config(args))  # parses the options, seeds, builds model and data
+    cli = FitCLI(with_config(expand_homes(args)))  # parses the options, seeds, builds model and data
     with naming_options(cli.names):
         resumed = find_resumed(cli)
         with open_run(cli, resumed) as run:

@@ -3,17 +3,31 @@
 import argparse
 import contextlib
 import os
+import re
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter
+from lightning.pytorch import callbacks, loggers, profilers, strategies
 from lightning.pytorch.cli import LightningArgumentParser
 
+from cifar_lit.cli.config import expand_homes
+from cifar_lit.cli.options import UNKNOWN
 from cifar_lit.errors import UserError, suggest
+from cifar_lit.run import RENAMED
 
 HINT = " (--help lists all options)"
+CLASSES = (*callbacks.__all__, *loggers.__all__, *profilers.__all__)
+"""Those that an option may name without their package."""
+BASES = {
+    "callbacks": callbacks.Callback,
+    "logger": loggers.Logger,
+    "profiler": profilers.Profiler,
+    "strategy": strategies.Strategy,
+}
+"""The options of the Trainer that name classes; others are plugins."""
 
 
 def option_names(options: Iterable[str]) -> dict[str, str]:
@@ -33,9 +47,36 @@ def naming_options(options: dict[str, str]) -> Iterator[None]:
 
 def _refuse(message: str, options: Iterable[str]) -> NoReturn:
     """Raise a ``UserError`` for a message of argparse, with a suggestion for a misspelt option."""
-    message = message.removesuffix(HINT)  # that of a parser within this one
     word = message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0] or message
+    for option, instead in UNKNOWN.items():
+        if word == option or word.startswith(f"{option}."):
+            raise UserError(f"{word} is not an option of fit: {instead}")
     raise UserError(f"{message}{suggest(word, options)}{HINT}")
+
+
+def _in_one_line(message: str, options: Sequence[str]) -> str:
+    """Return a message of jsonargparse with the option as it is typed, and without its tree of types."""
+    if found := re.fullmatch(r"Group '(.*?)' does not accept option '(.*?)'.*", message, re.DOTALL):
+        name = RENAMED.get(found[2])
+        instead = f"; it is --{found[1]}.{name} now" if name else suggest(f"--{found[1]}.{found[2]}", options)
+        return f"there is no --{found[1]}.{found[2]}{instead}"
+    if message.startswith("Unexpected config:"):
+        return f"--config has no settings: must be a mapping, such as trainer: {{max_epochs: 3}}, and is{message[18:]}"
+    if not (found := re.match(r'Parser key "(.*?)":', message)):
+        return message
+    errors, _, value = message.partition("Given value type:")
+    value = value.partition("Given value: ")[2].strip()
+    reasons = dict.fromkeys(re.findall(r"^ *- (.*)$", errors, re.MULTILINE))
+    reasons = {
+        reason: None for reason in reasons if not reason.startswith(("Expected a path but", "Does not validate"))
+    }
+    if name := next((reason.rpartition(": ")[2] for reason in reasons if "Expected a dot import path" in reason), None):
+        return f"--{found[1]} is {name}: there is no such class{suggest(name, CLASSES)}"
+    others = [reason for reason in reasons if not reason.startswith("Expected a ")]
+    if others:
+        return f"--{found[1]}: {'; '.join(others)}{f' ({value})' if len(value) < 100 else ''}"
+    types = [re.sub(r"Expected a |<class '(.*)'>|typing.Literal", r"\1", reason) for reason in reasons]
+    return f"--{found[1]} is {value}: must be {' or '.join(types)}" if types else message
 
 
 class Formatter(DefaultHelpFormatter):
@@ -52,7 +93,13 @@ class FitParser(LightningArgumentParser):
         super().__init__(*args, allow_abbrev=False, formatter_class=Formatter, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        _refuse(message, self._option_string_actions)
+        cause: BaseException | None = ex
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause
+            cause = cause.__cause__ or cause.__context__
+        options = list(self._option_string_actions)
+        _refuse(_in_one_line(message.replace(HINT, ""), options), options)  # perhaps of a parser within this one
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -67,12 +114,45 @@ class CommandParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_args(expand_homes(sys.argv[1:] if args is None else args), namespace)
+
     def error(self, message: str) -> NoReturn:
         _refuse(message, self._option_string_actions)
 
     @property
     def names(self) -> dict[str, str]:
         return option_names(self._option_string_actions)
+
+
+class _BuildError(BaseException):
+    """An error of a constructor. No ``Exception``: jsonargparse would go on and try the other types of the option."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.kind = kind
+
+
+def _build(kind: type, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return kind(*args, **kwargs)
+    except Exception as error:
+        raise _BuildError(kind) from error
+
+
+@contextlib.contextmanager
+def building(parser: LightningArgumentParser) -> Iterator[None]:
+    """Let what a constructor raises come as it is; of a class of Lightning's it is about a value of an option."""
+    parser.add_instantiator(_build, object)
+    try:
+        yield
+    except _BuildError as failed:
+        error, kind = failed.__cause__, failed.kind
+        assert error is not None
+        if isinstance(error, UserError) or not kind.__module__.startswith("lightning."):
+            raise error from error.__cause__
+        option = next((name for name, base in BASES.items() if issubclass(kind, base)), "plugins")
+        raise UserError(f"--trainer.{option}: {kind.__name__}: {error}") from error
 
 
 @contextlib.contextmanager

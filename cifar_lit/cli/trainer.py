@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelSummary
@@ -15,8 +14,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from cifar_lit.callbacks.progress import NetworkSummary, ProgressBar
-from cifar_lit.checkpoint import SafeCheckpointIO
 from cifar_lit.cli.arguments import FitCLI
+from cifar_lit.cli.options import check_callbacks, check_plugins, secure_strategy
 from cifar_lit.cli.resume import epochs_done
 from cifar_lit.errors import UserError, is_raised_by
 from cifar_lit.machine import set_up
@@ -66,9 +65,8 @@ def build_trainer(cli: FitCLI, run: RunWriter | None, resumed: Run | None, own: 
         options["default_root_dir"] = str(run.path)
     if not cli.has_val:
         options["limit_val_batches"] = 0
-    plugins = _as_list(options["plugins"])
-    if not _has(plugins, CheckpointIO) and isinstance(options["strategy"], str):  # an object may have its own
-        options["plugins"] = [*plugins, SafeCheckpointIO()]
+    check_callbacks(options["callbacks"], has_val=cli.has_val)
+    check_plugins(_as_list(options["plugins"]))
     return make_trainer(options)
 
 
@@ -76,11 +74,12 @@ def make_trainer(options: dict[str, Any]) -> Trainer:
     """Build a Trainer, and prepare the machine for it; what Lightning refuses is a ``UserError``."""
     try:
         trainer = Trainer(**options)
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         if not is_raised_by(error, "lightning"):
             raise
         raise UserError(f"--trainer: {error}") from error
-    set_up(trainer.strategy.root_device, str(trainer.precision))
+    secure_strategy(trainer.strategy, options.get("strategy"))
+    set_up(trainer.strategy.root_device, str(trainer.precision), benchmark=options.get("benchmark"))
     return trainer
 
 
