@@ -68,7 +68,9 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
 def evaluate(cli: FitCLI, trainer: Trainer, throughput: Throughput, best: Best | None, saver: Saver) -> Results:
     """Test the best checkpoint, or the last where there was no validation."""
     if throughput.num_images == 0:
-        raise UserError("nothing was trained, so there is nothing to test: give a higher `max_epochs`")
+        raise UserError(
+            "nothing was trained, so there is nothing to test: give a higher `max_epochs`, `max_steps` or `max_time`"
+        )
     val_metrics = best.metrics if best else {}  # those of the best epoch
     checkpoint = best.best_model_path if best and val_metrics else saver.path
     if checkpoint:
@@ -103,11 +105,14 @@ def write(cli: FitCLI, trainer: Trainer, run: RunWriter | None, results: Results
     if run is not None:
         run.save_results(results)
         if images is not None:
-            write_report(run.path / REPORT, results, model, images)
+            logs = next((Path(one.log_dir) for one in trainer.loggers if isinstance(one, TensorBoardLogger)), run.path)
+            write_report(run.path / REPORT, results, model, images, logs=logs)
     if isinstance(logger, TensorBoardLogger):
         log_figures(logger, results, model, trainer.current_epoch, images)
         accuracy = results.metrics.get("Accuracy/val")
-        if accuracy is not None:  # never test: hyper-parameters are compared by this metric
+        if (
+            accuracy is not None and trainer.enable_autolog_hparams
+        ):  # never test: hyper-parameters are compared by this metric
             options = {**model.hparams, **datamodule.hparams}
             logger.log_hyperparams(options, {"hp_metric": accuracy}, step=trainer.current_epoch)
         logger.save()

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,16 @@ def check_callbacks(callbacks: Sequence[Callback], *, has_val: bool) -> None:
         monitor = getattr(callback, "monitor", None)
         is_rate = str(monitor).startswith("lr-") and any(isinstance(other, LearningRateMonitor) for other in callbacks)
         if monitor is not None and monitor not in known and not is_rate:
+            same = [metric for metric in known if _words(metric) == _words(monitor)]  # val_loss
             raise UserError(
-                f"`callbacks`: {name} monitors {monitor}, which nobody logs{suggest(monitor, known)}; "
+                f"`callbacks`: {name} monitors {monitor}, which nobody logs{suggest((same or [monitor])[0], known)}; "
                 f"there are {', '.join(known)}"
             )
+
+
+def _words(metric: str) -> list[str]:
+    """Return the first letters of the words of a metric: val_loss and Loss/val are the same, as are acc and accuracy."""
+    return sorted(word[:3] for word in re.split(r"[\W_]+", metric.lower()))
 
 
 def check_plugins(plugins: Iterable[Any]) -> None:

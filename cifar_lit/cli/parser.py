@@ -64,19 +64,23 @@ def _in_one_line(message: str, options: Sequence[str]) -> str:
         return f"--config has no settings: must be a mapping, such as trainer: {{max_epochs: 3}}, and is{message[18:]}"
     if not (found := re.match(r'Parser key "(.*?)":', message)):
         return message
+    option = f"--{found[1]}"
+    if single := re.search(r"Expected an? (.*)\. Got value: (.*)", message, re.DOTALL):
+        return f"{option} is {single[2]}: must be {_plain(single[1])}"
     errors, _, value = message.partition("Given value type:")
-    value = value.partition("Given value: ")[2].strip()
-    reasons = dict.fromkeys(re.findall(r"^ *- (.*)$", errors, re.MULTILINE))
-    reasons = {
-        reason: None for reason in reasons if not reason.startswith(("Expected a path but", "Does not validate"))
-    }
-    if name := next((reason.rpartition(": ")[2] for reason in reasons if "Expected a dot import path" in reason), None):
-        return f"--{found[1]} is {name}: there is no such class{suggest(name, CLASSES)}"
+    value = value.partition("Given value: ")[2].strip() or "''"
+    reasons = dict.fromkeys(re.findall(r"^ *- (?!Expected a path but|Does not validate)(.*)$", errors, re.MULTILINE))
+    if name := next((reason.rpartition(": ")[2] for reason in reasons if "a dot import path" in reason), None):
+        return f"{option} is {name or value}: there is no such class{suggest(name, CLASSES)}"
     others = [reason for reason in reasons if not reason.startswith("Expected a ")]
     if others:
-        return f"--{found[1]}: {'; '.join(others)}{f' ({value})' if len(value) < 100 else ''}"
-    types = [re.sub(r"Expected a |<class '(.*)'>|typing.Literal", r"\1", reason) for reason in reasons]
-    return f"--{found[1]} is {value}: must be {' or '.join(types)}" if types else message
+        return f"{option}: {'; '.join(others)}{f' ({value})' if len(value) < 100 else ''}"
+    return f"{option} is {value}: must be {' or '.join(map(_plain, reasons))}" if reasons else message
+
+
+def _plain(expected: str) -> str:
+    """Return the name of a type as it is written in YAML."""
+    return re.sub(r"Expected an? |<class '(.*)'>|typing\.Literal", r"\1", expected).replace("NoneType", "null")
 
 
 class Formatter(DefaultHelpFormatter):

@@ -10,10 +10,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from cifar_lit.callbacks.progress import NetworkSummary, ProgressBar
+from cifar_lit.callbacks.steps import StepCurve
 from cifar_lit.cli.arguments import FitCLI
 from cifar_lit.cli.options import check_callbacks, check_plugins, secure_strategy
 from cifar_lit.cli.resume import epochs_done
@@ -35,6 +36,10 @@ def open_run(cli: FitCLI, resumed: Run | None) -> Iterator[RunWriter | None]:
             # The weights, at most two more numbers for each in the optimizer, and perhaps their average.
             run.check_space(sum(4 * 4 * weights.numel() for weights in cli.model.parameters()) + 100_000)
         yield run
+    except ModuleNotFoundError as error:  # of a package that a callback of Lightning's needs for its work
+        if not is_raised_by(error, "lightning"):
+            raise
+        raise UserError(f"--trainer: {error}") from error
     finally:
         if run:
             run.close()
@@ -56,6 +61,9 @@ def build_trainer(cli: FitCLI, run: RunWriter | None, resumed: Run | None, own: 
     ):
         if options[flag] is not False and not _has(options["callbacks"], base):
             options["callbacks"].append(ours())
+    if options["log_every_n_steps"]:
+        # First, so that a checkpoint of the same step has its point.
+        options["callbacks"].insert(0, StepCurve(options["log_every_n_steps"]))
     options["enable_checkpointing"] = True  # by our callbacks, which know whether to
     if options["fast_dev_run"]:
         options["logger"] = False
@@ -63,6 +71,8 @@ def build_trainer(cli: FitCLI, run: RunWriter | None, resumed: Run | None, own: 
         options["logger"] = _tensorboard_logger(run, resumed, options["default_root_dir"])
     elif options["logger"] is False and run:
         options["default_root_dir"] = str(run.path)
+    elif run and not resumed:
+        _share_folder(_as_list(options["logger"]), run)
     if not cli.has_val:
         options["limit_val_batches"] = 0
     check_callbacks(options["callbacks"], has_val=cli.has_val)
@@ -81,6 +91,14 @@ def make_trainer(options: dict[str, Any]) -> Trainer:
     secure_strategy(trainer.strategy, options.get("strategy"))
     set_up(trainer.strategy.root_device, str(trainer.precision), benchmark=options.get("benchmark"))
     return trainer
+
+
+def _share_folder(loggers: Sequence[Any], run: RunWriter) -> None:
+    """Let a logger of the user's that would make a folder of its own beside that of the run write into the latter."""
+    for logger in loggers:
+        is_file_logger = isinstance(logger, TensorBoardLogger | CSVLogger) and logger._version is None
+        if is_file_logger and Path(logger.root_dir).resolve() == run.path.parent.resolve():
+            logger._version = run.path.name
 
 
 def _tensorboard_logger(run: RunWriter | None, resumed: Run | None, root: str | None) -> TensorBoardLogger:
