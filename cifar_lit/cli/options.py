@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
@@ -41,6 +41,8 @@ UNKNOWN = {
 METRICS = {"train": ("Loss/train", "Accuracy/train", "lr"), "val": ("Loss/val", "Accuracy/val")}
 """What the module logs at the end of an epoch, and so what a callback can monitor."""
 
+FOLDERS = ("cache_dir", "default_root_dir", "dirpath", "save_dir")
+
 LARGEST = 2**53
 """Of a whole number: larger ones overflow, late, in torch's int64 or in a float."""
 
@@ -52,7 +54,7 @@ def check_config(config: Mapping[str, Any]) -> None:
             raise UserError(f"`{name}` is nan: must be a number")
         if isinstance(value, int) and abs(value) > LARGEST:
             raise UserError(f"`{name}` is {value}: must be at most {LARGEST}")
-        if name.endswith("dir") or name == "dirpath":
+        if name in FOLDERS:
             _check_folder(name, value)
     trainer = config["trainer"]
     for name, reason in WITHHELD.items():
@@ -75,13 +77,22 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     # 1 is not 1.0: Lightning validates after each batch. The checkpoints are chosen at the end of an epoch.
     expected = "1.0, the end of an epoch, where the best is chosen; give `check_val_every_n_epoch` or `every_n_steps`"
     require("val_check_interval", interval, interval is None or (interval == 1.0 and type(interval) is float), expected)
-    require("limit_train_batches", 0, trainer["limit_train_batches"] != 0, "above 0")
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        require(name, 0, trainer[name] != 0, "above 0, or nothing is trained")
     for unit in ("epochs", "steps"):
-        least, most = trainer[f"min_{unit}"] or 0, trainer[f"max_{unit}"]
-        require(f"min_{unit}", least, most in (None, -1) or least <= most, f"at most `max_{unit}`, {most}")
+        least, most = trainer[f"min_{unit}"], trainer[f"max_{unit}"]
+        require(
+            f"min_{unit}", least, None in (least, most) or most < 0 or least <= most, f"at most `max_{unit}`, {most}"
+        )
     algorithm = trainer["gradient_clip_algorithm"]
     if algorithm is not None and not trainer["gradient_clip_val"]:
         raise UserError(f"`gradient_clip_algorithm` {algorithm} does nothing without `gradient_clip_val`: give both")
+
+
+def check_timers(callbacks: Iterable[Callback], max_time: Any) -> None:
+    for timer in (callback for callback in callbacks if isinstance(callback, Timer)):
+        seconds = timer.time_remaining()
+        require("max_time", max_time or seconds, seconds is None or seconds > 0, "above 0, or nothing is trained")
 
 
 def check_callbacks(callbacks: Sequence[Callback], *, has_val: bool) -> None:
@@ -108,7 +119,7 @@ def check_callbacks(callbacks: Sequence[Callback], *, has_val: bool) -> None:
 
 
 def _words(metric: str) -> list[str]:
-    """Return the first letters of the words of a metric: val_loss and Loss/val are the same, as are acc and accuracy."""
+    """Return the first letters of a metric's words: val_loss and Loss/val are the same, as are acc and accuracy."""
     return sorted(word[:3] for word in re.split(r"[\W_]+", metric.lower()))
 
 
@@ -132,6 +143,7 @@ def secure_strategy(strategy: Strategy, given: Any) -> None:
 def _check_folder(name: str, value: Any) -> None:
     if not isinstance(value, str | Path) or "://" in str(value):
         return
+    require(name, repr(value), bool(str(value).strip()) and "\0" not in str(value), "a folder")
     path = Path(value)
     existing = next((folder for folder in (path, *path.parents) if folder.exists()), Path())
     require(name, value, existing.is_dir(), f"a folder, and {existing} is a file")

@@ -70,8 +70,10 @@ def _in_one_line(message: str, options: Sequence[str]) -> str:
     errors, _, value = message.partition("Given value type:")
     value = value.partition("Given value: ")[2].strip() or "''"
     reasons = dict.fromkeys(re.findall(r"^ *- (?!Expected a path but|Does not validate)(.*)$", errors, re.MULTILINE))
-    if name := next((reason.rpartition(": ")[2] for reason in reasons if "a dot import path" in reason), None):
-        return f"{option} is {name or value}: there is no such class{suggest(name, CLASSES)}"
+    named = next((reason.rpartition(":")[2].strip() for reason in reasons if "a dot import path" in reason), None)
+    if named is not None:
+        name = named or value
+        return f"{option} is {name}: there is no such class{suggest(name, CLASSES)}"
     others = [reason for reason in reasons if not reason.startswith("Expected a ")]
     if others:
         return f"{option}: {'; '.join(others)}{f' ({value})' if len(value) < 100 else ''}"

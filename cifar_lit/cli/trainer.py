@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from cifar_lit.callbacks.progress import NetworkSummary, ProgressBar
 from cifar_lit.callbacks.steps import StepCurve
 from cifar_lit.cli.arguments import FitCLI
-from cifar_lit.cli.options import check_callbacks, check_plugins, secure_strategy
+from cifar_lit.cli.options import check_callbacks, check_plugins, check_timers, secure_strategy
 from cifar_lit.cli.resume import epochs_done
 from cifar_lit.errors import UserError, is_raised_by
 from cifar_lit.machine import set_up
@@ -77,7 +77,9 @@ def build_trainer(cli: FitCLI, run: RunWriter | None, resumed: Run | None, own: 
         options["limit_val_batches"] = 0
     check_callbacks(options["callbacks"], has_val=cli.has_val)
     check_plugins(_as_list(options["plugins"]))
-    return make_trainer(options)
+    trainer = make_trainer(options)
+    check_timers(trainer.callbacks, options["max_time"])  # type: ignore[attr-defined]
+    return trainer
 
 
 def make_trainer(options: dict[str, Any]) -> Trainer:

@@ -28,10 +28,7 @@ NEEDS_LENGTH = (
         (["--model.learning_rate", "1"], "--model.learning_rate"),
         (["--trainer.max_epoch", "3"], "--trainer.max_epoch 3; did you mean --trainer.max_epochs?"),
         (["--trainer.max_epochs", "three"], "trainer.max_epochs"),
-        (
-            ["--trainer.max_epochs", "0"],
-            "nothing was trained, so there is nothing to test: give a higher --trainer.max",
-        ),
+        (["--trainer.max_epochs", "0"], "--trainer.max_epochs is 0: must be above 0, or nothing is trained"),
         (["--model.lr", "fast"], "model.lr"),
         (["--model.lr", "-1"], "--model.lr is -1.0: must be above 0"),
         (["--model.net", "ResNet"], "ResNet"),
