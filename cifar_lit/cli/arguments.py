@@ -163,6 +163,7 @@ def _check_options(config: Any) -> None:
     seed, trainer = config["seed_everything"], config["trainer"]
     folder = trainer["default_root_dir"]
     check_config(config)
+    _check_recipe(config)
     check_devices(trainer["devices"], trainer["accelerator"])
     require("seed", seed, 0 <= seed < 2**32, f"from 0 to {2**32 - 1}")
     require("default_root_dir", folder, "://" not in str(folder), "a folder")
@@ -170,6 +171,23 @@ def _check_options(config: Any) -> None:
         raise UserError("--ckpt_path last: give that on the command line, or the name of the file here")
     if config["ckpt_path"] is not None:
         check_exists(config["ckpt_path"])
+
+
+def _check_recipe(config: Any) -> None:
+    """Refuse another recipe beside the configuration of a run, which has all settings: it would only be a label."""
+    files = [Path(path) for path in config["config"] or ()]
+    given = [load_yaml(read_config(path)) for path in files if path not in RECIPES.values()]
+    settings = {key for content in given for key in _settings(content)}
+    then = next((content["recipe"] for content in reversed(given) if "recipe" in content), config["recipe"])
+    if then != config["recipe"] and _settings(load_yaml(read_config(RECIPES[config["recipe"]]))) <= settings:
+        raise UserError(
+            f"--recipe {config['recipe']} changes nothing: {files[-1]}, of the recipe {then}, has all its settings; "
+            "leave out one of the two"
+        )
+
+
+def _settings(content: Any) -> set[tuple[str, str]]:
+    return {(group, name) for group, options in content.items() if isinstance(options, dict) for name in options}
 
 
 def check_devices(devices: Any, accelerator: Any) -> None:
