@@ -50,8 +50,8 @@ LARGEST = 2**53
 def check_config(config: Mapping[str, Any]) -> None:
     """Check the values of all options, and those that the Trainer takes without a word."""
     for name, value in _walk(config):
-        if isinstance(value, float) and math.isnan(value):
-            raise UserError(f"`{name}` is nan: must be a number")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"`{name}` is {value}: must be a finite number")
         if isinstance(value, int) and abs(value) > LARGEST:
             raise UserError(f"`{name}` is {value}: must be at most {LARGEST}")
         if name in FOLDERS:

@@ -77,7 +77,9 @@ def _in_one_line(message: str, options: Sequence[str]) -> str:
     others = [reason for reason in reasons if not reason.startswith("Expected a ")]
     if others:
         return f"{option}: {'; '.join(others)}{f' ({value})' if len(value) < 100 else ''}"
-    return f"{option} is {value}: must be {' or '.join(map(_plain, reasons))}" if reasons else message
+    if reasons:
+        return f"{option} is {value}: must be {' or '.join(map(_plain, reasons))}"
+    return f"{option}: {message.partition(':')[2].strip()}"
 
 
 def _plain(expected: str) -> str:

@@ -186,7 +186,7 @@ TABLE: dict[str, list[Row]] = {
         refused("0", "--trainer.limit_train_batches is 0: must be above 0"),
         refused("1.5", "has to be in [0.0, 1.0] or an int"),
         refused("-1", "has to be in [0.0, 1.0] or an int"),
-        refused(".nan", "--trainer.limit_train_batches is nan: must be a number"),
+        refused(".nan", "--trainer.limit_train_batches is nan: must be a finite number"),
     ],
     "limit_val_batches": [
         sets("limit_val_batches", "2", 2),
@@ -260,7 +260,7 @@ TABLE: dict[str, list[Row]] = {
         sets("gradient_clip_val", "0.5", 0.5),
         sets("gradient_clip_val", "0", 0),
         refused("-1", "--trainer.gradient_clip_val is -1: must be at least 0"),
-        refused(".nan", "--trainer.gradient_clip_val is nan: must be a number"),
+        refused(".nan", "--trainer.gradient_clip_val is nan: must be a finite number"),
     ],
     "gradient_clip_algorithm": [
         sets("gradient_clip_algorithm", "value", "value", "--trainer.gradient_clip_val=1"),
