@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 from lightning.pytorch.plugins import CheckpointIO
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -41,6 +41,7 @@ UNKNOWN = {
 METRICS = {"train": ("Loss/train", "Accuracy/train", "lr"), "val": ("Loss/val", "Accuracy/val")}
 """What the module logs at the end of an epoch, and so what a callback can monitor."""
 
+PATHS = ("root", "mirror", "ckpt_path")
 FOLDERS = ("cache_dir", "default_root_dir", "dirpath", "save_dir")
 
 LARGEST = 2**53
@@ -54,8 +55,10 @@ def check_config(config: Mapping[str, Any]) -> None:
             raise UserError(f"`{name}` is {value}: must be a finite number")
         if isinstance(value, int) and abs(value) > LARGEST:
             raise UserError(f"`{name}` is {value}: must be at most {LARGEST}")
-        if name in FOLDERS:
-            _check_folder(name, value)
+        if name in (*PATHS, *FOLDERS) and isinstance(value, str):
+            require(name, repr(value), bool(value.strip()) and "\0" not in value, "the name of a file or folder")
+        if name in FOLDERS and value is not None:
+            _check_folder(name, Path(value))
     trainer = config["trainer"]
     for name, reason in WITHHELD.items():
         if trainer[name] != inspect.signature(Trainer).parameters[name].default:
@@ -79,6 +82,10 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     require("val_check_interval", interval, interval is None or (interval == 1.0 and type(interval) is float), expected)
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         require(name, 0, trainer[name] != 0, "above 0, or nothing is trained")
+    part = trainer["limit_test_batches"]  # of few batches it can be none, which is found when the training is over
+    require("limit_test_batches", part, not 0 < (part or 0) < 1, "a number of batches, and not a fraction")
+    if trainer["log_every_n_steps"] and trainer["logger"] in (False, []):
+        raise UserError("`log_every_n_steps` needs a `logger`: leave out one of the two")
     for unit in ("epochs", "steps"):
         least, most = trainer[f"min_{unit}"], trainer[f"max_{unit}"]
         require(
@@ -140,13 +147,15 @@ def secure_strategy(strategy: Strategy, given: Any) -> None:
     strategy.checkpoint_io = SafeCheckpointIO()
 
 
-def _check_folder(name: str, value: Any) -> None:
-    if not isinstance(value, str | Path) or "://" in str(value):
-        return
-    require(name, repr(value), bool(str(value).strip()) and "\0" not in str(value), "a folder")
-    path = Path(value)
+def check_devices_used(strategy: Strategy, devices: Any, num_nodes: int) -> None:
+    num = (int(devices) if str(devices).isdecimal() else 1) * num_nodes
+    is_single = isinstance(strategy, SingleDeviceStrategy)
+    require("strategy", type(strategy).__name__, num == 1 or not is_single, f"one for {num} devices, as ddp")
+
+
+def _check_folder(name: str, path: Path) -> None:
     existing = next((folder for folder in (path, *path.parents) if folder.exists()), Path())
-    require(name, value, existing.is_dir(), f"a folder, and {existing} is a file")
+    require(name, path, existing.is_dir(), f"a folder, and {existing} is a file")
 
 
 def _walk(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -64,8 +64,8 @@ def _in_one_line(message: str, options: Sequence[str]) -> str:
         return f"--config has no settings: must be a mapping, such as trainer: {{max_epochs: 3}}, and is{message[18:]}"
     if not (found := re.match(r'Parser key "(.*?)":', message)):
         return message
-    option = f"--{found[1]}"
-    if single := re.search(r"Expected an? (.*)\. Got value: (.*)", message, re.DOTALL):
+    option = f"--{found[1]}" if "--recipe" in options else found[1]  # of a class that is a value itself
+    if "Errors:" not in message and (single := re.search(r"Expected an? (.*)\. Got value: (.*)", message, re.DOTALL)):
         return f"{option} is {single[2]}: must be {_plain(single[1])}"
     errors, _, value = message.partition("Given value type:")
     value = value.partition("Given value: ")[2].strip() or "''"
@@ -160,7 +160,7 @@ def building(parser: LightningArgumentParser) -> Iterator[None]:
         if isinstance(error, UserError) or not kind.__module__.startswith("lightning."):
             raise error from error.__cause__
         option = next((name for name, base in BASES.items() if issubclass(kind, base)), "plugins")
-        raise UserError(f"--trainer.{option}: {kind.__name__}: {error}") from error
+        raise UserError(f"--trainer.{option}: {kind.__name__}: {str(error).replace('`', '')}") from error
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The Trainer of a fit, with the folder and the logger of the run."""
 
 import contextlib
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelSummary
+from lightning.pytorch.callbacks import Checkpoint, ModelSummary
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -16,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from cifar_lit.callbacks.progress import NetworkSummary, ProgressBar
 from cifar_lit.callbacks.steps import StepCurve
 from cifar_lit.cli.arguments import FitCLI
-from cifar_lit.cli.options import check_callbacks, check_plugins, check_timers, secure_strategy
+from cifar_lit.cli.options import check_callbacks, check_devices_used, check_plugins, check_timers, secure_strategy
 from cifar_lit.cli.resume import epochs_done
 from cifar_lit.errors import UserError, is_raised_by
 from cifar_lit.machine import set_up
@@ -36,13 +37,24 @@ def open_run(cli: FitCLI, resumed: Run | None) -> Iterator[RunWriter | None]:
             # The weights, at most two more numbers for each in the optimizer, and perhaps their average.
             run.check_space(sum(4 * 4 * weights.numel() for weights in cli.model.parameters()) + 100_000)
         yield run
-    except ModuleNotFoundError as error:  # of a package that a callback of Lightning's needs for its work
-        if not is_raised_by(error, "lightning"):
+    except (OSError, UserError):
+        raise
+    except Exception as error:
+        kind = _at_fault(error, [*_as_list(options["callbacks"]), *_as_list(options["logger"])])
+        if kind is None:
             raise
-        raise UserError(f"--trainer: {error}") from error
+        raise UserError(f"--trainer: {kind.__name__} cannot be used so: {str(error).replace('`', '')}") from error
     finally:
         if run:
             run.close()
+
+
+def _at_fault(error: Exception, given: Sequence[Any]) -> type | None:
+    """Return the class of Lightning, of those that the user gave, that raised an error, or had torch raise it."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    raised_in = [module for module in modules if module.partition(".")[0] != "torch"][-1]
+    kinds = [kind for one in given for kind in type(one).__mro__ if kind.__module__.startswith("lightning.")]
+    return next((kind for kind in kinds if kind.__module__ == raised_in), None)
 
 
 def _open(cli: FitCLI, resumed: Run | None) -> RunWriter:
@@ -54,7 +66,10 @@ def _open(cli: FitCLI, resumed: Run | None) -> RunWriter:
 def build_trainer(cli: FitCLI, run: RunWriter | None, resumed: Run | None, own: Sequence[Callback]) -> Trainer:
     """Build the Trainer from its options, with our logger and callbacks where the user has not chosen others."""
     options = cli.trainer_options
-    options["callbacks"] = [*_as_list(options["callbacks"]), *own]
+    options["callbacks"] = _as_list(options["callbacks"])
+    if options["enable_checkpointing"] is False and _has(options["callbacks"], Checkpoint):
+        raise UserError("`enable_checkpointing` is False, and `callbacks` has one that saves: leave out one of the two")
+    options["callbacks"] += own
     for flag, base, ours in (
         ("enable_progress_bar", LightningProgressBar, ProgressBar),
         ("enable_model_summary", ModelSummary, NetworkSummary),
@@ -91,6 +106,7 @@ def make_trainer(options: dict[str, Any]) -> Trainer:
             raise
         raise UserError(f"--trainer: {error}") from error
     secure_strategy(trainer.strategy, options.get("strategy"))
+    check_devices_used(trainer.strategy, options.get("devices"), options.get("num_nodes", 1))
     set_up(trainer.strategy.root_device, str(trainer.precision), benchmark=options.get("benchmark"))
     return trainer
 

@@ -14,6 +14,7 @@ from cifar_lit.machine import set_up
 from cifar_lit.main import main
 from cifar_lit.module import ImageClassifier
 from tests.helpers.options import Workbench, torch_flags_kept
+from tests.helpers.runs import FEW_EPOCHS, Refused
 from tests.helpers.trainers import quiet_trainer
 
 HUGE = str(10**30)
@@ -87,9 +88,16 @@ def test_a_metric_that_nobody_logs_is_found_before_the_first_step(
     [
         ("ModelCheckpoint --trainer.callbacks.save_top_k -5", "ModelCheckpoint: Invalid value for save_top_k=-5"),
         ("EMAWeightAveraging --trainer.callbacks.decay 5", "EMAWeightAveraging: Invalid decay value 5.0"),
-        ("EarlyStopping --trainer.callbacks.mode up --trainer.callbacks.monitor lr", "`mode` can be min, max, got up"),
+        (
+            "EarlyStopping --trainer.callbacks.mode up --trainer.callbacks.monitor lr",
+            "EarlyStopping: mode can be min, max, got up",
+        ),
         ("GradientAccumulationScheduler --trainer.callbacks.scheduling '{-1: 2}'", "Epoch should be an int"),
         ("ModelCheckpoint --trainer.callbacks.dirpath /dev/null/x", "is /dev/null/x: must be a folder, and /dev/null"),
+        (
+            "LearningRateMonitor --trainer.callbacks.logging_interval never",
+            "logging_interval is never: must be ['step'",
+        ),
         ("EarlyStopping --trainer.callbacks.monitors x", "Option 'monitors' is not accepted"),
     ],
     ids=lambda value: value.partition(" ")[0],
@@ -109,6 +117,24 @@ def test_a_callback_of_the_recipe_is_given_once(workbench: Workbench) -> None:
     trainer = workbench.build(*tuned, "--trainer.callbacks+", "LearningRateMonitor")
     kinds = {type(callback) for callback in trainer.callbacks}
     assert {EMAWeightAveraging, LearningRateMonitor} <= kinds
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("--trainer.callbacks+ BackboneFinetuning", "BackboneFinetuning cannot be used so: 'ImageClassifier' object"),
+        (
+            "--trainer.logger CSVLogger --trainer.logger.save_dir csv --trainer.logger.flush_logs_every_n_steps 0",
+            "CSVLogger cannot be used so",
+        ),
+    ],
+    ids=["callback", "logger"],
+)
+def test_what_a_class_of_lightning_cannot_do_is_one_line(
+    options: str, expected: str, tiny_args: list[str], refused: Refused
+) -> None:
+    code, line = refused(["fit", *tiny_args, *FEW_EPOCHS, *options.split()])
+    assert (code, expected in line) == (2, True), line
 
 
 def test_benchmark_decides_where_it_is_given() -> None:
