@@ -38,6 +38,7 @@ def workbench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
         ("- trainer", "--config has no settings: must be a mapping"),
         ("hello", "--config has no settings: must be a mapping"),
         ("model: {test_views: mirror}", "there is no --model.test_views; it is --model.tta now"),
+        ("weights_only: null", "there is no --weights_only, in a file either: checkpoints are always read without"),
         ("trainer: {max_epoch: 3}", "there is no --trainer.max_epoch; did you mean --trainer.max_epochs?"),
         ("data: {root: b\xe4r}".encode("latin1"), "is no configuration: it is not text in UTF-8"),
         ("trainer: {max_epochs: 3}".encode("utf-16"), "is no configuration: it is not text in UTF-8"),
