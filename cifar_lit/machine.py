@@ -26,14 +26,14 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and all([mallopt(-8, 1), mallopt(-4, 0), mallopt(-1, 2**31 - 1)])
 
 
-def set_up(device: torch.device, precision: str) -> None:
-    """Prepare the process for training on a device with the Trainer's precision."""
+def set_up(device: torch.device, precision: str, *, benchmark: bool | None = None) -> None:
+    """Prepare the process for training on a device with the Trainer's precision and ``benchmark``."""
     if device.type == "cuda":
         # TF32: a fifth of the time, and its 10 bits of mantissa suffice for these networks.
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
         # After the Trainer's own setting. The fastest kernels are not always deterministic.
-        if not torch.are_deterministic_algorithms_enabled():
+        if benchmark is None and not torch.are_deterministic_algorithms_enabled():
             torch.backends.cudnn.benchmark = True
     elif device.type == "cpu":
         keep_freed_memory()

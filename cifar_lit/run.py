@@ -1,5 +1,6 @@
 """A run on disk, as it is read."""
 
+import contextlib
 import functools
 import inspect
 from pathlib import Path

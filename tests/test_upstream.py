@@ -1,5 +1,6 @@
 """Workarounds for other packages: each test fails once the package is mended, and says what can be deleted then."""
 
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.functional.classification import multiclass_calibration_error
@@ -170,3 +172,18 @@ def test_torch_copies_lists_of_tensors_by_a_private_name() -> None:
     target = [torch.zeros(2)]
     torch._foreach_copy_(target, [torch.ones(2)])
     assert target[0].tolist() == [1, 1]
+
+
+def test_jsonargparse_reads_files_in_the_encoding_of_the_locale() -> None:
+    """No upstream issue yet (jsonargparse 4.53). Then: the second line of install_loader in cli/config.py."""
+    from cifar_lit.cli.config import _read_text
+
+    assert "open(self._absolute)" in inspect.getsource(_read_text)
+
+
+def test_a_logger_of_lightning_keeps_its_version_in_a_private_attribute() -> None:
+    """_share_folder sets it: there is no other way once the logger is built."""
+    for kind in (CSVLogger, TensorBoardLogger):
+        logger = kind("logs")
+        logger._version = "version_7"
+        assert logger.log_dir == "logs/lightning_logs/version_7"

@@ -14,7 +14,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from cifar_lit.callbacks.saver import Saver
 from cifar_lit.checkpoint import check_exists
-from cifar_lit.cli.parser import FitParser, naming_options, option_names
+from cifar_lit.cli.config import install_loader, load_yaml, read_config
+from cifar_lit.cli.options import WITHHELD, check_config
+from cifar_lit.cli.parser import FitParser, building, naming_options, option_names
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError, require
 from cifar_lit.module import ImageClassifier
@@ -25,7 +27,6 @@ from cifar_lit.run import CHECKPOINTS, CONFIG, LAST, LOGS, run_folder
 # Lightning's Timer has such a default, which config.yaml would not take.
 yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, value: dumper.represent_data(value.value))
 
-SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 EXAMPLES = """\
 examples:
   cifar-lit fit
@@ -68,8 +69,8 @@ def _checkpoint_to_resume(given: str, root: str) -> Path:
 def _recipe_of(config: str | None) -> str | None:
     """Return the recipe that a configuration file names; None if it names none, or cannot be read."""
     try:
-        return str(yaml.safe_load(Path(str(config)).read_text(encoding="utf-8"))["recipe"])
-    except (OSError, UnicodeError, yaml.YAMLError, KeyError, TypeError):
+        return str(load_yaml(read_config(Path(str(config))))["recipe"])
+    except (UserError, yaml.YAMLError, KeyError, TypeError):
         return None  # what is wrong with the file is said when it is parsed
 
 
@@ -84,6 +85,7 @@ class FitCLI(LightningCLI):
     datamodule: CIFAR10DataModule
 
     def __init__(self, args: Sequence[str]) -> None:
+        install_loader()
         super().__init__(
             ImageClassifier,
             CIFAR10DataModule,
@@ -133,9 +135,12 @@ class FitCLI(LightningCLI):
         parser.add_argument(
             "--report",
             action=ActionYesNo(no_prefix="no_"),
+            nargs="?",
             default=True,
             help="Write report.html into the run's folder: metrics per class, confusion matrix, errors, filters.",
         )
+        for name in WITHHELD:
+            parser._option_string_actions[f"--trainer.{name}"].help = argparse.SUPPRESS
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
 
@@ -146,7 +151,8 @@ class FitCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         with naming_options(self.names):
-            self.config_init = self.parser.instantiate_classes(self.config)
+            with building(self.parser):
+                self.config_init = self.parser.instantiate_classes(self.config)
             self.model, self.datamodule = self.config_init["model"], self.config_init["data"]
             _check_image_sizes(self.model, self.datamodule.hparams["image_sizes"])
 
@@ -159,20 +165,33 @@ class FitCLI(LightningCLI):
 
 def _check_options(config: Any) -> None:
     seed, trainer = config["seed_everything"], config["trainer"]
-    folder, interval = trainer["default_root_dir"], trainer["val_check_interval"]
-    every = trainer["check_val_every_n_epoch"]
+    folder = trainer["default_root_dir"]
+    check_config(config)
+    _check_recipe(config)
     check_devices(trainer["devices"], trainer["accelerator"])
-    strategy = str(trainer["strategy"])
-    require("strategy", strategy, not strategy.startswith(SPAWNING), "ddp, which starts its own processes")
     require("seed", seed, 0 <= seed < 2**32, f"from 0 to {2**32 - 1}")
     require("default_root_dir", folder, "://" not in str(folder), "a folder")
-    # The checkpoints are chosen at the end of an epoch, so validation belongs there.
-    require("val_check_interval", interval, interval in (None, 1, 1.0), "1.0, or left out")
-    require("check_val_every_n_epoch", every, every is not None and every >= 1, "at least 1")
     if config["ckpt_path"] == "last":
         raise UserError("--ckpt_path last: give that on the command line, or the name of the file here")
     if config["ckpt_path"] is not None:
         check_exists(config["ckpt_path"])
+
+
+def _check_recipe(config: Any) -> None:
+    """Refuse another recipe beside the configuration of a run, which has all settings: it would only be a label."""
+    files = [Path(path) for path in config["config"] or ()]
+    given = [load_yaml(read_config(path)) for path in files if path not in RECIPES.values()]
+    settings = {key for content in given for key in _settings(content)}
+    then = next((content["recipe"] for content in reversed(given) if "recipe" in content), config["recipe"])
+    if then != config["recipe"] and _settings(load_yaml(read_config(RECIPES[config["recipe"]]))) <= settings:
+        raise UserError(
+            f"--recipe {config['recipe']} changes nothing: {files[-1]}, of the recipe {then}, has all its settings; "
+            "leave out one of the two"
+        )
+
+
+def _settings(content: Any) -> set[tuple[str, str]]:
+    return {(group, name) for group, options in content.items() if isinstance(options, dict) for name in options}
 
 
 def check_devices(devices: Any, accelerator: Any) -> None:

@@ -15,6 +15,7 @@ from cifar_lit.callbacks.saver import Saver
 from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.checkpoint import load_checkpoint
 from cifar_lit.cli.arguments import FitCLI, with_config
+from cifar_lit.cli.config import expand_homes
 from cifar_lit.cli.filters import filter_logs
 from cifar_lit.cli.parser import naming_options
 from cifar_lit.cli.resume import check_trained, find_resumed
@@ -43,7 +44,7 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
     A training with a ``pruner`` is a trial of a sweep: it is not tested, and neither is ``fast_dev_run``.
     """
     filter_logs()
-    cli = FitCLI(with_config(args))  # parses the options, seeds, builds model and data
+    cli = FitCLI(with_config(expand_homes(args)))  # parses the options, seeds, builds model and data
     with naming_options(cli.names), lasting_output():
         resumed = find_resumed(cli)
         with open_run(cli, resumed) as run:
@@ -117,11 +118,14 @@ def write(cli: FitCLI, trainer: Trainer, run: RunWriter | None, results: Results
     if run is not None:
         run.save_results(results)
         if images is not None:
-            write_report(run.path / REPORT, results, model, images)
+            logs = next((Path(one.log_dir) for one in trainer.loggers if isinstance(one, TensorBoardLogger)), run.path)
+            write_report(run.path / REPORT, results, model, images, logs=logs)
     if isinstance(logger, TensorBoardLogger):
         log_figures(logger, results, model, trainer.current_epoch, images)
         accuracy = results.metrics.get("Accuracy/val")
-        if accuracy is not None:  # never test: hyper-parameters are compared by this metric
+        if (
+            accuracy is not None and trainer.enable_autolog_hparams
+        ):  # never test: hyper-parameters are compared by this metric
             options = {**model.hparams, **datamodule.hparams}
             logger.log_hyperparams(options, {"hp_metric": accuracy}, step=trainer.current_epoch)
         logger.save()

@@ -6,15 +6,28 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter
+from lightning.pytorch import callbacks, loggers, profilers, strategies
 from lightning.pytorch.cli import LightningArgumentParser
 
+from cifar_lit.cli.config import expand_homes
+from cifar_lit.cli.options import UNKNOWN
 from cifar_lit.errors import UserError, suggest
+from cifar_lit.run import RENAMED
 
 HINT = " (--help lists all options)"
+CLASSES = (*callbacks.__all__, *loggers.__all__, *profilers.__all__)
+"""Those that an option may name without their package."""
+BASES = {
+    "callbacks": callbacks.Callback,
+    "logger": loggers.Logger,
+    "profiler": profilers.Profiler,
+    "strategy": strategies.Strategy,
+}
+"""The options of the Trainer that name classes; others are plugins."""
 
 
 def option_names(options: Iterable[str]) -> dict[str, str]:
@@ -34,9 +47,47 @@ def naming_options(options: dict[str, str]) -> Iterator[None]:
 
 def _refuse(message: str, options: Iterable[str]) -> NoReturn:
     """Raise a ``UserError`` for a message of argparse, with a suggestion for a misspelt option."""
-    message = message.removesuffix(HINT)  # that of a parser within this one
     word = message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0] or message
+    for option, instead in UNKNOWN.items():
+        if word == option or word.startswith(f"{option}."):
+            raise UserError(f"{word} is not an option of fit: {instead}")
     raise UserError(f"{message}{suggest(word, options)}{HINT}")
+
+
+def _in_one_line(message: str, options: Sequence[str]) -> str:
+    """Return a message of jsonargparse with the option as it is typed, and without its tree of types."""
+    if found := re.fullmatch(r"Group '(.*?)' does not accept option '(.*?)'.*", message, re.DOTALL):
+        name = RENAMED.get(found[2])
+        instead = f"; it is --{found[1]}.{name} now" if name else suggest(f"--{found[1]}.{found[2]}", options)
+        return f"there is no --{found[1]}.{found[2]}{instead}"
+    found = re.fullmatch(r"Option '(.*?)' is not accepted", message)
+    if found and (instead := UNKNOWN.get(f"--{found[1]}")):
+        return f"there is no --{found[1]}, in a file either: {instead}"
+    if message.startswith("Unexpected config:"):
+        return f"--config has no settings: must be a mapping, such as trainer: {{max_epochs: 3}}, and is{message[18:]}"
+    if not (found := re.match(r'Parser key "(.*?)":', message)):
+        return message
+    option = f"--{found[1]}" if "--recipe" in options else found[1]  # of a class that is a value itself
+    if "Errors:" not in message and (single := re.search(r"Expected an? (.*)\. Got value: (.*)", message, re.DOTALL)):
+        return f"{option} is {single[2]}: must be {_plain(single[1])}"
+    errors, _, value = message.partition("Given value type:")
+    value = value.partition("Given value: ")[2].strip() or "''"
+    reasons = dict.fromkeys(re.findall(r"^ *- (?!Expected a path but|Does not validate)(.*)$", errors, re.MULTILINE))
+    named = next((reason.rpartition(":")[2].strip() for reason in reasons if "a dot import path" in reason), None)
+    if named is not None:
+        name = named or value
+        return f"{option} is {name}: there is no such class{suggest(name, CLASSES)}"
+    others = [reason for reason in reasons if not reason.startswith("Expected a ")]
+    if others:
+        return f"{option}: {'; '.join(others)}{f' ({value})' if len(value) < 100 else ''}"
+    if reasons:
+        return f"{option} is {value}: must be {' or '.join(map(_plain, reasons))}"
+    return f"{option}: {message.partition(':')[2].strip()}"
+
+
+def _plain(expected: str) -> str:
+    """Return the name of a type as it is written in YAML."""
+    return re.sub(r"Expected an? |<class '(.*)'>|typing\.Literal", r"\1", expected).replace("NoneType", "null")
 
 
 class Formatter(DefaultHelpFormatter):
@@ -53,7 +104,13 @@ class FitParser(LightningArgumentParser):
         super().__init__(*args, allow_abbrev=False, formatter_class=Formatter, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        _refuse(message, self._option_string_actions)
+        cause: BaseException | None = ex
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause
+            cause = cause.__cause__ or cause.__context__
+        options = list(self._option_string_actions)
+        _refuse(_in_one_line(message.replace(HINT, ""), options), options)  # perhaps of a parser within this one
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -67,6 +124,9 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_args(expand_homes(sys.argv[1:] if args is None else args), namespace)
 
     def error(self, message: str) -> NoReturn:
         if re.match(r"unrecognized arguments: --(config|ckpt_path|seed_everything|recipe|\w+\.\w+)\b", message):
@@ -86,6 +146,36 @@ class CommandParser(argparse.ArgumentParser):
     @property
     def names(self) -> dict[str, str]:
         return option_names(self._option_string_actions)
+
+
+class _BuildError(BaseException):
+    """An error of a constructor. No ``Exception``: jsonargparse would go on and try the other types of the option."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.kind = kind
+
+
+def _build(kind: type, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return kind(*args, **kwargs)
+    except Exception as error:
+        raise _BuildError(kind) from error
+
+
+@contextlib.contextmanager
+def building(parser: LightningArgumentParser) -> Iterator[None]:
+    """Let what a constructor raises come as it is; of a class of Lightning's it is about a value of an option."""
+    parser.add_instantiator(_build, object)
+    try:
+        yield
+    except _BuildError as failed:
+        error, kind = failed.__cause__, failed.kind
+        assert error is not None
+        if isinstance(error, UserError) or not kind.__module__.startswith("lightning."):
+            raise error from error.__cause__
+        option = next((name for name, base in BASES.items() if issubclass(kind, base)), "plugins")
+        raise UserError(f"--trainer.{option}: {kind.__name__}: {str(error).replace('`', '')}") from error
 
 
 @contextlib.contextmanager

@@ -1,22 +1,23 @@
 """The Trainer of a fit, with the folder and the logger of the run."""
 
 import contextlib
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelSummary
+from lightning.pytorch.callbacks import Checkpoint, ModelSummary
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from cifar_lit.callbacks.progress import NetworkSummary, ProgressBar
-from cifar_lit.checkpoint import SafeCheckpointIO
+from cifar_lit.callbacks.steps import StepCurve
 from cifar_lit.cli.arguments import FitCLI
+from cifar_lit.cli.options import check_callbacks, check_devices_used, check_plugins, check_timers, secure_strategy
 from cifar_lit.cli.resume import epochs_done
 from cifar_lit.errors import UserError, is_raised_by
 from cifar_lit.machine import set_up
@@ -37,9 +38,24 @@ def open_run(cli: FitCLI, resumed: Run | None) -> Iterator[RunWriter | None]:
             # The weights, at most two more numbers for each in the optimizer, and perhaps their average.
             run.check_space(sum(4 * 4 * weights.numel() for weights in cli.model.parameters()) + 100_000)
         yield run
+    except (OSError, UserError):
+        raise
+    except Exception as error:
+        kind = _at_fault(error, [*_as_list(options["callbacks"]), *_as_list(options["logger"])])
+        if kind is None:
+            raise
+        raise UserError(f"--trainer: {kind.__name__} cannot be used so: {str(error).replace('`', '')}") from error
     finally:
         if run:
             run.close()
+
+
+def _at_fault(error: Exception, given: Sequence[Any]) -> type | None:
+    """Return the class of Lightning, of those that the user gave, that raised an error, or had torch raise it."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    raised_in = [module for module in modules if module.partition(".")[0] != "torch"][-1]
+    kinds = [kind for one in given for kind in type(one).__mro__ if kind.__module__.startswith("lightning.")]
+    return next((kind for kind in kinds if kind.__module__ == raised_in), None)
 
 
 def _open(cli: FitCLI, resumed: Run | None) -> RunWriter:
@@ -51,13 +67,19 @@ def _open(cli: FitCLI, resumed: Run | None) -> RunWriter:
 def build_trainer(cli: FitCLI, run: RunWriter | None, resumed: Run | None, own: Sequence[Callback]) -> Trainer:
     """Build the Trainer from its options, with our logger and callbacks where the user has not chosen others."""
     options = cli.trainer_options
-    options["callbacks"] = [*_as_list(options["callbacks"]), *own]
+    options["callbacks"] = _as_list(options["callbacks"])
+    if options["enable_checkpointing"] is False and _has(options["callbacks"], Checkpoint):
+        raise UserError("`enable_checkpointing` is False, and `callbacks` has one that saves: leave out one of the two")
+    options["callbacks"] += own
     for flag, base, ours in (
         ("enable_progress_bar", LightningProgressBar, ProgressBar),
         ("enable_model_summary", ModelSummary, NetworkSummary),
     ):
         if options[flag] is not False and not _has(options["callbacks"], base):
             options["callbacks"].append(ours())
+    if options["log_every_n_steps"]:
+        # First, so that a checkpoint of the same step has its point.
+        options["callbacks"].insert(0, StepCurve(options["log_every_n_steps"]))
     options["enable_checkpointing"] = True  # by our callbacks, which know whether to
     if options["fast_dev_run"]:
         options["logger"] = False
@@ -65,24 +87,37 @@ def build_trainer(cli: FitCLI, run: RunWriter | None, resumed: Run | None, own: 
         options["logger"] = _tensorboard_logger(run, resumed, options["default_root_dir"])
     elif options["logger"] is False and run:
         options["default_root_dir"] = str(run.path)
+    elif run and not resumed:
+        _share_folder(_as_list(options["logger"]), run)
     if not cli.has_val:
         options["limit_val_batches"] = 0
-    plugins = _as_list(options["plugins"])
-    if not _has(plugins, CheckpointIO) and isinstance(options["strategy"], str):  # an object may have its own
-        options["plugins"] = [*plugins, SafeCheckpointIO()]
-    return make_trainer(options)
+    check_callbacks(options["callbacks"], has_val=cli.has_val)
+    check_plugins(_as_list(options["plugins"]))
+    trainer = make_trainer(options)
+    check_timers(trainer.callbacks, options["max_time"])  # type: ignore[attr-defined]
+    return trainer
 
 
 def make_trainer(options: dict[str, Any]) -> Trainer:
     """Build a Trainer, and prepare the machine for it; what Lightning refuses is a ``UserError``."""
     try:
         trainer = Trainer(**options)
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         if not is_raised_by(error, "lightning"):
             raise
         raise UserError(f"--trainer: {error}") from error
-    set_up(trainer.strategy.root_device, str(trainer.precision))
+    secure_strategy(trainer.strategy, options.get("strategy"))
+    check_devices_used(trainer.strategy, options.get("devices"), options.get("num_nodes", 1))
+    set_up(trainer.strategy.root_device, str(trainer.precision), benchmark=options.get("benchmark"))
     return trainer
+
+
+def _share_folder(loggers: Sequence[Any], run: RunWriter) -> None:
+    """Let a logger of the user's that would make a folder of its own beside that of the run write into the latter."""
+    for logger in loggers:
+        is_file_logger = isinstance(logger, TensorBoardLogger | CSVLogger) and logger._version is None
+        if is_file_logger and Path(logger.root_dir).resolve() == run.path.parent.resolve():
+            logger._version = run.path.name
 
 
 def _tensorboard_logger(run: RunWriter | None, resumed: Run | None, root: str | None) -> TensorBoardLogger:

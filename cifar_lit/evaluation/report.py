@@ -19,12 +19,14 @@ from cifar_lit.results import Results
 from cifar_lit.run import CHECKPOINTS, CURVES, LAST
 
 
-def write_report(path: Path, results: Results, model: ImageClassifier, images: Tensor) -> None:
-    """Write the report of a model that was tested on these images; curves are those in the folder of ``path``."""
+def write_report(
+    path: Path, results: Results, model: ImageClassifier, images: Tensor, *, logs: Path | None = None
+) -> None:
+    """Write the report of a model that was tested on these images; curves are those in ``logs``, or beside it."""
     assert model.predictions is not None
     environment = templates(autoescape=True)
     environment.filters["png"] = _to_png
-    curves = read_curves(path.parent)
+    curves = read_curves(logs or path.parent)
     page = environment.get_template("report.html.jinja").render(
         results=results,
         data=describe_data(results),

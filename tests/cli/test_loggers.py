@@ -1,0 +1,86 @@
+"""Loggers of the user's: a run has one folder whatever its logger, and a second run overwrites nothing of the first."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from cifar_lit.evaluation import plots
+from cifar_lit.evaluation.report import read_curves
+from cifar_lit.main import main
+from tests.helpers.runs import FEW_EPOCHS, RUN, Refused
+
+CSV = "{class_path: CSVLogger, init_args: {save_dir: .}}"
+OWN_CSV = "{class_path: CSVLogger, init_args: {save_dir: csv}}"
+OWN = "{class_path: TensorBoardLogger, init_args: {save_dir: tb, sub_dir: deep}}"
+HERE = "{class_path: TensorBoardLogger, init_args: {save_dir: .}}"
+FILES = ("config.yaml", "results.json", "report.html", "checkpoints/best.ckpt", "checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("logger", "logs"),
+    [
+        pytest.param(f"[{OWN_CSV}, {OWN}]", ["csv/lightning_logs/version_*", "tb/lightning_logs/version_*"], id="list"),
+        pytest.param(f"[{CSV}, {HERE}]", [], id="list in the same place", marks=pytest.mark.slow),
+        pytest.param(OWN, ["tb/lightning_logs/version_*/deep/events*"], id="sub_dir", marks=pytest.mark.slow),
+        pytest.param("false", [], id="none", marks=pytest.mark.slow),
+    ],
+)
+def test_two_runs_have_two_folders_and_their_logs_lie_where_the_logger_says(
+    logger: str, logs: list[str], tiny_args: list[str]
+) -> None:
+    args = ["fit", *tiny_args, *FEW_EPOCHS, "--report", f"--trainer.logger={logger}"]
+    assert main(args) == 0
+    first = {name: (RUN / name).read_bytes() for name in FILES}
+    assert main([*args, "--seed_everything", "5"]) == 0
+    assert {name: (RUN / name).read_bytes() for name in FILES} == first
+    assert sorted(path.name for path in Path("lightning_logs").iterdir()) == ["version_0", "version_1"]
+    assert all((Path("lightning_logs/version_1") / name).is_file() for name in FILES)
+    assert all(len(list(Path().glob(log))) == 2 for log in logs)
+
+
+def test_a_logger_of_the_users_writes_into_the_runs_folder_where_that_is_its_place(tiny_args: list[str]) -> None:
+    assert main(["fit", *tiny_args, *FEW_EPOCHS, f"--trainer.logger=[{CSV}, {HERE}]"]) == 0
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+    with (RUN / "metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file) if row["Loss/val"]] == ["0", "1"]
+    assert [epoch for epoch, _ in read_curves(RUN)["Loss/val"]] == [0, 1]
+
+
+def test_the_report_has_the_curves_of_a_logger_of_the_users(
+    tiny_args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Path] = []
+
+    def read(folder: Path) -> plots.Curves:
+        drawn.append(folder)
+        return read_curves(folder)
+
+    monkeypatch.setattr("cifar_lit.evaluation.report.read_curves", read)
+    assert main(["fit", *tiny_args, *FEW_EPOCHS, "--report", f"--trainer.logger={OWN}"]) == 0
+    assert [path.as_posix() for path in drawn] == ["tb/lightning_logs/version_0/deep"]
+    assert read_curves(drawn[0])["Loss/val"]
+
+
+def test_hyper_parameters_are_logged_unless_told_otherwise(tiny_args: list[str]) -> None:
+    assert main(["fit", *tiny_args, *FEW_EPOCHS, "--trainer.enable_autolog_hparams", "false"]) == 0
+    assert "hp_metric" not in read_curves(RUN)
+    assert "Loss/val" in read_curves(RUN)
+
+
+def test_a_package_that_a_callback_needs_is_named(
+    tiny_args: list[str], refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Missing:
+        def __bool__(self) -> bool:
+            return False
+
+        def __str__(self) -> str:
+            return "Requirement 'psutil' not met. HINT: Try running `pip install -U 'psutil'`"
+
+    monkeypatch.setattr("lightning.pytorch.callbacks.device_stats_monitor._PSUTIL_AVAILABLE", Missing(), raising=False)
+    monkeypatch.setattr("lightning.pytorch.accelerators.cpu._PSUTIL_AVAILABLE", Missing(), raising=False)
+    code, line = refused(["fit", *tiny_args, *FEW_EPOCHS, "--trainer.callbacks+", "DeviceStatsMonitor"])
+    assert code == 2
+    assert "pip install -U 'psutil'" in line
+    assert not Path("lightning_logs").exists()
