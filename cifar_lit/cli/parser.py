@@ -61,8 +61,8 @@ def _in_one_line(message: str, options: Sequence[str]) -> str:
         instead = f"; it is --{found[1]}.{name} now" if name else suggest(f"--{found[1]}.{found[2]}", options)
         return f"there is no --{found[1]}.{found[2]}{instead}"
     found = re.fullmatch(r"Option '(.*?)' is not accepted", message)
-    if found and (instead := UNKNOWN.get(f"--{found[1]}")):
-        return f"there is no --{found[1]}, in a file either: {instead}"
+    if found and (known := UNKNOWN.get(f"--{found[1]}")):
+        return f"there is no --{found[1]}, in a file either: {known}"
     if message.startswith("Unexpected config:"):
         return f"--config has no settings: must be a mapping, such as trainer: {{max_epochs: 3}}, and is{message[18:]}"
     if not (found := re.match(r'Parser key "(.*?)":', message)):
