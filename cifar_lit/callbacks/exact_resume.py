@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, Timer
-from lightning.pytorch.plugins import DoublePrecision
+from lightning.pytorch.callbacks import Checkpoint, Timer
 from torchmetrics import Metric
 
 from cifar_lit.errors import UserError
@@ -44,7 +43,6 @@ class ExactResume(Checkpoint):
         self._epoch_size = 0  # in batches
         self._schedule_steps = 0.0  # that a learning-rate schedule was laid out for; 0 where it does not matter
         self._resumed: dict[str, Any] = {}
-        self._resumed_weights: dict[str, Any] = {}
         self._should_stop = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,9 +84,6 @@ class ExactResume(Checkpoint):
         now = {callback.state_key for callback in trainer.callbacks}  # type: ignore[attr-defined]
         was_left_out = any(key.startswith("EarlyStopping") and key not in now for key in checkpoint["callbacks"])
         self._should_stop = bool(checkpoint.get("should_stop")) and not was_left_out
-        if isinstance(trainer.precision_plugin, DoublePrecision):
-            # Lightning 2.6 has loaded them into float32, and makes the module float64 later.
-            self._resumed_weights = checkpoint.get("current_model_state") or checkpoint["state_dict"]
         metrics = checkpoint.get("metrics", {})
         if metrics and checkpoint["world_size"] != trainer.world_size:
             raise UserError(
@@ -111,17 +106,12 @@ class ExactResume(Checkpoint):
         trainer.should_stop |= self._should_stop
         if not self._resumed:
             return
-        if self._resumed_weights:
-            pl_module.load_state_dict(self._resumed_weights)
         self._check_lengths()
         if self._num_batches:
             loader: Any = trainer.train_dataloader
             loader.start_at(self._num_batches)
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, GradientAccumulationScheduler):
-                    callback.on_train_epoch_start(trainer)  # which Lightning 2.6 leaves out in the middle of an epoch
         self._restore_random(trainer)
-        self._resumed, self._resumed_weights = {}, {}
+        self._resumed = {}
 
     def _check_lengths(self) -> None:
         """Refuse a training whose epochs or schedule have another length than when it was saved."""
@@ -142,7 +132,7 @@ class ExactResume(Checkpoint):
     def _restore_random(self, trainer: Trainer) -> None:
         saved = self._resumed
         state, python, numpy = get_random_state()
-        if "random_python" in saved:  # since version 0.3
+        if "random_python" in saved:
             version, words, gauss = saved["random_python"]
             python = version, tuple(words.tolist()), gauss
             name, key, *position = saved["random_numpy"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -87,12 +87,6 @@ class Saver(ExactResume):
             raise UserError(
                 "`callbacks`: StochasticWeightAveraging trains a further epoch that is neither validated nor saved: "
                 "use EMAWeightAveraging, whose average is"
-            )
-        is_accumulating = any(isinstance(one, GradientAccumulationScheduler) for one in callbacks)
-        if is_accumulating and trainer.lr_scheduler_configs:
-            raise UserError(
-                "`callbacks`: with GradientAccumulationScheduler the number of steps is not known, which `schedule` "
-                "and `warmup_epochs` depend on: give `accumulate_grad_batches`, or leave these out"
             )
         self.check_files(trainer)
 

@@ -266,15 +266,11 @@ def test_it_saves_every_few_minutes(tiny_args: list[str]) -> None:
             "StochasticWeightAveraging trains a further epoch",
         ),
         (
-            [*callback("GradientAccumulationScheduler", scheduling="{1: 2}"), "--model.warmup_epochs", "1"],
-            "with GradientAccumulationScheduler the number of steps is not known, which --model.schedule",
-        ),
-        (
             callback("tests.helpers.callbacks.Stateful"),
             "a checkpoint holds plain values and tensors, and callbacks.Stateful.deep.0.best is a numpy.float64",
         ),
     ],
-    ids=["best", "last", "on exception", "SWA", "accumulation", "state"],
+    ids=["best", "last", "on exception", "SWA", "state"],
 )
 def test_a_callback_that_cannot_be_is_refused_before_the_first_step(
     options: list[str], expected: str, tiny_args: list[str], refused: Refused
