@@ -20,6 +20,7 @@ COMMANDS = {
     "validate": ("cifar_lit.commands.validate", "score a run on validation only"),
     "compare": ("cifar_lit.commands.compare", "compare runs: spread over seeds, McNemar's test"),
     "predict": ("cifar_lit.commands.predict", "classify images of your own"),
+    "explain": ("cifar_lit.commands.explain", "show the shapes, parameters and formulas of a network's layers"),
     "demo": ("cifar_lit.commands.demo", "classify images in the browser"),
     "export": ("cifar_lit.commands.export", "write the model as ONNX, torch.export or safetensors"),
     "sweep": ("cifar_lit.commands.sweep", "search for hyper-parameters, judged on validation"),

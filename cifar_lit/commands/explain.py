@@ -1,0 +1,60 @@
+"""``cifar-lit explain``: what each layer of a network does to an image, with the formulas filled in."""
+
+from collections.abc import Sequence
+
+import torch
+
+from cifar_lit.cli.parser import FitParser, naming_options, option_names, reader_may_leave
+from cifar_lit.errors import UserError, require
+from cifar_lit.evaluation.layers import explain_layers, format_layers
+from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network
+from cifar_lit.run import Run
+
+MAX_SIZE, MAX_CLASSES = 1024, 100_000
+EXAMPLES = """\
+examples:
+  cifar-lit explain
+  cifar-lit explain --model.net FastCNN --model.net.widths '[32, 64]'
+  cifar-lit explain --model.net my_net.MyNet --height 48 --width 64
+  cifar-lit explain lightning_logs/version_0
+"""
+
+
+def main(args: Sequence[str]) -> int:
+    parser = _parser()
+    options = parser.parse_args(list(args))
+    with naming_options(option_names(parser._option_string_actions)), reader_may_leave():
+        for name in ("height", "width"):
+            require(name, options[name], 1 <= options[name] <= MAX_SIZE, f"from 1 to {MAX_SIZE}")
+        num_classes = options["num_classes"]
+        require("num_classes", num_classes, 1 <= num_classes <= MAX_CLASSES, f"from 1 to {MAX_CLASSES}")
+        net = _network(options["run"], parser.instantiate_classes(options)["model"]["net"], num_classes)
+        shape = (3, options["height"], options["width"])
+        layers = explain_layers(net, torch.zeros(1, *shape))
+        print(format_layers(layers, shape))
+    return int(bool(layers and layers[-1].problem))
+
+
+def _parser() -> FitParser:
+    parser = FitParser(
+        usage="cifar-lit explain [RUN] [options]",
+        description="Show for each layer of a network its output size with the formula filled in, its parameters and "
+        "its multiplications. Of a layer that does not fit, show why.",
+        epilog=EXAMPLES,
+    )
+    parser.add_argument("run", metavar="RUN", nargs="?", help="a run or a checkpoint, whose network is explained")
+    parser.add_argument(
+        "--model.net", type=NetworkFactory, default=None, help="The network, as for fit (default: TutorialCNN)."
+    )
+    parser.add_argument("--height", type=int, default=32, help="Height of the image in pixels.")
+    parser.add_argument("--width", type=int, default=32, help="Width of the image in pixels.")
+    parser.add_argument("--num_classes", type=int, default=10, help="Classes of the data.")
+    return parser
+
+
+def _network(run: str | None, net: NetworkFactory | None, num_classes: int) -> Network:
+    if run is None:
+        return build_network(describe_network(net or TutorialCNN), num_classes=num_classes)
+    if net is not None:
+        raise UserError("`net` beside a run, which has its own network: leave out one of them")
+    return Run(run).model().net
