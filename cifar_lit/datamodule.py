@@ -210,6 +210,8 @@ class CIFAR10DataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Resize the training images to this epoch's entry of ``image_sizes``, on the device."""
         sizes = self.hparams["image_sizes"]
+        if not isinstance(batch, tuple | list):  # the example input of a summary or graph
+            return batch
         if self.trainer and self.trainer.predicting:
             return batch[0]  # Lightning's predict_step is the forward of the module
         if not (sizes and self.trainer and self.trainer.training):

@@ -15,7 +15,7 @@ from tests.helpers.trainers import Scripted, quiet_trainer
 
 def fit(root: Path, best: Best, validations: list[tuple[float, float]]) -> None:
     """Train for an epoch per validation."""
-    data = CIFAR10DataModule(source="images", root=str(root), val_size=0.2, batch_size=24)
+    data = CIFAR10DataModule(source="images", root=str(root), val_size=12, batch_size=24)
     trainer = quiet_trainer(
         max_epochs=len(validations), callbacks=[best], enable_checkpointing=True, num_sanity_val_steps=0
     )
@@ -50,7 +50,7 @@ def test_it_is_saved_at_the_end_of_the_epoch(tiny_root: Path) -> None:
 
 
 def test_without_validation_nothing_is_kept(tiny_root: Path) -> None:
-    data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=0.2, batch_size=24)
+    data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=12, batch_size=24)
     best = Best(Path("kept"))
     trainer = quiet_trainer(max_epochs=2, callbacks=[best], enable_checkpointing=True, check_val_every_n_epoch=5)
     trainer.fit(Scripted(classes=data.classes, validations=[(0.5, 1.0)]), datamodule=data)

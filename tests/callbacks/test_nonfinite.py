@@ -61,7 +61,7 @@ class Spoil(Callback):
 
 def fit(root: Path, *callbacks: Callback, **options: Any) -> Trainer:
     """Train for three epochs of six batches."""
-    data = CIFAR10DataModule(source="images", root=str(root), val_size=0.2, batch_size=8)
+    data = CIFAR10DataModule(source="images", root=str(root), val_size=12, batch_size=8)
     trainer = quiet_trainer(max_epochs=3, callbacks=[*callbacks, NonFiniteGuard()], **options)
     trainer.fit(ImageClassifier(classes=data.classes), datamodule=data)
     return trainer

@@ -16,7 +16,7 @@ QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": 
 
 @pytest.fixture
 def datamodule(tiny_root: Path) -> CIFAR10DataModule:
-    return CIFAR10DataModule(source="images", root=str(tiny_root), val_size=0.2, batch_size=8)
+    return CIFAR10DataModule(source="images", root=str(tiny_root), val_size=12, batch_size=8)
 
 
 @pytest.fixture
