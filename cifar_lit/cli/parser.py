@@ -58,8 +58,8 @@ def _in_one_line(message: str, options: Sequence[str]) -> str:
     """Return a message of jsonargparse with the option as it is typed, and without its tree of types."""
     if found := re.fullmatch(r"Group '(.*?)' does not accept option '(.*?)'.*", message, re.DOTALL):
         name = RENAMED.get(found[2])
-        instead = f"; it is --{found[1]}.{name} now" if name else suggest(f"--{found[1]}.{found[2]}", options)
-        return f"there is no --{found[1]}.{found[2]}{instead}"
+        hint = f"; it is --{found[1]}.{name} now" if name else suggest(f"--{found[1]}.{found[2]}", options)
+        return f"there is no --{found[1]}.{found[2]}{hint}"
     found = re.fullmatch(r"Option '(.*?)' is not accepted", message)
     if found and (known := UNKNOWN.get(f"--{found[1]}")):
         return f"there is no --{found[1]}, in a file either: {known}"
