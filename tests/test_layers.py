@@ -15,9 +15,10 @@ LAYERS = (
     {"cli"},
     {"callbacks", "evaluation"},
     {"run"},
+    {"trust"},
     {"module", "datamodule", "results"},
     {"checkpoint"},
-    {"data", "networks", "optim", "metrics", "recipes"},
+    {"data", "networks", "optim", "metrics", "recipes", "schema"},
     {"machine", "errors", "files", "signals"},
 )
 """From top to bottom: a part imports only from layers below its own, and from itself."""

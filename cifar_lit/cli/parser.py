@@ -14,6 +14,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from cifar_lit.errors import UserError, suggest
 
 HINT = " (--help lists all options)"
+TRUST_HELP = (
+    "Let a run do more than hold data: import its own classes, use its paths and URLs. Only for runs you trust."
+)
 
 
 def option_names(options: Iterable[str]) -> dict[str, str]:
@@ -70,9 +73,13 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         _refuse(message, self._option_string_actions)
 
+    def add_trust(self) -> None:
+        """Add ``--trust_run``, for a command that reads a run."""
+        self.add_argument("--trust_run", action="store_true", dest="trust", help=TRUST_HELP)
+
     @property
     def names(self) -> dict[str, str]:
-        return option_names(self._option_string_actions)
+        return {**option_names(self._option_string_actions), "trust": "--trust_run"}
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ def find_resumed(cli: FitCLI) -> Run | None:
     path = cli.config["ckpt_path"]
     if path is None:
         return None
-    run = Run(path)
+    run = Run(path, trust=cli.config["trust_run"])
     then, now = {**run.model_options, **run.data_options}, {**cli.model.hparams, **cli.datamodule.hparams}
     changed = [name for name in then if name not in MAY_DIFFER and then[name] != now.get(name)]
     if changed:

@@ -42,8 +42,8 @@ def open_run(cli: FitCLI, resumed: Run | None) -> Iterator[RunWriter | None]:
 
 
 def _open(cli: FitCLI, resumed: Run | None) -> RunWriter:
-    if resumed and resumed.folder:
-        return RunWriter(resumed.folder, cli.dump(), is_new=False)
+    if resumed and (folder := resumed.folder_to_write):
+        return RunWriter(folder, cli.dump(), is_new=False)
     return RunWriter.create(Path(cli.trainer_options["default_root_dir"] or "."), cli.dump())
 
 
@@ -64,6 +64,8 @@ def build_trainer(cli: FitCLI, run: RunWriter | None, resumed: Run | None, own: 
         options["logger"] = _tensorboard_logger(run, resumed, options["default_root_dir"])
     elif options["logger"] is False and run:
         options["default_root_dir"] = str(run.path)
+    if resumed and resumed.folder:  # whatever its config.yaml says: callbacks write there
+        options["default_root_dir"] = str(resumed.folder)
     if not cli.has_val:
         options["limit_val_batches"] = 0
     plugins = _as_list(options["plugins"])

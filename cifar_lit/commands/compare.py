@@ -53,22 +53,23 @@ def main(args: Sequence[str]) -> int:
         EXAMPLES,
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder (its best checkpoint) or a checkpoint")
+    parser.add_trust()
     parser.add_argument(
         "--data.root", dest="root", default=SUPPRESS, help="where the images are, if not where they were"
     )
     parser.add_argument("--data.cache_dir", dest="cache_dir", default=SUPPRESS, help="where decoded images are cached")
     overrides = vars(parser.parse_args(args))
-    paths = overrides.pop("runs")
+    paths, trust = overrides.pop("runs"), overrides.pop("trust")
     if len(paths) < 2:
         parser.error("compare needs two or more runs")
     with naming_options(parser.names), reader_may_leave():
-        print(format_comparison(score_runs(paths, overrides)))
+        print(format_comparison(score_runs(paths, overrides, trust=trust)))
     return 0
 
 
-def score_runs(paths: Sequence[str], overrides: Mapping[str, str]) -> list[Scored]:
+def score_runs(paths: Sequence[str], overrides: Mapping[str, str], *, trust: bool = False) -> list[Scored]:
     """Score each run on the test images of its data, whose hyper-parameters are overridden."""
-    runs = [Run(path) for path in paths]
+    runs = [Run(path, trust=trust) for path in paths]
     files = [run.file.resolve() for run in runs]
     for run, file in zip(runs, files, strict=True):
         if files.count(file) > 1:

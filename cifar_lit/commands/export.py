@@ -46,7 +46,7 @@ def main(args: Sequence[str]) -> int:
     with naming_options(parser.names):
         for package in (package for kind in formats for package in PACKAGES[kind]):
             import_extra(package, extra="export")
-        run = Run(options.run)
+        run = Run(options.run, trust=options.trust)
         model = run.model()
         folder = Path(options.output or (run.folder or run.file.parent) / "export")
         prepare_folder(folder, run, model)
@@ -185,6 +185,7 @@ def _parser() -> CommandParser:
         "export", "RUN --to FORMAT...", "Write a trained model to a file that computes the same elsewhere.", EXAMPLES
     )
     parser.add_argument("run", metavar="RUN", help="a run's folder (its best checkpoint), a checkpoint or an export")
+    parser.add_trust()
     parser.add_argument("--to", metavar="FORMAT", choices=PACKAGES, nargs="+", required=True, help=", ".join(PACKAGES))
     parser.add_argument(
         "--input",

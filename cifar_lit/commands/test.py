@@ -56,6 +56,7 @@ def make_parser(name: str, arguments: str, description: str, examples: str) -> C
     """Return a parser with what ``test`` and ``validate`` have in common."""
     parser = CommandParser(name, arguments, description, examples)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder (its best checkpoint) or a checkpoint")
+    parser.add_trust()
     for option, details in OPTIONS.items():
         metavar = None if "choices" in details else option.rpartition(".")[2].upper()
         parser.add_argument(option, default=argparse.SUPPRESS, metavar=metavar, **details)
@@ -78,10 +79,10 @@ def main(args: Sequence[str]) -> int:
 def score_run(options: argparse.Namespace, *, splits: tuple[str, ...]) -> None:
     """Score the weights of a run and print the table."""
     filter_logs()
-    run, trainer_options = Run(options.runs[0]), _given(options, "trainer")
+    run, trainer_options = Run(options.runs[0], trust=options.trust), _given(options, "trainer")
     if options.report:
         _check_report(run, trainer_options)
-    folder, before = (run.folder, run.results) if options.report else (None, None)
+    folder, before = (run.folder_to_write, run.results) if options.report else (None, None)
     model, datamodule = run.model(**_given(options, "model")), run.datamodule(**_given(options, "data"))
     check_devices(trainer_options.get("devices"), trainer_options.get("accelerator", "auto"))
     bars = [ProgressBar()] if trainer_options.get("enable_progress_bar", True) else []

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cifar_lit.errors import require
 from cifar_lit.networks.base import Network
 from cifar_lit.networks.winograd import Conv3x3
 
@@ -36,6 +37,10 @@ class FastCNN(Network):
 
     def __init__(self, num_classes: int = 10, *, widths: Sequence[int] = (64, 256, 256), num_convs: int = 2) -> None:
         super().__init__()
+        is_list = isinstance(widths, list | tuple) and 1 <= len(widths) <= 5
+        is_valid = is_list and all(isinstance(width, int) and 1 <= width < 2**16 for width in widths)
+        require("widths", widths, is_valid, f"1 to 5 whole numbers from 1 to {2**16 - 1}")
+        require("num_convs", num_convs, isinstance(num_convs, int) and 1 <= num_convs <= 100, "from 1 to 100")
         channels = [24, *widths]  # 12 eigenvectors of patches of 3 channels at 2x2 pixels, and their negatives
         self.whiten = nn.Conv2d(3, channels[0], kernel_size=2)
         self.whiten.weight.requires_grad = False
