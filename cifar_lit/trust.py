@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cifar_lit.checkpoint import plain_value
 from cifar_lit.data.cifar10 import CIFAR10
-from cifar_lit.datamodule import CIFAR10DataModule
+from cifar_lit.datamodule import CACHE_DIR, CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks.base import build_network, describe_network, import_network, is_ours
@@ -61,7 +61,8 @@ def check_network(options: Mapping[str, Any], weights: Mapping[str, Tensor], *, 
 def limit_data(options: dict[str, Any]) -> None:
     """Drop the settings of the data that reach the network or write elsewhere, which the user has to give."""
     options["mirror"] = None
-    if options.get("cache_dir") and not is_inside(options["cache_dir"], Path()):
+    cache_dir = options.get("cache_dir")
+    if cache_dir and not is_inside(cache_dir, Path()) and not is_inside(cache_dir, Path(CACHE_DIR).expanduser()):
         del options["cache_dir"]  # so that it is the default
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from cifar_lit.callbacks.saver import Saver
 from cifar_lit.checkpoint import check_exists
 from cifar_lit.cli.parser import TRUST_HELP, FitParser, naming_options, option_names
-from cifar_lit.cli.trust import check_config, given_options
+from cifar_lit.cli.trust import check_config_of_run, given_options
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError, require
 from cifar_lit.module import ImageClassifier
@@ -48,7 +48,7 @@ def with_config(args: Sequence[str]) -> list[str]:
             if given["--recipe"]:
                 raise UserError("--recipe belongs to a new run: leave it out beside --ckpt_path")
             if "--trust_run" not in args:
-                check_config(folder / CONFIG, given_options(args))
+                check_config_of_run(folder / CONFIG, given_options(args))
             return ["--config", str(folder / CONFIG), *args]
     recipe = given["--recipe"] or next(filter(None, map(_recipe_of, reversed(given["config"]))), "tutorial")
     return ["--config", str(RECIPES[recipe]), *args] if recipe in RECIPES else list(args)
@@ -83,6 +83,7 @@ class FitCLI(LightningCLI):
     datamodule: CIFAR10DataModule
 
     def __init__(self, args: Sequence[str]) -> None:
+        self.given = given_options(args)
         super().__init__(
             ImageClassifier,
             CIFAR10DataModule,

@@ -15,6 +15,7 @@ from cifar_lit.checkpoint import load_checkpoint
 from cifar_lit.cli.arguments import FitCLI, with_config
 from cifar_lit.cli.filters import filter_logs
 from cifar_lit.cli.parser import naming_options, reader_may_leave
+from cifar_lit.cli.restore import restoring
 from cifar_lit.cli.resume import find_resumed
 from cifar_lit.cli.trainer import build_trainer, log_graph, open_run
 from cifar_lit.errors import UserError
@@ -51,7 +52,8 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
 
             if not resumed:
                 log_graph(trainer, cli.model)
-            trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resumed.file if resumed else None)
+            with restoring(resumed, trainer):
+                trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resumed.file if resumed else None)
 
             if pruner or cli.trainer_options["fast_dev_run"]:
                 return None

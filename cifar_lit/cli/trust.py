@@ -11,7 +11,7 @@ from lightning.pytorch import callbacks, loggers, profilers, strategies
 
 from cifar_lit.datamodule import CACHE_DIR
 from cifar_lit.errors import UserError
-from cifar_lit.networks.base import is_imported
+from cifar_lit.networks.base import Network, find_network
 from cifar_lit.schema import is_inside, is_outside, parse_yaml, read_yaml
 
 LOCAL_LOGGERS = ("CSVLogger", "TensorBoardLogger")
@@ -24,9 +24,11 @@ PLAIN: dict[ModuleType, Collection[str]] = {
 UNUSED = ("data.root", "trainer.default_root_dir")
 """Paths: the first is only read, and a run that resumes does not use the second."""
 MAX_SHOWN = 10
+MAX_LENGTH = 1000
+"""Characters of a text, which is parsed as YAML; that takes long if it has many brackets."""
 
 
-def check_config(path: Path, given: Collection[str]) -> None:
+def check_config_of_run(path: Path, given: Collection[str]) -> None:
     """Refuse a configuration that does more than resume with plain options, before anything in it is imported.
 
     ``given`` are the names of options on the command line: the paths that these replace are not used.
@@ -37,7 +39,7 @@ def check_config(path: Path, given: Collection[str]) -> None:
         for name, text in _texts(config, ""):
             action = _action(name, text, path.parent)
             if action and not (f"--{name}" in given and action.startswith(("asks", "writes"))):
-                found.append(f"{name} {action}")
+                found.append(f"{re.sub('[^ -~]', '?', name):.100} {action}")
     except RecursionError as error:
         raise UserError(f"{path} is damaged: it is nested too deeply") from error
     if found:
@@ -73,14 +75,17 @@ def _action(name: str, text: str, run: Path) -> str:
     is_inside_run = "$" not in text and is_inside(text, run)
     if name in UNUSED:
         return ""
+    if len(text) > MAX_LENGTH:
+        return f"has {len(text):,} characters, {shown:.40}..."
     if name.startswith("model.net") and key in ("net", "class_path"):
-        return "" if "." not in text or is_imported(text) else f"imports {shown}"
+        return "" if _is_network(text) else f"imports {shown}"
     if key in ("class_path", "callbacks", "logger"):
         return "" if is_plain_class(text) else f"runs {shown}"
     if name == "data.mirror":
         return f"asks {shown} for the images"
     if name == "data.cache_dir":
-        return "" if text == CACHE_DIR or is_inside(text, Path()) else f"writes to {shown}"
+        is_default = is_inside(text, Path(CACHE_DIR).expanduser())
+        return "" if is_default or is_inside(text, Path()) else f"writes to {shown}"
     if name in ("trust_run", "trainer.model_registry", "trainer.plugins"):
         return f"is {shown}"
     if re.search(r"\w\.[^\W\d]", text):
@@ -90,6 +95,14 @@ def _action(name: str, text: str, run: Path) -> str:
     is_path = re.search("dir|path|root|uri|url|location", key) is not None
     is_path |= text.startswith(("~", "/", "\\")) or is_outside(text) or "$" in text or Path(text).is_absolute()
     return f"writes to {shown}" if is_path and not is_inside_run else ""
+
+
+def _is_network(class_path: str) -> bool:
+    try:
+        network_class = find_network(f"cifar_lit.networks.{class_path}" if "." not in class_path else class_path)
+    except UserError:
+        return False
+    return isinstance(network_class, type) and issubclass(network_class, Network)
 
 
 def is_plain_class(class_path: str) -> bool:

@@ -72,9 +72,19 @@ def is_ours(class_path: str) -> bool:
     return f"{class_path.rpartition('.')[0]}.".startswith("cifar_lit.networks.")
 
 
-def is_imported(class_path: str) -> bool:
-    """Return whether building a network of this name imports nothing: it is one of ours, or imported already."""
-    return is_ours(class_path) or class_path.rpartition(".")[0] in sys.modules
+def find_network(class_path: str) -> object:
+    """Return the object of this name if that imports nothing from elsewhere; else a ``UserError``."""
+    module_name, _, class_name = class_path.rpartition(".")
+    if not re.fullmatch(r"\w+(\.\w+)+", class_path):
+        raise UserError(f"the network {class_path!r:.200} cannot be imported: must be module.Class")
+    if is_ours(class_path):
+        import_network(class_path)
+    elif module_name not in sys.modules:
+        raise UserError(
+            f"the network {class_path:.200} is of another package: give `trust`, if you trust this file, "
+            f"or import {module_name:.200} first"
+        )
+    return vars(sys.modules[module_name]).get(class_name)
 
 
 def build_network(spec: Mapping[str, Any], *, num_classes: int) -> Network:
@@ -84,22 +94,13 @@ def build_network(spec: Mapping[str, Any], *, num_classes: int) -> Network:
     description may come from anywhere. Errors raised in the network's own code pass through.
     """
     class_path, options = spec["class_path"], spec["init_args"]
-    module_name, _, class_name = class_path.rpartition(".")
-    if not re.fullmatch(r"\w+(\.\w+)+", class_path):
-        raise UserError(f"the network {class_path} cannot be imported: must be module.Class")
-    if not is_imported(class_path):
-        raise UserError(
-            f"the network {class_path} is of another package: give `trust`, if you trust this file, "
-            f"or import {module_name} first"
-        )
-    import_network(class_path)
-    network_class = vars(sys.modules[module_name]).get(class_name)
+    network_class = find_network(class_path)
     if not (isinstance(network_class, type) and issubclass(network_class, Network)):
         raise UserError(f"the network {class_path} is not a subclass of cifar_lit.networks.Network")
     try:
         inspect.signature(network_class).bind(num_classes, **options)
     except TypeError as error:
-        raise UserError(f"`net`: wrong options for {class_name}: {error}") from error
+        raise UserError(f"`net`: wrong options for {network_class.__name__}: {error}") from error
     return network_class(num_classes, **options)
 
 
