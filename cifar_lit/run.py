@@ -95,7 +95,7 @@ class Run:
         try:
             model.load_state_dict(self.checkpoint["state_dict"])
         except RuntimeError as error:  # what torch says of missing and surplus names, and of other shapes
-            raise UserError(f"{self.file} does not match its network: {error}") from error
+            raise UserError(f"{self.file} does not match its network: {' '.join(str(error).split())}") from error
         self.check_finite(model)
         return model.eval()
 

@@ -1,10 +1,11 @@
 """Files from elsewhere are data: read within limits, and checked before anything is built from them."""
 
+import functools
 import inspect
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ MAX_YAML_BYTES = 1 << 16
 MAX_ALIASES = 10
 """Of a configuration: ten of them, nested, are no more than 60 copies."""
 MAX_DEPTH = 20
+MAX_LENGTH = 1000
+"""Of a list or text among the settings."""
 _SLACK = 1 << 20  # bytes that a tensor may claim without having them: a small one may be expanded
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -104,6 +107,13 @@ def is_inside(path: str | Path, folder: Path) -> bool:
     return Path(os.path.realpath(os.path.expanduser(path))).is_relative_to(folder.resolve())  # noqa: PTH111
 
 
+@functools.cache
+def _parser(kind: type, skip: tuple[str, ...]) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, skip=set(skip), fail_untyped=False)
+    return parser
+
+
 def check_arguments(kind: type, options: Mapping[str, Any], *, skip: tuple[str, ...], origin: object) -> dict[str, Any]:
     """Return arguments from a file, of the types that the signature of ``kind`` has; others are a ``UserError``.
 
@@ -116,10 +126,10 @@ def check_arguments(kind: type, options: Mapping[str, Any], *, skip: tuple[str, 
     for name, value in checked.items():
         if value is None and known[name].default is not None:  # jsonargparse takes it for "not given"
             raise UserError(f"{origin}: its {name} is null")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, skip={*skip, *(known.keys() - checked.keys())}, fail_untyped=False)
+        if isinstance(value, Sized) and len(value) > MAX_LENGTH:  # of which jsonargparse makes as many copies
+            raise UserError(f"{origin}: its {name} has {len(value):,} parts: at most {MAX_LENGTH:,} are read")
     try:
-        parsed = parser.parse_object(checked)
+        parsed = _parser(kind, skip).parse_object(checked)
     except (ArgumentError, ValueError, TypeError, OverflowError, RecursionError) as error:
         reason = " ".join(str(error).split()).replace('Parser key "', 'its "')
         raise UserError(f"{origin} has settings of another type: {reason[:200]}") from error

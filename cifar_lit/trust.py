@@ -27,14 +27,17 @@ def check_settings(checkpoint: dict[str, Any], origin: Path) -> None:
     if not {"classes", "net"} <= model.keys() or (data is not None and not {"source", "seed"} <= data.keys()):
         raise UserError(f"{origin} is not a checkpoint of this project: its settings belong to another one")
     model = {RENAMED.get(name, name): value for name, value in model.items()}
-    model = _plain(check_arguments(ImageClassifier, model, skip=("net",), origin=origin))
-    checkpoint["hyper_parameters"] = model
-    classes, num_different = model["classes"], len(set(model["classes"]))
-    if not 2 <= num_different == len(classes) <= MAX_CLASSES or not all(classes):
+    classes = model["classes"]
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) and name for name in classes):
+        raise UserError(f"{origin} has settings of another type: its classes must be names")
+    if not 2 <= len(set(classes)) == len(classes) <= MAX_CLASSES:
         raise UserError(
             f"{origin}: `classes` must be 2 to {MAX_CLASSES:,} different names; it has {len(classes):,}, of which "
-            f"{num_different:,} differ"
+            f"{len(set(classes)):,} differ"
         )
+    checkpoint["hyper_parameters"] = _plain(
+        check_arguments(ImageClassifier, model, skip=("net", "classes"), origin=origin)
+    )
     if data is not None:
         data = check_arguments(CIFAR10DataModule, data, skip=(), origin=origin)
         checkpoint["datamodule_hyper_parameters"] = _plain(data)

@@ -1,6 +1,8 @@
 """The training state of a checkpoint: checked against that of the training which takes it over."""
 
 import contextlib
+import math
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +17,9 @@ from cifar_lit.run import Run
 STATE = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "global_step")
 RESTORING = ("lightning.pytorch.trainer.connectors.checkpoint_connector", "cifar_lit.callbacks.")
 """Where a state is restored, in functions that are called so: an error there is one of the file's."""
-OURS = ("cifar_lit", "lightning", "torch", "torchmetrics", "packaging")
+OURS = {"cifar_lit", "lightning", "torch", "torchmetrics", "packaging", *sys.stdlib_module_names}
+"""Packages whose errors there are not those of the user's own code."""
+MAX_NUMBER = 1e15
 
 
 def check_has_state(run: Run) -> None:
@@ -71,9 +75,6 @@ def _check_state(run: Run, trainer: Trainer) -> None:
             is_odd = any(score is not None and _differs(Tensor([0])[0], score) for score in scores)
         if is_odd:
             raise _damaged(run, type(callback).__name__)
-    for state in run.checkpoint["lr_schedulers"]:
-        if _differs({"last_epoch": 0, "_step_count": 0, "base_lrs": [], "_last_lr": []}, state):
-            raise _damaged(run, "lr_schedulers")
 
 
 def _differs(expected: Any, state: Any, *, is_complete: bool = False) -> bool:
@@ -92,21 +93,42 @@ def _differs(expected: Any, state: Any, *, is_complete: bool = False) -> bool:
         case bool() | str():
             return type(state) is not type(expected)
         case int() | float():
-            return not isinstance(state, int | float) or isinstance(state, bool)
+            is_number = isinstance(state, int | float) and not isinstance(state, bool)
+            return not is_number or (abs(state) > MAX_NUMBER and abs(state) != math.inf)
     return False
 
 
 class _CheckOptimizers(Callback):
-    """Refuses a state of an optimizer that does not fit its parameters, before the first step."""
+    """Refuses a state that does not fit the optimizers and schedulers, before the first step."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found, configs = self.run.checkpoint, trainer.lr_scheduler_configs
+        if (len(found["optimizer_states"]), len(found["lr_schedulers"])) != (len(trainer.optimizers), len(configs)):
+            raise _damaged(self.run, "optimizers")
         for optimizer in trainer.optimizers:
             is_odd = any(_differs(optimizer.defaults, group) for group in optimizer.param_groups)
-            for weights, state in optimizer.state.items():
-                tensors = [part for part in state.values() if isinstance(part, Tensor) and part.ndim]
-                is_odd |= any(part.shape != weights.shape for part in tensors)
+            is_odd |= any(_is_odd_state(weights, state) for weights, state in optimizer.state.items())
             if is_odd:
                 raise _damaged(self.run, type(optimizer).__name__)
+        for config, state in zip(configs, found["lr_schedulers"], strict=True):
+            scheduler: Any = config.scheduler
+            rates = [1.0] * len(scheduler.optimizer.param_groups)
+            expected = {"last_epoch": 0, "_step_count": 0, "base_lrs": rates, "_last_lr": rates}
+            replaced = [name for name in state if callable(getattr(type(scheduler), str(name), None))]
+            if _differs(expected, vars(scheduler)) or replaced or "optimizer" in state:
+                raise _damaged(self.run, type(scheduler).__name__)
+
+
+def _is_odd_state(weights: Any, state: Any) -> bool:
+    """Return whether an optimizer's state of a parameter does not fit it: numbers, or tensors of its shape."""
+    if not isinstance(weights, Tensor) or not isinstance(state, Mapping):
+        return True
+    return any(
+        part.ndim and part.shape != weights.shape
+        if isinstance(part, Tensor)
+        else part is not None and _differs(0, part)
+        for part in state.values()
+    )

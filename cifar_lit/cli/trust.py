@@ -72,10 +72,9 @@ def _texts(value: Any, name: str) -> Iterator[tuple[str, str]]:
 def _action(name: str, text: str, run: Path) -> str:
     """Return what a text would do beyond being a value; empty if nothing."""
     shown, key = repr(text[:200]), name.rpartition(".")[2]
-    is_inside_run = "$" not in text and is_inside(text, run)
     if name in UNUSED:
         return ""
-    if len(text) > MAX_LENGTH:
+    if len(text) > MAX_LENGTH or not text.isprintable():
         return f"has {len(text):,} characters, {shown:.40}..."
     if name.startswith("model.net") and key in ("net", "class_path"):
         return "" if _is_network(text) else f"imports {shown}"
@@ -94,7 +93,7 @@ def _action(name: str, text: str, run: Path) -> str:
         return f"reads {shown}"
     is_path = re.search("dir|path|root|uri|url|location", key) is not None
     is_path |= text.startswith(("~", "/", "\\")) or is_outside(text) or "$" in text or Path(text).is_absolute()
-    return f"writes to {shown}" if is_path and not is_inside_run else ""
+    return f"writes to {shown}" if is_path and ("$" in text or not is_inside(text, run)) else ""
 
 
 def _is_network(class_path: str) -> bool:
