@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import itertools
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ class Run:
 
 def find_checkpoint(path: Path) -> Path:
     """Return the file that a run is judged by: the path itself, or the best or else the last checkpoint in it."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112 (a Path raises for a name that is too long)
         check_exists(path)
         return path
     for name in (f"{CHECKPOINTS}/{BEST}", f"{CHECKPOINTS}/{LAST}", SAFETENSORS):

@@ -5,7 +5,7 @@ import inspect
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +126,13 @@ def check_arguments(kind: type, options: Mapping[str, Any], *, skip: tuple[str, 
     for name, value in checked.items():
         if value is None and known[name].default is not None:  # jsonargparse takes it for "not given"
             raise UserError(f"{origin}: its {name} is null")
-        if isinstance(value, Sized) and len(value) > MAX_LENGTH:  # of which jsonargparse makes as many copies
+        if (
+            isinstance(value, list | tuple | dict | set | str) and len(value) > MAX_LENGTH
+        ):  # of which jsonargparse makes as many copies
             raise UserError(f"{origin}: its {name} has {len(value):,} parts: at most {MAX_LENGTH:,} are read")
     try:
         parsed = _parser(kind, skip).parse_object(checked)
     except (ArgumentError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        reason = " ".join(str(error).split()).replace('Parser key "', 'its "')
+        reason = re.sub('Parser key "(.*?)"', r"its \1", " ".join(str(error).split()))
         raise UserError(f"{origin} has settings of another type: {reason[:200]}") from error
     return {name: parsed[name] if name in checked else value for name, value in options.items()}

@@ -16,7 +16,9 @@ import yaml
 
 from cifar_lit.checkpoint import load_checkpoint, save_safetensors
 from cifar_lit.cli.trust import check_config_of_run
+from cifar_lit.data.cifar10 import CLASSES
 from cifar_lit.errors import UserError
+from cifar_lit.main import main
 from cifar_lit.module import ImageClassifier
 from cifar_lit.results import Results
 from cifar_lit.run import Run
@@ -47,19 +49,16 @@ def save(checkpoint: dict[str, Any]) -> Path:
 
 def test_the_network_of_another_package_needs_trust(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("foreign_network.py").write_text(
-        "open('imported', 'w')\nfrom cifar_lit.networks import TutorialCNN\nclass Net(TutorialCNN): pass"
+        "import pathlib\npathlib.Path('imported').touch()\n"
+        "from cifar_lit.networks import TutorialCNN\nclass Net(TutorialCNN): pass"
     )
     monkeypatch.syspath_prepend(".")
     checkpoint = stored()
     checkpoint["hyper_parameters"]["net"] = {"class_path": "foreign_network.Net", "init_args": {}}
     path = save(checkpoint)
-    torch.save(torch.zeros(1), "image.pt")
-    for command in ("test", "validate", "demo", "predict", "export", "compare"):
-        more = {"predict": ["image.pt"], "export": ["--to", "safetensors"], "compare": [str(path) + "/../last.ckpt"]}
-        if command == "compare":
-            shutil.copy(path, "second.ckpt")
-            more["compare"] = ["second.ckpt"]
-        code, line = refused([command, str(path), *more.get(command, [])])
+    shutil.copy(path, "second.ckpt")
+    for args in (["test", str(path)], ["predict", str(path), "a.jpg"], ["compare", str(path), "second.ckpt"]):
+        code, line = refused(args)
         assert code == 2
         assert "foreign_network.Net is of another package: give --trust_run, if you trust this file, or import" in line
     assert not Path("imported").exists()
@@ -75,9 +74,6 @@ def test_data_settings_that_reach_the_network_or_write_elsewhere_are_the_users(t
     elsewhere = str(tmp_path / "elsewhere")
     settings = {"source": "cifar10", "root": elsewhere, "mirror": "http://127.0.0.1:9/x", "cache_dir": elsewhere}
     checkpoint["datamodule_hyper_parameters"] |= settings
-    checkpoint["hyper_parameters"]["classes"] = list(Run(save(stored())).datamodule(source="synthetic").classes)
-    from cifar_lit.data.cifar10 import CLASSES
-
     checkpoint["hyper_parameters"]["classes"] = CLASSES
     path = save(checkpoint)
     options = Run(path).datamodule().hparams
@@ -113,7 +109,7 @@ def test_a_folder_with_a_link_is_not_written(name: str) -> None:
 
 
 def find_any(run: Path) -> Path:
-    (run / "checkpoints").mkdir(exist_ok=True)
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     (run / "checkpoints/last.ckpt").touch()
     return run
 
@@ -170,7 +166,7 @@ BAD = {
     "twice": (set_in("hyper_parameters/classes", ["a", "a"]), "it has 2, of which 1 differ"),
     "no name": (set_in("hyper_parameters/classes", ["a", ""]), "its classes must be names"),
     "million": (set_in("hyper_parameters/classes", [str(i) for i in range(10**5)]), "it has 100,000, of which"),
-    "rate": (set_in("hyper_parameters/lr", "much"), 'settings of another type: its lr"'),
+    "rate": (set_in("hyper_parameters/lr", "much"), "settings of another type: its lr:"),
     "null": (set_in("hyper_parameters/lr", None), "its lr is null"),
     "tensor": (set_in("hyper_parameters/momentum", torch.zeros(2)), "settings of another type: its momentum"),
     "net": (set_in("hyper_parameters/net", "os.system"), "`net` is 'os.system'"),
@@ -189,6 +185,7 @@ BAD = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", list(BAD))
 def test_a_checkpoint_of_another_form_is_one_line(name: str) -> None:
     checkpoint = stored()
@@ -341,6 +338,7 @@ def fuzz_export(rng: random.Random) -> None:
     Run(path).model()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("fuzz", [fuzz_checkpoint, fuzz_results, fuzz_config, fuzz_export])
 def test_no_mutation_of_a_file_ends_in_another_error(fuzz: Callable[[random.Random], None]) -> None:
     if fuzz is fuzz_export:
@@ -353,3 +351,11 @@ def test_no_mutation_of_a_file_ends_in_another_error(fuzz: Callable[[random.Rand
                 pytest.fail(f"seed {seed}: {error}")
         except Exception as error:
             pytest.fail(f"seed {seed}: {error!r}")
+
+
+@pytest.mark.parametrize("command", ["test", "validate", "compare", "predict", "demo", "export"])
+def test_each_command_that_reads_a_run_can_be_told_to_trust_it(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    assert "--trust_run" in capsys.readouterr().out
