@@ -3,9 +3,9 @@
 import hashlib
 import io
 import json
+import os
 import pickle
 import re
-import sys
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,11 +19,17 @@ from torch import Tensor
 import cifar_lit
 from cifar_lit.errors import UserError, import_extra
 from cifar_lit.files import write_atomic
+from cifar_lit.schema import check_tensors, is_outside, leaves, read_bytes
 
 EXPORTS = (".safetensors", ".onnx", ".pt2")
 _PARTS = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters")
 _NOT_PLAIN = (pickle.PickleError, AttributeError, TypeError)
 """What torch raises for a value that cannot be pickled, or only by running code."""
+_TRAINING: dict[str, Any] = {
+    **{"epoch": int, "global_step": int, "world_size": int, "pytorch-lightning_version": str},
+    **{"loops": dict, "callbacks": dict, "metrics": dict, "optimizer_states": list, "lr_schedulers": list},
+}
+"""What a checkpoint holds beside its ``_PARTS``; weights that were saved alone have less."""
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
@@ -90,7 +96,26 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint of this project: it holds only weights")
     if not (isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(part), dict) for part in _PARTS)):
         raise UserError(f"{path} is not a checkpoint of this project: its settings are missing")
+    _check_parts(checkpoint, path)
     return checkpoint
+
+
+def _check_parts(checkpoint: dict[str, Any], path: Path) -> None:
+    """Refuse parts of another form than the Trainer's, and paths through which a callback would delete elsewhere."""
+    for name, kind in _TRAINING.items():
+        value = checkpoint.get(name, kind())
+        if type(value) is not kind or (kind is int and value < 0):
+            raise UserError(f"{path} is damaged: its {name} is not a {kind.__name__}")
+    if not all(isinstance(name, str) and isinstance(part, Tensor) for name, part in checkpoint["state_dict"].items()):
+        raise UserError(f"{path} is damaged: its weights are not tensors with names")
+    try:
+        check_tensors(checkpoint)
+    except ValueError as error:
+        raise UserError(f"{path} is not a checkpoint of this project: {error}") from error
+    # ModelCheckpoint deletes the files that its state names, if their names begin with that of its folder.
+    for _, text in leaves(checkpoint.get("callbacks")):
+        if isinstance(text, str) and is_outside(text):
+            raise UserError(f"{path} names {text[:200]!r} in the state of its callbacks, which leaves their folder")
 
 
 def plain_value(value: Any) -> Any:
@@ -104,7 +129,7 @@ def check_exists(path: Path | str) -> None:
     """Raise a ``UserError`` for a URL, or if there is no such file."""
     if url := re.match(r"(https?|s3|gs):/+(.*)", str(path)):  # a Path has lost one of its slashes
         raise UserError(f"{url[1]}://{url[2]} is a URL: download the checkpoint and give the file")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 (a Path raises for a name that is too long)
         raise UserError(f"{path}: no such checkpoint")
 
 
@@ -129,9 +154,14 @@ def _check_zip(path: Path) -> None:
         raise UserError(f"{path} is not a checkpoint of this project: it is another kind of file")
     try:
         with zipfile.ZipFile(path) as archive:
+            sizes = sum(part.file_size for part in archive.infolist())
+            if sizes > path.stat().st_size:  # torch compresses nothing
+                raise UserError(f"{path} is not a checkpoint of this project: it is compressed, to {sizes:,} bytes")
             damaged = archive.testzip()
             # torch sets no attributes, and silently takes a member with that of a folder for one.
             damaged = damaged or next((part.filename for part in archive.infolist() if part.external_attr), None)
+    except UserError:
+        raise
     except Exception as error:  # zipfile raises half a dozen types for bytes that are not a zip archive
         raise UserError(f"{path} is damaged or truncated ({type(error).__name__}: {error})") from error
     if damaged is not None:
@@ -181,17 +211,19 @@ def load_safetensors(path: Path) -> dict[str, Any]:
     safetensors = import_extra("safetensors.torch", extra="export")
     config_path = path.with_name("config.json")
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = json.loads(read_bytes(config_path))
         options, expected = dict(config["hyper_parameters"]), str(config["sha256"])
-        module_name = str(options["net"]["class_path"]).rpartition(".")[0]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{config_path} does not describe a model of this project ({type(error).__name__}: {error})"
         ) from error
-    # An export may come from anywhere: nothing is imported for it that is not imported already.
-    if not module_name.startswith("cifar_lit.networks.") and module_name not in sys.modules:
-        raise UserError(f"{config_path} names a network of {module_name}: import that first, if you trust it")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != expected:
         raise UserError(f"{path} is damaged, or does not belong to {config_path}: checksum mismatch")
-    return {"hyper_parameters": options, "state_dict": safetensors.load(data)}
+    try:
+        weights = safetensors.load(data)
+    except Exception as error:  # SafetensorError, and what torch raises for shapes and types that the header claims
+        raise UserError(f"{path} is damaged: {error}") from error
+    return {"hyper_parameters": options, "state_dict": weights}

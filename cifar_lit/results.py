@@ -85,6 +85,28 @@ class Results:
         values = {**content, "version": VERSION, "metrics": metrics}
         for name, kind in get_type_hints(cls).items():
             value = values.setdefault(name, getattr(cls, name, None))  # a field's default is a class attribute
-            if name != "metrics" and not isinstance(value, kind):
+            if name != "metrics" and not (isinstance(value, kind) and _is_field(value)):
                 raise UserError(f"{origin} is damaged: {name} is missing, or of another type; {HINT}")
+        if bad := next((name for name, value in metrics.items() if not _is_metric(name, value)), None):
+            raise UserError(f"{origin} is damaged: {bad[:100]} is of another type; {HINT}")
         return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
+
+
+def _is_field(value: Any) -> bool:
+    """Return whether a value can be a field: a name, a number that is not negative, or the versions of packages."""
+    if isinstance(value, dict):
+        return all(isinstance(part, str) for part in value.values())
+    return value is None or isinstance(value, str) or _is_number(value)
+
+
+def _is_metric(name: str, value: Any) -> bool:
+    """Return whether a value can be the metric of this name: a number, an interval, or the confusion matrix."""
+    if name.startswith("AccuracyInterval/"):
+        return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+    if name.startswith("Confusion/"):
+        return isinstance(value, list) and all(isinstance(row, list) and all(map(_is_number, row)) for row in value)
+    return value is None or _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15

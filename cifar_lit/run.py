@@ -3,16 +3,17 @@
 import contextlib
 import functools
 import inspect
+import os
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from cifar_lit.checkpoint import check_exists, first_nonfinite, load_checkpoint, load_safetensors
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.module import ImageClassifier
 from cifar_lit.results import Results
+from cifar_lit.schema import read_bytes, read_yaml
+from cifar_lit.trust import check_links, check_network, check_settings, limit_data, only_read
 
 LOGS = "lightning_logs"
 CHECKPOINTS = "checkpoints"
@@ -21,8 +22,6 @@ CURVES = "curves"
 """In a checkpoint: for ``Loss/train``, ``Accuracy/val``, ... the value of each epoch, from 0."""
 CONFIG, RESULTS, REPORT = "config.yaml", "results.json", "report.html"
 SAFETENSORS = "model.safetensors"
-RENAMED = {"test_views": "tta"}
-"""Hyper-parameters that version 0.1 called otherwise."""
 
 
 class Run:
@@ -31,6 +30,8 @@ class Run:
     Args:
         path: The folder of a run (its best checkpoint counts, or the last where there is no best), a checkpoint, or an
             export with ``model.safetensors``.
+        trust: Whether the files may do more than hold data, which runs code and writes elsewhere: import the module of
+            a network, name a ``mirror``, a ``cache_dir`` or a ``root`` to download to, and lead through links.
 
     Attributes:
         file: The checkpoint, or the weights of an export.
@@ -40,8 +41,9 @@ class Run:
         UserError: If there is no such file; when it is read, if it is damaged or not of this project.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, trust: bool = False) -> None:
         self.path = Path(path)
+        self.trust = trust
         self.file = find_checkpoint(self.path)
         self.folder = run_folder(self.file)
 
@@ -50,10 +52,7 @@ class Run:
         """The content of the file, read and checked once; of an export ``hyper_parameters`` and ``state_dict``."""
         is_export = self.file.suffix == ".safetensors"
         checkpoint = load_safetensors(self.file) if is_export else load_checkpoint(self.file)
-        model, data = checkpoint["hyper_parameters"], checkpoint.get("datamodule_hyper_parameters")
-        if not {"classes", "net"} <= model.keys() or (data is not None and not {"source", "seed"} <= data.keys()):
-            raise UserError(f"{self.file} is not a checkpoint of this project: its settings belong to another one")
-        checkpoint["hyper_parameters"] = {RENAMED.get(name, name): value for name, value in model.items()}
+        check_settings(checkpoint, self.file)
         return checkpoint
 
     @property
@@ -78,15 +77,7 @@ class Run:
     def config(self) -> dict[str, Any]:
         """The content of ``config.yaml``; empty where there is none."""
         path = self.folder and self.folder / CONFIG
-        if path is None or not path.is_file():
-            return {}
-        try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeError, RecursionError) as error:
-            raise UserError(f"{path} is damaged: it is not YAML") from error
-        if not isinstance(config, dict):
-            raise UserError(f"{path} is damaged: it holds no settings")
-        return config
+        return read_yaml(path) if path and path.is_file() else {}
 
     @functools.cached_property
     def results(self) -> Results | None:
@@ -94,20 +85,21 @@ class Run:
         path = self.folder and self.folder / RESULTS
         if path is None or not path.is_file():
             return None
-        return Results.from_json(path.read_text(encoding="utf-8", errors="replace"), origin=str(path))
+        return Results.from_json(read_bytes(path).decode(errors="replace"), origin=str(path))
 
     def model(self, **overrides: Any) -> ImageClassifier:
         """Return the model, on the CPU and in evaluation mode; ``overrides`` are arguments that differ, as ``tta``."""
         options = self.model_options | overrides
         self._check_names(options, ImageClassifier)
         try:
+            check_network(options, self.checkpoint["state_dict"], trust=self.trust)
             model = ImageClassifier(**options)
         except UserError as error:
             raise UserError(f"{self.file}: {error}") from error
         try:
             model.load_state_dict(self.checkpoint["state_dict"])
         except RuntimeError as error:  # what torch says of missing and surplus names, and of other shapes
-            raise UserError(f"{self.file} does not match its network: {error}") from error
+            raise UserError(f"{self.file} does not match its network: {' '.join(str(error).split())}") from error
         self.check_finite(model)
         return model.eval()
 
@@ -116,9 +108,14 @@ class Run:
 
         Data with other classes than those of the model is a ``UserError``.
         """
-        options = self.data_options | overrides
+        options = self.data_options
+        if not self.trust:
+            limit_data(options)
+        options |= overrides
         self._check_names(options, CIFAR10DataModule)
         datamodule = CIFAR10DataModule(**options)
+        if not self.trust and "root" not in overrides:
+            only_read(datamodule)
         trained_for = self.model_options["classes"]
         if datamodule.classes != trained_for:
             raise UserError(
@@ -130,6 +127,13 @@ class Run:
             tested_on = self.results and self.results.test_images
         datamodule.load_state_dict({**self.data_state, "test": tested_on or ""})
         return datamodule
+
+    @property
+    def folder_to_write(self) -> Path | None:
+        """The run's folder, if nothing in it leads elsewhere when it is written to; else a ``UserError``."""
+        if self.folder and not self.trust:
+            check_links(self.folder)
+        return self.folder
 
     def check_finite(self, model: ImageClassifier) -> None:
         """Refuse the file if one of the model's parameters is non-finite in it; a buffer may be."""
@@ -145,7 +149,7 @@ class Run:
 
 def find_checkpoint(path: Path) -> Path:
     """Return the file that a run is judged by: the path itself, or the best or else the last checkpoint in it."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112 (a Path raises for a name that is too long)
         check_exists(path)
         return path
     for name in (f"{CHECKPOINTS}/{BEST}", f"{CHECKPOINTS}/{LAST}", SAFETENSORS):
@@ -158,5 +162,7 @@ def find_checkpoint(path: Path) -> Path:
 
 def run_folder(checkpoint: Path) -> Path | None:
     """Return the folder of the run that a checkpoint belongs to; None where it lies elsewhere."""
-    folder = checkpoint.parent.parent
-    return folder if checkpoint.parent.name == CHECKPOINTS and (folder / CONFIG).is_file() else None
+    folder = checkpoint.parent
+    if folder.name != CHECKPOINTS or ".." in folder.parts:
+        folder = folder.resolve()  # "." and links may lead there, too
+    return folder.parent if folder.name == CHECKPOINTS and (folder.parent / CONFIG).is_file() else None

@@ -198,15 +198,10 @@ def test_an_export_is_loaded(tmp_path: Path) -> None:
 def test_a_bad_export_is_named_with_its_reason(tmp_path: Path) -> None:
     path = export(tmp_path)
     content, config = path.read_bytes(), path.with_name("config.json")
-    described = json.loads(config.read_text())
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UserError, match=r"model.safetensors is damaged, or .*: checksum mismatch"):
         load_safetensors(path)
     path.write_bytes(content)
-    described["hyper_parameters"]["net"]["class_path"] = "evil.Network"
-    config.write_text(json.dumps(described))
-    with pytest.raises(UserError, match=r"config.json names a network of evil: import that first, if you trust it"):
-        load_safetensors(path)
     for text in ("{", "[]", '{"sha256": 3}', '{"sha256": "", "hyper_parameters": {}}'):
         config.write_text(text)
         with pytest.raises(UserError, match=r"config.json does not describe a model of this project"):

@@ -16,9 +16,10 @@ LAYERS = (
     {"callbacks", "evaluation"},
     {"run_writer"},
     {"run"},
+    {"trust"},
     {"module", "datamodule", "results"},
     {"checkpoint", "prediction"},
-    {"data", "networks", "optim", "metrics", "recipes"},
+    {"data", "networks", "optim", "metrics", "recipes", "schema"},
     {"machine", "errors", "files", "signals"},
 )
 """From top to bottom: a part imports only from layers below its own, and from itself."""

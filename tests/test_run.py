@@ -148,9 +148,9 @@ def test_a_bad_checkpoint_is_named(run: str, refused: Refused) -> None:
     cases.append((change(Path("new.ckpt"), hyper_parameters={"depth": 3}), "does not know: depth"))
     cases.append((change(Path("bad.ckpt"), hyper_parameters={"lr": -1}), "bad.ckpt: `lr` is -1: must be above 0"))
     missing = change(Path("missing.ckpt"), state_dict={"net.layers.conv1.weight": torch.zeros(3)})
-    cases.append((missing, "missing.ckpt does not match its network: "))
+    cases.append((missing, "missing.ckpt: the weights do not match the network: "))
     net = {"class_path": "evil.Network", "init_args": {}}
-    cases.append((change(Path("net.ckpt"), hyper_parameters={"net": net}), "evil.Network cannot be imported"))
+    cases.append((change(Path("net.ckpt"), hyper_parameters={"net": net}), "evil.Network is of another package"))
     for path, expected in cases:
         with pytest.raises(UserError) as error:
             Run(path).model()

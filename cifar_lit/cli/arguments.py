@@ -16,7 +16,8 @@ from cifar_lit.callbacks.saver import Saver
 from cifar_lit.checkpoint import check_exists
 from cifar_lit.cli.config import install_loader, load_yaml, read_config
 from cifar_lit.cli.options import WITHHELD, check_config
-from cifar_lit.cli.parser import FitParser, building, naming_options, option_names
+from cifar_lit.cli.parser import TRUST_HELP, FitParser, building, naming_options, option_names
+from cifar_lit.cli.trust import check_config_of_run, given_options
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError, require
 from cifar_lit.module import ImageClassifier
@@ -51,6 +52,8 @@ def with_config(args: Sequence[str]) -> list[str]:
         if folder := run_folder(file):
             if given["--recipe"]:
                 raise UserError("--recipe belongs to a new run: leave it out beside --ckpt_path")
+            if "--trust_run" not in args:
+                check_config_of_run(folder / CONFIG, given_options(args))
             return ["--config", str(folder / CONFIG), *args]
     recipe = given["--recipe"] or next(filter(None, map(_recipe_of, reversed(given["config"]))), "tutorial")
     return ["--config", str(RECIPES[recipe]), *args] if recipe in RECIPES else list(args)
@@ -59,7 +62,7 @@ def with_config(args: Sequence[str]) -> list[str]:
 def _checkpoint_to_resume(given: str, root: str) -> Path:
     """Return the checkpoint that ``--ckpt_path`` means: ``last``, a run's folder, or a file."""
     if given == "last":
-        found = list((Path(root) / LOGS).glob(f"*/{CHECKPOINTS}/{LAST}"))
+        found = [path for path in (Path(root) / LOGS).glob(f"*/{CHECKPOINTS}/{LAST}") if path.is_file()]
         if not found:
             raise UserError(f"--ckpt_path last: no run in {Path(root) / LOGS} has a {CHECKPOINTS}/{LAST}")
         return max(found, key=lambda path: path.stat().st_mtime)
@@ -86,6 +89,7 @@ class FitCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         install_loader()
+        self.given = given_options(args)
         super().__init__(
             ImageClassifier,
             CIFAR10DataModule,
@@ -104,7 +108,8 @@ class FitCLI(LightningCLI):
 
     @property
     def names(self) -> dict[str, str]:
-        return {**option_names(self.parser._option_string_actions), "seed": "--seed_everything"}
+        names = option_names(self.parser._option_string_actions)
+        return {**names, "seed": "--seed_everything", "trust": "--trust_run"}
 
     @property
     def trainer_options(self) -> dict[str, Any]:
@@ -131,6 +136,7 @@ class FitCLI(LightningCLI):
             default=None,
             help="Resume a training: last (the run that was saved last), a run's folder, or a checkpoint.",
         )
+        parser.add_argument("--trust_run", action="store_true", help=TRUST_HELP)
         parser.add_class_arguments(Saver, "checkpoint", skip={"run", "keep"}, instantiate=False)
         parser.add_argument(
             "--report",
@@ -159,7 +165,7 @@ class FitCLI(LightningCLI):
     def dump(self) -> str:
         """Return the text of ``config.yaml``, which starts a new run."""
         config = self.config.clone()
-        config["ckpt_path"] = None
+        config["ckpt_path"], config["trust_run"] = None, False
         return str(self.parser.dump(config, skip_none=False))
 
 

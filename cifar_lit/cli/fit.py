@@ -18,6 +18,7 @@ from cifar_lit.cli.arguments import FitCLI, with_config
 from cifar_lit.cli.config import expand_homes
 from cifar_lit.cli.filters import filter_logs
 from cifar_lit.cli.parser import naming_options
+from cifar_lit.cli.restore import restoring
 from cifar_lit.cli.resume import check_trained, find_resumed
 from cifar_lit.cli.terminal import lasting_output
 from cifar_lit.cli.trainer import build_trainer, log_graph, open_run
@@ -57,7 +58,8 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
             saver.check_files(trainer)
             if not resumed:
                 log_graph(trainer, cli.model)
-            trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resumed.file if resumed else None)
+            with restoring(resumed, trainer):
+                trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resumed.file if resumed else None)
 
             if pruner or cli.trainer_options["fast_dev_run"]:
                 return None

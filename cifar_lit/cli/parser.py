@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from cifar_lit.cli.config import expand_homes
 from cifar_lit.cli.options import UNKNOWN
 from cifar_lit.errors import UserError, suggest
-from cifar_lit.run import RENAMED
+from cifar_lit.trust import RENAMED
 
 HINT = " (--help lists all options)"
 CLASSES = (*callbacks.__all__, *loggers.__all__, *profilers.__all__)
@@ -28,6 +28,9 @@ BASES = {
     "strategy": strategies.Strategy,
 }
 """The options of the Trainer that name classes; others are plugins."""
+TRUST_HELP = (
+    "Let a run do more than hold data: import its own classes, use its paths and URLs. Only for runs you trust."
+)
 
 
 def option_names(options: Iterable[str]) -> dict[str, str]:
@@ -133,6 +136,10 @@ class CommandParser(argparse.ArgumentParser):
             message += "; a RUN has its own settings, and only some can be overridden"
         _refuse(message, self._option_string_actions)
 
+    def add_trust(self) -> None:
+        """Add ``--trust_run``, for a command that reads a run."""
+        self.add_argument("--trust_run", action="store_true", dest="trust", help=TRUST_HELP)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as Python does; a text that is empty, as that of an unset variable, is refused."""
         options, others = super().parse_known_args(args, namespace)
@@ -145,7 +152,7 @@ class CommandParser(argparse.ArgumentParser):
 
     @property
     def names(self) -> dict[str, str]:
-        return option_names(self._option_string_actions)
+        return {**option_names(self._option_string_actions), "trust": "--trust_run"}
 
 
 class _BuildError(BaseException):

@@ -59,8 +59,8 @@ def _at_fault(error: Exception, given: Sequence[Any]) -> type | None:
 
 
 def _open(cli: FitCLI, resumed: Run | None) -> RunWriter:
-    if resumed and resumed.folder:
-        return RunWriter(resumed.folder, cli.dump(), is_new=False)
+    if resumed and (folder := resumed.folder_to_write):
+        return RunWriter(folder, cli.dump(), is_new=False)
     return RunWriter.create(Path(cli.trainer_options["default_root_dir"] or "."), cli.dump())
 
 
@@ -81,6 +81,18 @@ def build_trainer(cli: FitCLI, run: RunWriter | None, resumed: Run | None, own: 
         # First, so that a checkpoint of the same step has its point.
         options["callbacks"].insert(0, StepCurve(options["log_every_n_steps"]))
     options["enable_checkpointing"] = True  # by our callbacks, which know whether to
+    _place_files(options, run, resumed)
+    if not cli.has_val:
+        options["limit_val_batches"] = 0
+    check_callbacks(options["callbacks"], has_val=cli.has_val)
+    check_plugins(_as_list(options["plugins"]))
+    trainer = make_trainer(options)
+    check_timers(trainer.callbacks, options["max_time"])  # type: ignore[attr-defined]
+    return trainer
+
+
+def _place_files(options: dict[str, Any], run: RunWriter | None, resumed: Run | None) -> None:
+    """Let loggers and callbacks write into the folder of the run."""
     if options["fast_dev_run"]:
         options["logger"] = False
     elif options["logger"] in (None, True):
@@ -89,13 +101,8 @@ def build_trainer(cli: FitCLI, run: RunWriter | None, resumed: Run | None, own: 
         options["default_root_dir"] = str(run.path)
     elif run and not resumed:
         _share_folder(_as_list(options["logger"]), run)
-    if not cli.has_val:
-        options["limit_val_batches"] = 0
-    check_callbacks(options["callbacks"], has_val=cli.has_val)
-    check_plugins(_as_list(options["plugins"]))
-    trainer = make_trainer(options)
-    check_timers(trainer.callbacks, options["max_time"])  # type: ignore[attr-defined]
-    return trainer
+    if resumed and resumed.folder:  # whatever its config.yaml says: callbacks write there
+        options["default_root_dir"] = str(resumed.folder)
 
 
 def make_trainer(options: dict[str, Any]) -> Trainer:

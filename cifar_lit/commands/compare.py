@@ -57,6 +57,7 @@ def _parser() -> CommandParser:
         EXAMPLES,
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder (its best checkpoint) or a checkpoint")
+    parser.add_trust()
     add_options(parser, OF_COMPARE)
     return parser
 
@@ -72,7 +73,7 @@ def main(args: Sequence[str]) -> int:
 
 def compare(options: argparse.Namespace, names: dict[str, str]) -> int:
     """Print the comparison of all runs that can be scored; the exit code is 1 if some cannot."""
-    scored, left_out = score_runs(options.runs, given(options, "data"), **given(options, "model"))
+    scored, left_out = score_runs(options.runs, given(options, "data"), trust=options.trust, **given(options, "model"))
     if len(scored) < 2 and left_out:
         raise next(iter(left_out.values()))
     with reader_may_leave():
@@ -85,7 +86,11 @@ def compare(options: argparse.Namespace, names: dict[str, str]) -> int:
 
 
 def score_runs(
-    paths: Sequence[str], overrides: Mapping[str, str], *, tta: Literal["none", TTA] = "none"
+    paths: Sequence[str],
+    overrides: Mapping[str, str],
+    *,
+    trust: bool = False,
+    tta: Literal["none", TTA] = "none",
 ) -> tuple[list[Scored], dict[str, UserError | OSError]]:
     """Score each run on the test images of its data, whose hyper-parameters are overridden.
 
@@ -95,7 +100,7 @@ def score_runs(
     left_out: dict[str, UserError | OSError] = {}
     for path in paths:
         try:
-            runs[path] = Run(path)
+            runs[path] = Run(path, trust=trust)
         except (UserError, OSError) as error:
             left_out[path] = error
     files = [Path(path).resolve() if path in left_out else runs[path].file.resolve() for path in paths]

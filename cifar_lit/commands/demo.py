@@ -46,7 +46,7 @@ def main(args: Sequence[str]) -> int:
     os.environ |= {"NO_PROXY": "*", "no_proxy": "*"}
     with naming_options(parser.names), uploads_folder() as uploads:
         _check(options)
-        run = Run(options.run)
+        run = Run(options.run, trust=options.trust)
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)
         import_extra("gradio", extra="demo")
         model, tested = run.model(), None
@@ -72,6 +72,7 @@ def _parser() -> CommandParser:
         "demo", "RUN", "Serve a page on this machine that classifies the pictures that are dropped on it.", EXAMPLES
     )
     parser.add_argument("run", metavar="RUN", help="a run's folder (its best checkpoint), a checkpoint or an export")
+    parser.add_trust()
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     parser.add_argument("--port", type=int, help="port (default: the first free one from 7860 on)")
     parser.add_argument("--max_upload_mb", type=float, default=20, help="largest picture in MB (default: 20)")

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import torch
+from jsonargparse import Namespace
 
-from cifar_lit.cli.parser import FitParser, naming_options, option_names, reader_may_leave
+from cifar_lit.cli.parser import TRUST_HELP, FitParser, naming_options, option_names, reader_may_leave
 from cifar_lit.errors import UserError, require
 from cifar_lit.evaluation.layers import explain_layers, format_layers
 from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network
@@ -28,7 +29,7 @@ def main(args: Sequence[str]) -> int:
             require(name, options[name], 1 <= options[name] <= MAX_SIZE, f"from 1 to {MAX_SIZE}")
         num_classes = options["num_classes"]
         require("num_classes", num_classes, 1 <= num_classes <= MAX_CLASSES, f"from 1 to {MAX_CLASSES}")
-        net = _network(options["run"], parser.instantiate_classes(options)["model"]["net"], num_classes)
+        net = _network(options, parser.instantiate_classes(options)["model"]["net"], num_classes)
         shape = (3, options["height"], options["width"])
         layers = explain_layers(net, torch.zeros(1, *shape))
         print(format_layers(layers, shape))
@@ -43,6 +44,7 @@ def _parser() -> FitParser:
         epilog=EXAMPLES,
     )
     parser.add_argument("run", metavar="RUN", nargs="?", help="a run or a checkpoint, whose network is explained")
+    parser.add_argument("--trust_run", action="store_true", help=TRUST_HELP)
     parser.add_argument(
         "--model.net", type=NetworkFactory, default=None, help="The network, as for fit (default: TutorialCNN)."
     )
@@ -52,9 +54,9 @@ def _parser() -> FitParser:
     return parser
 
 
-def _network(run: str | None, net: NetworkFactory | None, num_classes: int) -> Network:
-    if run is None:
+def _network(options: Namespace, net: NetworkFactory | None, num_classes: int) -> Network:
+    if options["run"] is None:
         return build_network(describe_network(net or TutorialCNN), num_classes=num_classes)
     if net is not None:
         raise UserError("`net` beside a run, which has its own network: leave out one of them")
-    return Run(run).model().net
+    return Run(options["run"], trust=options["trust_run"]).model().net

@@ -55,7 +55,7 @@ def main(args: Sequence[str]) -> int:
             raise UserError("`input` is float: only onnx and pt2 have an input; leave it out, or name them with `to`")
         for package in (package for kind in formats for package in PACKAGES[kind]):
             import_extra(package, extra="export")
-        run = Run(options.run)
+        run = Run(options.run, trust=options.trust)
         model = run.model()
         folder = Path(options.output or (run.folder or run.file.parent) / "export")
         with writing(folder, run, model):
@@ -217,6 +217,7 @@ def _parser() -> CommandParser:
         "export", "RUN --to FORMAT...", "Write a trained model to a file that computes the same elsewhere.", EXAMPLES
     )
     parser.add_argument("run", metavar="RUN", help="a run's folder (its best checkpoint), a checkpoint or an export")
+    parser.add_trust()
     parser.add_argument("--to", metavar="FORMAT", choices=PACKAGES, nargs="+", required=True, help=", ".join(PACKAGES))
     parser.add_argument(
         "--input",

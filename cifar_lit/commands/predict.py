@@ -47,7 +47,7 @@ def main(args: Sequence[str]) -> int:
     options = parser.parse_args(args)
     with naming_options(parser.names):
         require("top_k", options.top_k, options.top_k >= 1, "at least 1")
-        model = Run(options.run).model()
+        model = Run(options.run, trust=options.trust).model()
         _move(model, options.device)
         images = find_images(options.paths)
     num_images, num_broken = sum(len(names) for _, names in images), 0
@@ -78,6 +78,7 @@ def _parser() -> CommandParser:
         "predict", "RUN PATH...", "Classify images of any size and format with a trained model.", EXAMPLES
     )
     parser.add_argument("run", metavar="RUN", help="a run's folder (its best checkpoint), a checkpoint or an export")
+    parser.add_trust()
     parser.add_argument("paths", metavar="PATH", nargs="+", help="file, folder, glob, archive, or - for standard input")
     formats = ("table", "csv", "json", "jsonl")
     parser.add_argument("--format", choices=formats, default="table", help="format of the output (default: table)")

@@ -32,6 +32,7 @@ def _parser() -> CommandParser:
     description = "Score a run or a checkpoint on validation and test. Several of them are compared in one table."
     parser = CommandParser("test", "RUN [RUN...]", description, EXAMPLES)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder (its best checkpoint) or a checkpoint")
+    parser.add_trust()
     add_options(parser, OPTIONS)
     parser.add_argument("--report", action="store_true", help="write the run's report.html and results.json again")
     return parser
@@ -58,10 +59,10 @@ def _check_comparison(options: argparse.Namespace) -> None:
 def score_run(options: argparse.Namespace, *, splits: tuple[str, ...]) -> None:
     """Score the weights of a run and print the table."""
     filter_logs()
-    run, trainer_options = Run(options.runs[0]), given(options, "trainer")
+    run, trainer_options = Run(options.runs[0], trust=options.trust), given(options, "trainer")
     if options.report:
         _check_report(run, trainer_options)
-    folder, before = (run.folder, run.results) if options.report else (None, None)
+    folder, before = (run.folder_to_write, run.results) if options.report else (None, None)
     model, datamodule = run.model(**given(options, "model")), run.datamodule(**given(options, "data"))
     check_devices(trainer_options.get("devices"), trainer_options.get("accelerator", "auto"))
     bars = [ProgressBar()] if trainer_options.get("enable_progress_bar", True) else []

@@ -13,6 +13,7 @@ OF_TEST = ("model.tta", "trainer.limit_test_batches")
 def _parser() -> CommandParser:
     parser = CommandParser("validate", "RUN", "Score a run or a checkpoint on validation.", EXAMPLES)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder (its best checkpoint) or a checkpoint")
+    parser.add_trust()
     add_options(parser, (name for name in OPTIONS if name not in OF_TEST))
     parser.set_defaults(report=False)
     return parser

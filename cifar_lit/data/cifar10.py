@@ -54,12 +54,14 @@ class CIFAR10:
     """The original CIFAR-10: 50,000 training and 10,000 test images of ten classes.
 
     Archive and extracted folder lie in ``root`` in torchvision's layout, so that both projects can share a download. An
-    archive that was put there by hand is used. A file is read only if its MD5 matches. A mirror is tried first.
+    archive that was put there by hand is used. A file is read only if its MD5 matches. A mirror is tried first. With
+    ``may_write`` False nothing is downloaded or created in ``root``.
     """
 
     title = "CIFAR-10"
     classes = CLASSES
     has_val = False
+    may_write = True
 
     def __init__(self, root: Path, *, mirror: str | None = None, archive: Archive = ARCHIVE) -> None:
         self.root = root
@@ -70,6 +72,8 @@ class CIFAR10:
         """Download and extract what is missing or damaged; of several processes one does it, and the others wait."""
         if self._is_complete():
             return
+        if not self.may_write:
+            raise UserError(f"`root` {self.root} lacks CIFAR-10, and only a file names that folder: give it yourself")
         path = self.root / self.archive.name
         with writing(self.root, f"`root` {self.root}"):
             if self._is_complete():

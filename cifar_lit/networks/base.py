@@ -5,6 +5,7 @@ import functools
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -48,7 +49,7 @@ def describe_network(net: NetworkFactory | Mapping[str, Any]) -> dict[str, Any]:
         parts, options = [net.func, *net.args], net.keywords
     classes = [part for part in parts if isinstance(part, type) and issubclass(part, Network)]
     if not classes:
-        raise UserError(f"`net` is {net!r}: must be a subclass of cifar_lit.networks.Network, or a partial of one")
+        raise UserError(f"`net` is {net!r:.200}: must be a subclass of cifar_lit.networks.Network, or a partial of one")
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
     for name, value in options.items():
         if type(value) not in (bool, int, float, str, list, dict, type(None)):
@@ -56,27 +57,51 @@ def describe_network(net: NetworkFactory | Mapping[str, Any]) -> dict[str, Any]:
     return {"class_path": f"{classes[0].__module__}.{classes[0].__qualname__}", "init_args": options}
 
 
-def build_network(spec: Mapping[str, Any], *, num_classes: int) -> Network:
-    """Build a network, with its initial weights, from what ``describe_network`` returns.
-
-    A class or options that do not exist are a ``UserError``. Errors raised in the network's own code pass through.
-    """
-    class_path, options = spec["class_path"], spec["init_args"]
-    module_name, _, class_name = class_path.rpartition(".")
-    if not re.fullmatch(r"\w+(\.\w+)+", class_path):
-        raise UserError(f"the network {class_path} cannot be imported: must be module.Class")
+def import_network(class_path: str) -> None:
+    """Import the module of a network from elsewhere, which runs code: only for a file that the user trusts."""
+    module_name = class_path.rpartition(".")[0]
     try:
-        network_class = getattr(importlib.import_module(module_name), class_name, None)
+        importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise UserError(f"the network {class_path} cannot be imported: {error}") from error
+
+
+def is_ours(class_path: str) -> bool:
+    """Return whether a network of this name is one of this project's."""
+    return f"{class_path.rpartition('.')[0]}.".startswith("cifar_lit.networks.")
+
+
+def find_network(class_path: str) -> object:
+    """Return the object of this name if that imports nothing from elsewhere; else a ``UserError``."""
+    module_name, _, class_name = class_path.rpartition(".")
+    if not re.fullmatch(r"\w+(\.\w+)+", class_path):
+        raise UserError(f"the network {class_path!r:.200} cannot be imported: must be module.Class")
+    if is_ours(class_path):
+        import_network(class_path)
+    elif module_name not in sys.modules:
+        raise UserError(
+            f"the network {class_path:.200} is of another package: give `trust`, if you trust this file, "
+            f"or import {module_name:.200} first"
+        )
+    return vars(sys.modules[module_name]).get(class_name)
+
+
+def build_network(spec: Mapping[str, Any], *, num_classes: int) -> Network:
+    """Build a network, with its initial weights, from what ``describe_network`` returns.
+
+    A class or options that do not exist are a ``UserError``. So is a class of another package that is not imported: the
+    description may come from anywhere. Errors raised in the network's own code pass through.
+    """
+    class_path, options = spec["class_path"], spec["init_args"]
+    network_class = find_network(class_path)
     if not (isinstance(network_class, type) and issubclass(network_class, Network)):
         raise UserError(f"the network {class_path} is not a subclass of cifar_lit.networks.Network")
     try:
         inspect.signature(network_class).bind(num_classes, **options)
     except TypeError as error:
-        raise UserError(f"`net`: wrong options for {class_name}: {error}") from error
+        raise UserError(f"`net`: wrong options for {network_class.__name__}: {error}") from error
     return network_class(num_classes, **options)
 
 

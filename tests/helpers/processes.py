@@ -178,6 +178,16 @@ class Evil:
         return os.mkdir, ("evil",)
 
 
+class Touch:
+    """Makes a folder when it is called."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self, *args: object) -> None:
+        Path(self.path).mkdir()
+
+
 class SignalAt(Callback):
     """Sends a signal to one process of several, in the middle of a step.
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from cifar_lit.errors import UserError
 from cifar_lit.networks import FastCNN, Network, TutorialCNN, build_network, describe_network
-from cifar_lit.networks.base import evaluation_mode
+from cifar_lit.networks.base import evaluation_mode, import_network
 from tests.helpers.networks import WideNet
 
 
@@ -45,7 +46,9 @@ def test_what_is_no_network_is_refused(net: object) -> None:
     [
         ("subprocess.Popen", "is not a subclass of"),
         ("torch.nn.Linear", "is not a subclass of"),
-        ("nowhere.Net", "cannot be imported"),
+        ("nowhere.Net", "is of another package: give `trust`, if you trust this file, or import nowhere first"),
+        ("antigravity.Net", "is of another package"),
+        ("cifar_lit.networks_of_another.Net", "is of another package"),
         ("cifar_lit.networks.nothing.Net", "cannot be imported"),
         ("cifar_lit.networks.fast.Nothing", "is not a subclass of"),
         ("Net", "cannot be imported"),
@@ -85,14 +88,36 @@ def test_an_error_in_a_constructor_is_no_user_error() -> None:
     ("content", "error"),
     [("import missing_package", ModuleNotFoundError), ("None.attribute", AttributeError), ("int('x')", ValueError)],
 )
-def test_an_error_in_the_module_of_a_network_is_no_user_error(
+def test_an_error_in_the_module_of_a_trusted_network_is_no_user_error(
     content: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("faulty_module.py").write_text(content)
     monkeypatch.syspath_prepend(".")
     with pytest.raises(error) as raised:
-        build_network({"class_path": "faulty_module.Net", "init_args": {}}, num_classes=2)
+        import_network("faulty_module.Net")
     assert not isinstance(raised.value, UserError)
+
+
+def test_only_a_trusted_network_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("foreign_module.py").write_text("open('imported', 'w')\nfrom tests.helpers.networks import WideNet as Net")
+    monkeypatch.syspath_prepend(".")
+    spec = {"class_path": "foreign_module.Net", "init_args": {}}
+    with pytest.raises(UserError, match="is of another package"):
+        build_network(spec, num_classes=2)
+    assert not Path("imported").exists()
+    with pytest.raises(UserError, match=r"nowhere.Net cannot be imported: No module named 'nowhere'"):
+        import_network("nowhere.Net")
+    import_network("foreign_module.Net")
+    assert type(build_network(spec, num_classes=2)).__name__ == "WideNet"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_convs": 10**9}, {"num_convs": 1.5}, {"widths": [10**9]}, {"widths": [4] * 6}, {"widths": 3}, {"widths": []}],
+)
+def test_a_network_that_no_machine_can_build_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"`{next(iter(options))}` is .*: must be"):
+        build_network({"class_path": "cifar_lit.networks.FastCNN", "init_args": options}, num_classes=2)
 
 
 def test_by_default_nothing_is_initialised_from_images() -> None:

@@ -1,0 +1,118 @@
+"""What the ``config.yaml`` beside a checkpoint does, beyond plain settings: that needs ``--trust_run``."""
+
+import os
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lightning.pytorch import callbacks, loggers, profilers, strategies
+
+from cifar_lit.datamodule import CACHE_DIR
+from cifar_lit.errors import UserError
+from cifar_lit.networks.base import Network, find_network
+from cifar_lit.schema import is_inside, is_outside, parse_yaml, read_yaml
+
+LOCAL_LOGGERS = ("CSVLogger", "TensorBoardLogger")
+"""Lightning's loggers that send nothing to a server."""
+PLAIN: dict[ModuleType, Collection[str]] = {
+    **{module: module.__all__ for module in (callbacks, profilers, strategies)},
+    loggers: LOCAL_LOGGERS,
+}
+"""Classes that a configuration may name, with arguments that are plain, too."""
+UNUSED = ("data.root", "trainer.default_root_dir")
+"""Paths: the first is only read, and a run that resumes does not use the second."""
+MAX_SHOWN = 10
+MAX_LENGTH = 1000
+"""Characters of a text, which is parsed as YAML; that takes long if it has many brackets."""
+
+
+def check_config_of_run(path: Path, given: Collection[str]) -> None:
+    """Refuse a configuration that does more than resume with plain options, before anything in it is imported.
+
+    ``given`` are the names of options on the command line: the paths that these replace are not used.
+    """
+    config = read_yaml(path)
+    found = ["trust_run is set"] * bool(config.get("trust_run"))
+    try:
+        for name, text in _texts(config, ""):
+            action = _action(name, text, path.parent)
+            if action and not (f"--{name}" in given and action.startswith(("asks", "writes"))):
+                found.append(f"{re.sub('[^ -~]', '?', name):.100} {action}")
+    except RecursionError as error:
+        raise UserError(f"{path} is damaged: it is nested too deeply") from error
+    if found:
+        more = f"; and {len(found) - MAX_SHOWN} more" if len(found) > MAX_SHOWN else ""
+        raise UserError(
+            f"{path} does more than set plain options: {'; '.join(found[:MAX_SHOWN])}{more}. "
+            "Give --trust_run if you trust where it comes from"
+        )
+
+
+def _texts(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Yield each text with its name, as jsonargparse reads it: it takes text for YAML, too."""
+    if isinstance(value, str):
+        try:
+            parsed = parse_yaml(value)
+        except ValueError:
+            parsed = None
+        if not isinstance(parsed, dict | list):
+            yield name, value
+            return
+        value = parsed
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _texts(part, name if key in ("init_args", "dict_kwargs") else f"{name}.{key}".strip(".+"))
+    elif isinstance(value, list | tuple | set):
+        for part in value:
+            yield from _texts(part, name)
+
+
+def _action(name: str, text: str, run: Path) -> str:
+    """Return what a text would do beyond being a value; empty if nothing."""
+    shown, key = repr(text[:200]), name.rpartition(".")[2]
+    if name in UNUSED:
+        return ""
+    if len(text) > MAX_LENGTH or not text.isprintable():
+        return f"has {len(text):,} characters, {shown:.40}..."
+    if name.startswith("model.net") and key in ("net", "class_path"):
+        return "" if _is_network(text) else f"imports {shown}"
+    if key in ("class_path", "callbacks", "logger"):
+        return "" if is_plain_class(text) else f"runs {shown}"
+    if name == "data.mirror":
+        return f"asks {shown} for the images"
+    if name == "data.cache_dir":
+        is_default = is_inside(text, Path(CACHE_DIR).expanduser())
+        return "" if is_default or is_inside(text, Path()) else f"writes to {shown}"
+    if name in ("trust_run", "trainer.model_registry", "trainer.plugins"):
+        return f"is {shown}"
+    if re.search(r"\w\.[^\W\d]", text):
+        return f"imports {shown}"
+    if any(os.path.exists(file) and not os.path.isdir(file) for file in (text, run / text)):  # noqa: PTH110, PTH112
+        return f"reads {shown}"
+    is_path = re.search("dir|path|root|uri|url|location", key) is not None
+    is_path |= text.startswith(("~", "/", "\\")) or is_outside(text) or "$" in text or Path(text).is_absolute()
+    return f"writes to {shown}" if is_path and ("$" in text or not is_inside(text, run)) else ""
+
+
+def _is_network(class_path: str) -> bool:
+    try:
+        network_class = find_network(f"cifar_lit.networks.{class_path}" if "." not in class_path else class_path)
+    except UserError:
+        return False
+    return isinstance(network_class, type) and issubclass(network_class, Network)
+
+
+def is_plain_class(class_path: str) -> bool:
+    """Return whether a class is one of ``PLAIN``, with or without its module."""
+    module_name, _, name = class_path.rpartition(".")
+    return any(
+        name in names and (not module_name or f"{module_name}.".startswith(f"{module.__name__}."))
+        for module, names in PLAIN.items()
+    )
+
+
+def given_options(args: Collection[str]) -> set[str]:
+    """Return the names of the options on a command line."""
+    return {arg.partition("=")[0] for arg in args if arg.startswith("--")}
