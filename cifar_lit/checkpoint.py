@@ -213,6 +213,8 @@ def load_safetensors(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(read_bytes(config_path))
         options, expected = dict(config["hyper_parameters"]), str(config["sha256"])
+        if not {"net", "classes"} <= options.keys():
+            raise KeyError("net")
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

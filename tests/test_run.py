@@ -146,7 +146,7 @@ def test_a_bad_checkpoint_is_named(run: str, refused: Refused) -> None:
     torch.save({**checkpoint, "datamodule_hyper_parameters": {"width": 3}}, "data.ckpt")
     cases.append((Path("data.ckpt"), "data.ckpt is not a checkpoint of this project: its settings belong to another"))
     cases.append((change(Path("new.ckpt"), hyper_parameters={"depth": 3}), "does not know: depth"))
-    cases.append((change(Path("bad.ckpt"), hyper_parameters={"lr": -1}), "bad.ckpt: `lr` is -1: must be above 0"))
+    cases.append((change(Path("bad.ckpt"), hyper_parameters={"lr": -1}), "bad.ckpt: `lr` is -1.0: must be above 0"))
     missing = change(Path("missing.ckpt"), state_dict={"net.layers.conv1.weight": torch.zeros(3)})
     cases.append((missing, "missing.ckpt: the weights do not match the network: "))
     net = {"class_path": "evil.Network", "init_args": {}}

@@ -70,7 +70,8 @@ def _in_one_line(message: str, options: Sequence[str]) -> str:
         return f"--config has no settings: must be a mapping, such as trainer: {{max_epochs: 3}}, and is{message[18:]}"
     if not (found := re.match(r'Parser key "(.*?)":', message)):
         return message
-    option = f"--{found[1]}" if "--recipe" in options else found[1]  # of a class that is a value itself
+    is_whole = "--trust_run" in options  # else it is that of a class, which is a value itself
+    option = f"--{found[1]}" if is_whole else found[1]
     if "Errors:" not in message and (single := re.search(r"Expected an? (.*)\. Got value: (.*)", message, re.DOTALL)):
         return f"{option} is {single[2]}: must be {_plain(single[1])}"
     errors, _, value = message.partition("Given value type:")

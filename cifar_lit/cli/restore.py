@@ -24,6 +24,7 @@ MAX_NUMBER = 1e15
 
 def check_has_state(run: Run) -> None:
     """Refuse a checkpoint without training state, or with one of another form."""
+    run.data_options  # noqa: B018 (which an export does not have)
     if missing := [name for name in STATE if name not in run.checkpoint]:
         raise UserError(
             f"{run.file} holds weights alone ({', '.join(missing)} missing), from which no training resumes: give the "

@@ -172,12 +172,13 @@ class Sweep:
         if not self.trials("COMPLETE"):
             raise UserError("no trial finished: give other ranges, or more `trials`", exit_code=1)
         best = self.study.best_trial
+        found = {name: value for name, value in best.params.items() if name in self.ranges}  # a study may have others
         return [
             f"best      trial {best.number + 1}: {best.value:.4f} on validation",
             f"trials    {len(self.trials('COMPLETE'))} finished, {len(self.trials('PRUNED'))} stopped early",
             f"study     {self.study.study_name} in {self.url!r}",
             "",
-            shlex.join(["cifar-lit", "fit", *self.fit_options, *_as_options(best.params)]),
+            shlex.join(["cifar-lit", "fit", *self.fit_options, *_as_options(found)]),
         ]
 
 

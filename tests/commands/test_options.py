@@ -52,6 +52,12 @@ ROWS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "--output": (("out",), ("", "\0", "{root}/tiny", "{root}/tiny/train/dark/1.png")),
         "--benchmark": ((), ("=false",)),
     },
+    "explain": {
+        "--model.net": (("FastCNN",), ("", "Nothing", "os.system")),
+        "--height": (("32",), (*NUMBERS, "0", HUGE)),
+        "--width": (("32",), (*NUMBERS, "0", HUGE)),
+        "--num_classes": (("2",), (*NUMBERS, "0", HUGE)),
+    },
     "demo": {
         "--host": (("127.0.0.1",), ("", "\0", "nowhere.invalid", "a" * 70 + ".b")),
         "--port": (("7860",), (*NUMBERS, "0", HUGE)),
@@ -88,7 +94,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command_line(command: str, option: str, value: str, root: Path) -> list[str]:
-    run = [] if command == "sweep" else ["{root}/run"]
+    run = [] if command in ("explain", "sweep") else ["{root}/run"]
     given = option + value if value == "=false" else f"{option}={value}"
     others = [] if option == OTHERS.get(command, [""])[0] else OTHERS.get(command, [])
     return [text.format(root=root) for text in (command, *run, *others, given)]
@@ -99,7 +105,9 @@ def test_every_option_has_a_row() -> None:
     for command, rows in ROWS.items():
         parser = importlib.import_module(COMMANDS[command][0])._parser()
         shown = [action.option_strings for action in parser._actions if action.help != argparse.SUPPRESS]
-        assert {names[-1] for names in shown if names} - {"--help", "--trust_run"} == rows.keys(), command
+        assert {names[-1] for names in shown if names} - {"--help", "--trust_run", "--model.net.help"} == rows.keys(), (
+            command
+        )
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,9 @@ def test_an_error_in_the_module_of_a_trusted_network_is_no_user_error(
 
 
 def test_only_a_trusted_network_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("foreign_module.py").write_text("open('imported', 'w')\nfrom tests.helpers.networks import WideNet as Net")
+    Path("foreign_module.py").write_text(
+        "import pathlib\npathlib.Path('imported').touch()\nfrom tests.helpers.networks import WideNet as Net"
+    )
     monkeypatch.syspath_prepend(".")
     spec = {"class_path": "foreign_module.Net", "init_args": {}}
     with pytest.raises(UserError, match="is of another package"):
