@@ -165,7 +165,8 @@ class FitCLI(LightningCLI):
     def dump(self) -> str:
         """Return the text of ``config.yaml``, which starts a new run."""
         config = self.config.clone()
-        config["ckpt_path"], config["trust_run"] = None, False
+        config["ckpt_path"] = None
+        del config["trust_run"]  # which no file gives itself
         return str(self.parser.dump(config, skip_none=False))
 
 
