@@ -124,12 +124,12 @@ class _CheckOptimizers(Callback):
 
 
 def _is_odd_state(weights: Any, state: Any) -> bool:
-    """Return whether an optimizer's state of a parameter does not fit it: numbers, or tensors of its shape."""
+    """Return whether an optimizer's state of a parameter does not fit it: tensors of its shape, and a step."""
     if not isinstance(weights, Tensor) or not isinstance(state, Mapping):
         return True
     return any(
         part.ndim and part.shape != weights.shape
         if isinstance(part, Tensor)
-        else part is not None and _differs(0, part)
-        for part in state.values()
+        else part is not None and (name != "step" or _differs(0, part))
+        for name, part in state.items()
     )

@@ -194,6 +194,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "progress": (lambda c: c["loops"]["fit_loop"].update({"epoch_loop.batch_progress": {"total": 3}}), "(loops)"),
     "saver": (lambda c: c["callbacks"]["Saver"].update(random=torch.zeros(3)), "(Saver)"),
     "momentum": (lambda c: c["optimizer_states"][0]["state"][0].update(momentum_buffer=torch.zeros(3)), "(SGD)"),
+    "number": (lambda c: c["optimizer_states"][0]["state"][0].update(momentum_buffer=-1), "(SGD)"),
     "rate": (lambda c: c["optimizer_states"][0]["param_groups"][0].update(momentum="much"), "(SGD)"),
     "groups": (lambda c: c["optimizer_states"].clear(), "is of another form (optimizers)"),
     "schedule": (lambda c: c["lr_schedulers"][0].update(last_epoch="x"), "(LambdaLR)"),
@@ -201,7 +202,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 }
 
 
-SLOW = ("progress", "saver", "rate", "groups", "schedule")
+SLOW = ("progress", "saver", "number", "rate", "groups", "schedule")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in BAD])
