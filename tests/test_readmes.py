@@ -35,7 +35,17 @@ for command in cifar-lit pip python python3 pytest; do eval "$command() { note $
 exec 3>&1 >/dev/null
 """
 TINY = ["--data.source", "images", "--data.root", "tiny", "--data.val_size", "0.2", "--data.batch_size", "8"]
-SHORT = ["--trainer.limit_train_batches", "2", "--trainer.enable_progress_bar", "false", "--no_report"]
+SHORT = [
+    "--trainer.limit_train_batches",
+    "2",
+    "--trainer.limit_val_batches",
+    "1",
+    "--trainer.limit_test_batches",
+    "1",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--no_report",
+]
 
 
 class Block(NamedTuple):
@@ -138,8 +148,10 @@ def run(command: list[str], stdin: str, stdout: str) -> None:
 
 def shorten(args: list[str]) -> list[str]:
     """Add the tiny images and a limit to a training; what the command says itself counts."""
-    if args[0] not in ("fit", "sweep") or "--ckpt_path" in args:
+    if args[0] not in ("fit", "sweep"):
         return args
+    if "--ckpt_path" in args:  # there, a run was stopped; here, it has finished
+        return args if "--trainer.max_epochs" in args else [*args, "--trainer.max_epochs", "3"]
     epochs = [] if "--trainer.max_epochs" in args else ["--trainer.max_epochs", "1"]
     short = [*TINY, *SHORT, *epochs]
     if args[0] == "sweep" or "--config" in args:

@@ -172,13 +172,13 @@ BAD = {
     "net": (set_in("hyper_parameters/net", "os.system"), "`net` is 'os.system'"),
     "convs": (
         set_in("hyper_parameters/net", {"class_path": "cifar_lit.networks.FastCNN", "init_args": {"num_convs": 10**9}}),
-        "`num_convs` is 1000000000: must be from 1 to 100",
+        "`num_convs` is 1000000000: must be a whole number from 1 to 64",
     ),
     "width": (
         set_in(
             "hyper_parameters/net", {"class_path": "cifar_lit.networks.FastCNN", "init_args": {"widths": [60_000] * 5}}
         ),
-        "the weights do not match the network: net.whiten.weight is missing",
+        "must be one to five whole numbers from 1 to 4096",
     ),
     "number as name": (lambda c: c["hyper_parameters"].update({3: 4}), "does not know: 3"),
     "size": (set_in("datamodule_hyper_parameters/batch_size", [4]), "settings of another type: its batch_size"),

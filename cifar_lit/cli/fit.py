@@ -120,14 +120,12 @@ def write(cli: FitCLI, trainer: Trainer, run: RunWriter | None, results: Results
     if run is not None:
         run.save_results(results)
         if images is not None:
-            logs = next((Path(one.log_dir) for one in trainer.loggers if isinstance(one, TensorBoardLogger)), run.path)
-            write_report(run.path / REPORT, results, model, images, logs=logs)
+            write_report(run.path / REPORT, results, model, images)
     if isinstance(logger, TensorBoardLogger):
         log_figures(logger, results, model, trainer.current_epoch, images)
         accuracy = results.metrics.get("Accuracy/val")
-        if (
-            accuracy is not None and trainer.enable_autolog_hparams
-        ):  # never test: hyper-parameters are compared by this metric
+        # Never that of test: hyper-parameters are compared by this metric.
+        if accuracy is not None and trainer.enable_autolog_hparams:
             options = {**model.hparams, **datamodule.hparams}
             logger.log_hyperparams(options, {"hp_metric": accuracy}, step=trainer.current_epoch)
         logger.save()

@@ -10,7 +10,6 @@ from PIL import Image
 from torch import Tensor
 
 from cifar_lit.checkpoint import load_checkpoint
-from cifar_lit.errors import UserError
 from cifar_lit.evaluation import plots, templates
 from cifar_lit.evaluation.table import describe_data
 from cifar_lit.files import write_atomic
@@ -19,14 +18,12 @@ from cifar_lit.results import Results
 from cifar_lit.run import CHECKPOINTS, CURVES, LAST
 
 
-def write_report(
-    path: Path, results: Results, model: ImageClassifier, images: Tensor, *, logs: Path | None = None
-) -> None:
-    """Write the report of a model that was tested on these images; curves are those in ``logs``, or beside it."""
+def write_report(path: Path, results: Results, model: ImageClassifier, images: Tensor) -> None:
+    """Write the report of a model that was tested on these images; curves are those of the run in its folder."""
     assert model.predictions is not None
     environment = templates(autoescape=True)
     environment.filters["png"] = _to_png
-    curves = read_curves(logs or path.parent)
+    curves = read_curves(path.parent)
     page = environment.get_template("report.html.jinja").render(
         results=results,
         data=describe_data(results),
@@ -48,13 +45,7 @@ def read_curves(folder: Path) -> plots.Curves:
                 str(name): [(int(epoch), float(points[epoch])) for epoch in sorted(points)]
                 for name, points in curves.items()
             }
-    except (
-        UserError,
-        AttributeError,
-        TypeError,
-        ValueError,
-        OverflowError,
-    ):  # a file from elsewhere has anything in it
+    except (ValueError, AttributeError, TypeError, OverflowError):  # there is none, or it has anything in it
         pass
     if not list(folder.glob("events.out.tfevents.*")):
         return {}

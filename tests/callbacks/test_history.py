@@ -15,7 +15,7 @@ CSV = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "elsewhere"
 def test_a_report_has_curves_without_tensorboard_also_of_the_epochs_before_a_resume(tiny_args: list[str]) -> None:
     options = [*tiny_args, *FEW_EPOCHS, *CSV, "--trainer.check_val_every_n_epoch", "2", "--report"]
     assert main(["fit", *options, "--trainer.max_epochs", "1"]) == 0
-    assert main(["fit", "--ckpt_path", str(RUN), "--trainer.max_epochs", "3"]) == 0
+    assert main(["fit", "--ckpt_path", str(RUN), "--trainer.max_epochs", "3", "--trust_run"]) == 0
     curves = read_curves(RUN)
     assert [epoch for epoch, _ in curves["Loss/train"]] == [0, 1, 2]
     assert [epoch for epoch, _ in curves["Accuracy/val"]] == [1]

@@ -139,7 +139,7 @@ def test_random_numbers_continue(tiny_args: list[str]) -> None:
     undisturbed = state_of()
     shutil.rmtree("lightning_logs")
     stopped_at(9, options)
-    assert run(["fit", "--ckpt_path", str(LAST)]).code == 0
+    assert run(["fit", "--ckpt_path", str(LAST), "--trust_run"]).code == 0
     assert state_of() == undisturbed
 
 

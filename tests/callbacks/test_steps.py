@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from cifar_lit.callbacks.steps import StepCurve
-from cifar_lit.evaluation.report import read_curves
 from cifar_lit.main import main
+from tests.helpers.processes import curves
 from tests.helpers.runs import EPOCHS, FEW_EPOCHS, RUN
 
 STEPS = ["--trainer.log_every_n_steps", "2"]
@@ -16,7 +16,7 @@ def test_a_curve_per_step_is_logged_on_request_and_is_the_same_after_a_resume(ti
     assert main(["fit", *tiny_args, *EPOCHS, *STEPS]) == 0  # three epochs of six steps
     assert main(["fit", *tiny_args, *FEW_EPOCHS, *STEPS]) == 0
     assert main(["fit", "--ckpt_path", "lightning_logs/version_1", "--trainer.max_epochs", "3"]) == 0
-    whole, resumed = read_curves(RUN), read_curves(Path("lightning_logs/version_1"))
+    whole, resumed = curves(RUN), curves(Path("lightning_logs/version_1"))
     for tag in ("Loss/step", "lr/step", "Loss/train", "Loss/val"):
         assert whole[tag] == resumed[tag], tag
     assert [step for step, _ in whole["Loss/step"]] == list(range(2, 19, 2))
@@ -24,7 +24,7 @@ def test_a_curve_per_step_is_logged_on_request_and_is_the_same_after_a_resume(ti
 
 
 def test_without_the_option_there_is_no_such_curve(run: str) -> None:
-    assert not {"Loss/step", "lr/step"} & read_curves(RUN).keys()
+    assert not {"Loss/step", "lr/step"} & curves(RUN).keys()
 
 
 def test_a_step_of_several_batches_has_one_point() -> None:

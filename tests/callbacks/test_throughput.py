@@ -82,7 +82,7 @@ def test_outside_a_training_no_time_goes_by() -> None:
 
 @pytest.mark.parametrize(("tuner", "option"), [(LearningRateFinder(), "lr"), (BatchSizeFinder(), "batch_size")])
 def test_a_tuner_is_refused_before_the_training(tuner: Callback, option: str, tiny_root: Path) -> None:
-    data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=15)
+    data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=15, batch_size=8)
     trainer = quiet_trainer(max_epochs=1, callbacks=[tuner, Throughput()])
     expected = f"`callbacks`: {type(tuner).__name__} would train with another `{option}` than config.yaml says: give a"
     with pytest.raises(UserError, match=expected):

@@ -84,7 +84,7 @@ def test_bad_options_end_in_one_line_and_exit_code_2(
 def test_images_without_their_source_are_recognised(tiny_root: Path, refused: Refused) -> None:
     code, line = refused(["fit", "--data.root", str(tiny_root)])
     assert code == 2
-    assert line.endswith("tiny looks like images of your own: set --data.source to images as well")
+    assert "tiny looks like images of your own: set --data.source to images as well, or give" in line
 
 
 def test_a_folder_that_cannot_be_made_is_named(tiny_args: list[str], refused: Refused) -> None:

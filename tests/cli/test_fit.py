@@ -139,7 +139,7 @@ def test_the_numbers_are_those_of_the_images_that_were_tested(
     assert main(["fit", *tiny_args, *FEW_EPOCHS, *limits]) == 0
     agrees_with_itself(15)
     assert read_results()["num_val"] == 10
-    assert "48 train, 10 validation, 15 test\n" in capsys.readouterr().out
+    assert "48 train, a part (10 of 12) of validation, a part (15 of 24) of test\n" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:.*no instructions for bfloat16")

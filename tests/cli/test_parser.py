@@ -65,7 +65,7 @@ def test_options_are_named_as_they_were_typed() -> None:
     parser = CommandParser("try", "RUN", "Try.", "cifar-lit try x")
     parser.add_argument("--data.batch_size")
     parser.add_argument("--report")
-    assert parser.names == option_names(["-h", "--help", "--data.batch_size", "--report"])
+    assert parser.names == {**option_names(["--help", "--data.batch_size", "--report"]), "trust": "--trust_run"}
     with pytest.raises(UserError) as error, naming_options(parser.names):
         raise UserError("`batch_size` is 0, and `root` and batch_size are not options; see `report`")
     assert str(error.value) == "--data.batch_size is 0, and `root` and batch_size are not options; see --report"

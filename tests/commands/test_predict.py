@@ -167,7 +167,7 @@ def test_a_csv_file_runs_nothing_and_is_the_same_bytes_everywhere(monkeypatch: p
     top = [("=cmd()", 0.5), ("-1", 0.25), ("猫", 0.25)]
     file = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", newline="\r\n")
     monkeypatch.setattr("sys.stdout", file)
-    monkeypatch.setattr("cifar_lit.commands.predict.Run", lambda _: SimpleNamespace(model=lambda: None))
+    monkeypatch.setattr("cifar_lit.commands.predict.Run", lambda *_, **__: SimpleNamespace(model=lambda: None))
     monkeypatch.setattr("cifar_lit.commands.predict._move", lambda *_: None)
     monkeypatch.setattr("cifar_lit.commands.predict.find_images", lambda _: [(None, list(ODD_NAMES))])
     monkeypatch.setattr("cifar_lit.commands.predict.predict", lambda *_, **__: ((name, top) for name in ODD_NAMES))

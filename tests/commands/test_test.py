@@ -84,6 +84,7 @@ def test_a_report_of_a_run_that_died_before_its_test(run: str) -> None:
     assert (RUN / "report.html").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*images are not those of the run")
 def test_a_report_needs_a_run_and_all_its_images(run: str, refused: Refused) -> None:
     before = read_results()
     shutil.copy(RUN / "checkpoints/best.ckpt", "alone.ckpt")

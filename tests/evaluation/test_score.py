@@ -56,6 +56,8 @@ def test_each_image_is_seen_once(
         seen.append(len(images))
         return torch.zeros(len(images), 3)
 
+    model.check_network()
+    monkeypatch.setattr(model, "check_network", lambda: None)
     monkeypatch.setattr(model.net, "forward", forward)
     model.hparams["tta"] = "none"
     score(a_trainer(), model, datamodule, splits=("test",))

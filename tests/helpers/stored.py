@@ -15,7 +15,7 @@ from cifar_lit.main import main
 from tests.helpers.images import tiny_files, write_files
 from tests.helpers.runs import FEW_EPOCHS, RUN
 
-OPTIONS = ["--model.momentum", "0.9", "--model.schedule", "cosine", "--data.val_size", "0.2"]
+OPTIONS = ["--model.momentum", "0.9", "--model.warmup_epochs", "1", "--data.val_size", "0.2"]
 
 
 def train_once(folder: Path) -> Path:
