@@ -28,7 +28,7 @@ FENCE = re.compile(r"(?:<!-- not run: (?P<reason>[^>]+) -->\n)?^```(?P<language>
 NOTE = r"""
 set -eu
 note() {
-    printf '%s\0' "$(readlink /proc/self/fd/0)" "$(readlink /proc/self/fd/1)" "$@" >> noted
+    printf '%s\0' "$(readlink /proc/$$/fd/0)" "$(readlink /proc/$$/fd/1)" "$@" >> noted
     printf '\n\0' >> noted
 }
 for command in cifar-lit pip python python3 pytest; do eval "$command() { note $command \"\$@\"; }"; done
@@ -109,6 +109,7 @@ class Stopped:
     ],
 )
 @pytest.mark.usefixtures("folder")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Gradio's sockets, after the demo
 def test_commands_of_a_readme_run(block: Block) -> None:
     for stdin, stdout, *command in expand(block.text):
         run(command, stdin, stdout)
