@@ -6,6 +6,7 @@ comment above it: ``<!-- not run: REASON -->``.
 """
 
 import contextlib
+import gc
 import io
 import re
 import shutil
@@ -113,6 +114,7 @@ class Stopped:
 def test_commands_of_a_readme_run(block: Block) -> None:
     for stdin, stdout, *command in expand(block.text):
         run(command, stdin, stdout)
+    gc.collect()
 
 
 def expand(text: str) -> Iterator[list[str]]:
