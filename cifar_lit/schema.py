@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 import os
 import re
 import stat
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, get_loader
 from torch import Tensor
 
 from cifar_lit.errors import UserError
@@ -20,14 +21,14 @@ MAX_BYTES = 1 << 26
 """Of a JSON file; ``results.json`` of 1,000 classes has about a tenth of it."""
 MAX_YAML_BYTES = 1 << 16
 """Of a configuration, which has about 3,000; a megabyte takes a minute to parse."""
-MAX_ALIASES = 10
-"""Of a configuration: ten of them, nested, are no more than 60 copies."""
+MAX_VALUES = 10_000
+"""Of a configuration, with its aliases written out."""
 MAX_DEPTH = 20
 MAX_LENGTH = 1000
 """Of a list or text among the settings."""
 _SLACK = 1 << 20  # bytes that a tensor may claim without having them: a small one may be expanded
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_load_yaml = get_loader("yaml")
 Leaves = Iterator[tuple[str, Any]]
 
 
@@ -41,29 +42,59 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
     return path.read_bytes()
 
 
-def parse_yaml(text: str | bytes) -> Any:
-    """Return the content of a YAML text; ``ValueError`` if it is none, or nested so that it would take for ever."""
-    num_aliases = depth = 0
+def read_text(path: Path) -> str:
+    """Return the text of a configuration; a file that is none is a ``UserError``."""
     try:
-        for event in yaml.parse(text, Loader=_LOADER):
-            num_aliases += isinstance(event, yaml.AliasEvent)
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if num_aliases > MAX_ALIASES or depth > MAX_DEPTH:
-                break
-        else:
-            return yaml.load(text, Loader=_LOADER)  # noqa: S506 (it is the safe one)
+        return read_bytes(path, max_bytes=MAX_YAML_BYTES).decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no configuration: it is not text in UTF-8") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what a text in YAML says, as jsonargparse reads it; else ``yaml.YAMLError``.
+
+    A text that is nested or repeated too much is a ``UserError``.
+    """
+    try:
+        if any(character in text for character in "\n[{&"):
+            _check_size(text)
+        return _load_yaml(text)
+    except (UserError, yaml.YAMLError):
+        raise
     except Exception as error:  # yaml's constructors raise half a dozen types for values that are none
-        raise ValueError("it is not YAML") from error
-    raise ValueError(f"it is nested too deeply, or has more than {MAX_ALIASES} aliases")
+        raise yaml.YAMLError(f"it is not YAML ({error})") from error
+
+
+def _check_size(text: str) -> None:
+    """Refuse a text of a few lines whose aliases stand for billions of values, before anything walks through them."""
+    sizes: dict[str, float] = {}
+    open_nodes: list[tuple[str | None, float]] = [(None, 0)]
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        anchor, size = getattr(event, "anchor", None), 0.0
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((anchor, 1))
+        elif isinstance(event, yaml.AliasEvent):
+            size = sizes.get(str(anchor), math.inf)  # infinite within the node that it stands for
+        elif isinstance(event, yaml.ScalarEvent):
+            size = sizes[str(anchor)] = 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_nodes.pop()
+            sizes[str(anchor)] = size
+        open_nodes[-1] = (open_nodes[-1][0], open_nodes[-1][1] + size)
+        if len(open_nodes) > MAX_DEPTH or open_nodes[-1][1] > MAX_VALUES:
+            raise UserError(
+                f"a configuration may have {MAX_VALUES:,} values, aliases written out, in {MAX_DEPTH} levels: give less"
+            )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the content of a configuration; a file that is none is a ``UserError``."""
+    text = read_text(path)
     try:
-        content = parse_yaml(read_bytes(path, max_bytes=MAX_YAML_BYTES))
-    except UserError:
-        raise
-    except ValueError as error:
+        content = parse_yaml(text)
+    except (UserError, yaml.YAMLError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: it holds no settings")

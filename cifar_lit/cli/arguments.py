@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from cifar_lit.callbacks.saver import Saver
 from cifar_lit.checkpoint import check_exists
-from cifar_lit.cli.config import install_loader, load_yaml, read_config
+from cifar_lit.cli.config import install_loader
 from cifar_lit.cli.options import WITHHELD, check_config
 from cifar_lit.cli.parser import TRUST_HELP, FitParser, building, naming_options, option_names
 from cifar_lit.cli.trust import check_config_of_run, given_options
@@ -24,6 +24,7 @@ from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import evaluation_mode
 from cifar_lit.recipes import RECIPES, recipe_help
 from cifar_lit.run import CHECKPOINTS, CONFIG, LAST, LOGS, run_folder
+from cifar_lit.schema import read_yaml
 
 # Lightning's Timer has such a default, which config.yaml would not take.
 yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, value: dumper.represent_data(value.value))
@@ -72,8 +73,8 @@ def _checkpoint_to_resume(given: str, root: str) -> Path:
 def _recipe_of(config: str | None) -> str | None:
     """Return the recipe that a configuration file names; None if it names none, or cannot be read."""
     try:
-        return str(load_yaml(read_config(Path(str(config))))["recipe"])
-    except (UserError, yaml.YAMLError, KeyError, TypeError):
+        return str(read_yaml(Path(str(config)))["recipe"])
+    except (UserError, KeyError):
         return None  # what is wrong with the file is said when it is parsed
 
 
@@ -187,10 +188,10 @@ def _check_options(config: Any) -> None:
 def _check_recipe(config: Any) -> None:
     """Refuse another recipe beside the configuration of a run, which has all settings: it would only be a label."""
     files = [Path(path) for path in config["config"] or ()]
-    given = [load_yaml(read_config(path)) for path in files if path not in RECIPES.values()]
+    given = [read_yaml(path) for path in files if path not in RECIPES.values()]
     settings = {key for content in given for key in _settings(content)}
     then = next((content["recipe"] for content in reversed(given) if "recipe" in content), config["recipe"])
-    if then != config["recipe"] and _settings(load_yaml(read_config(RECIPES[config["recipe"]]))) <= settings:
+    if then != config["recipe"] and _settings(read_yaml(RECIPES[config["recipe"]])) <= settings:
         raise UserError(
             f"--recipe {config['recipe']} changes nothing: {files[-1]}, of the recipe {then}, has all its settings; "
             "leave out one of the two"

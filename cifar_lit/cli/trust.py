@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import yaml
 from lightning.pytorch import callbacks, loggers, profilers, strategies
 
 from cifar_lit.datamodule import CACHE_DIR
@@ -55,7 +56,7 @@ def _texts(value: Any, name: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
         try:
             parsed = parse_yaml(value)
-        except ValueError:
+        except yaml.YAMLError:
             parsed = None
         if not isinstance(parsed, dict | list):
             yield name, value

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cifar_lit.cli.config import MAX_BYTES, expand_home, load_yaml, read_config
+from cifar_lit.cli.config import expand_home, load_yaml
 from cifar_lit.cli.parser import CommandParser
 from cifar_lit.errors import UserError
 from cifar_lit.main import main
+from cifar_lit.schema import MAX_YAML_BYTES, read_text
 from tests.helpers.options import Workbench
 from tests.helpers.runs import FEW_EPOCHS, RUN
 
@@ -28,9 +29,9 @@ def workbench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (NESTED, "100,000 values, aliases written out"),
-        ("trainer: {callbacks: &all [*all]}", "100,000 values"),
-        ("data: " + "{a: " * 60 + "1" + "}" * 60, "in 50 levels"),
+        (NESTED, "10,000 values, aliases written out"),
+        ("trainer: {callbacks: &all [*all]}", "10,000 values"),
+        ("data: " + "{a: " * 60 + "1" + "}" * 60, "in 20 levels"),
         ("[" * 5000, "exceeded maximum nesting depth"),
         ("trainer: {max_epochs: [", "did not find expected node content"),
         ("trainer: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
@@ -42,7 +43,7 @@ def workbench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
         ("trainer: {max_epoch: 3}", "there is no --trainer.max_epoch; did you mean --trainer.max_epochs?"),
         ("data: {root: b\xe4r}".encode("latin1"), "is no configuration: it is not text in UTF-8"),
         ("trainer: {max_epochs: 3}".encode("utf-16"), "is no configuration: it is not text in UTF-8"),
-        (b" " * (MAX_BYTES + 1), "is no configuration: it has more than 1,000,000 bytes"),
+        (b" " * (MAX_YAML_BYTES + 1), "has 65,537 bytes: at most 65,536 are read"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -57,7 +58,7 @@ def test_a_folder_and_a_pipe_are_no_configuration(workbench: Workbench) -> None:
     assert "Path is not a file" in workbench.refusal(["--config", "."])
     assert "File does not exist" in workbench.refusal(["--config", "nothing.yaml"])
     os.mkfifo("pipe")  # reading it would wait for ever
-    assert "pipe is no configuration: it is not a regular file" in workbench.refusal(["--config", "pipe"])
+    assert "pipe is not a regular file" in workbench.refusal(["--config", "pipe"])
 
 
 def test_utf8_with_or_without_a_mark_at_its_start_is_read(workbench: Workbench) -> None:
@@ -142,7 +143,7 @@ def test_report_takes_a_value(workbench: Workbench) -> None:
 
 def test_what_is_read_is_what_is_said_about_it() -> None:
     with pytest.raises(UserError, match=r"nothing.yaml cannot be read \(No such file"):
-        read_config(Path("nothing.yaml"))
+        read_text(Path("nothing.yaml"))
 
 
 def test_print_config_is_read_again(capsys: pytest.CaptureFixture[str]) -> None:
