@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -81,13 +80,6 @@ class Saver(ExactResume):
             self.path = trainer.strategy.broadcast(self.path)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse callbacks that train otherwise than we can save."""
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
-            raise UserError(
-                "`callbacks`: StochasticWeightAveraging trains a further epoch that is neither validated nor saved: "
-                "use EMAWeightAveraging, whose average is"
-            )
         self.check_files(trainer)
 
     def check_files(self, trainer: Trainer) -> None:

@@ -5,10 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.trainer.states import TrainerFn
-
-from cifar_lit.errors import UserError
 
 
 class Throughput(Callback):
@@ -35,16 +32,6 @@ class Throughput(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._earlier_seconds, self.validation_seconds = state_dict["train_seconds"], state_dict["validation_seconds"]
         self.num_images = state_dict["num_images"]
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse Lightning's tuners: they train before the training, with other options than ``config.yaml`` has."""
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            for kind, option in ((LearningRateFinder, "lr"), (BatchSizeFinder, "batch_size")):
-                if isinstance(callback, kind):
-                    raise UserError(
-                        f"`callbacks`: {type(callback).__name__} would train with another `{option}` than config.yaml "
-                        f"says: give a `{option}`, or several to cifar-lit sweep"
-                    )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = _now(trainer)

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, Timer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    LearningRateFinder,
+    LearningRateMonitor,
+    StochasticWeightAveraging,
+    Timer,
+)
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
@@ -37,6 +43,14 @@ UNKNOWN = {
     "--trainer.progress_bar_refresh_rate": "give --trainer.callbacks+ TQDMProgressBar",
 }
 """Options of Lightning that ``fit`` does not have, and what to give."""
+
+REFUSED: dict[type[Callback], str] = {
+    LearningRateFinder: "would train with another `lr` than config.yaml says: give a `lr`, or use cifar-lit sweep",
+    BatchSizeFinder: "would train with another `batch_size` than config.yaml says: give a `batch_size`",
+    StochasticWeightAveraging: "trains a further epoch that is neither validated nor saved: use EMAWeightAveraging, "
+    "whose average is",
+}
+"""Callbacks of Lightning that train otherwise than is written down or saved."""
 
 METRICS = {"train": ("Loss/train", "Accuracy/train", "lr"), "val": ("Loss/val", "Accuracy/val")}
 """What the module logs at the end of an epoch, and so what a callback can monitor."""
@@ -103,9 +117,12 @@ def check_timers(callbacks: Iterable[Callback], max_time: Any) -> None:
 
 
 def check_callbacks(callbacks: Sequence[Callback], *, has_val: bool) -> None:
-    """Refuse what Lightning finds only after an epoch: a metric that nobody logs. A callback of the user's may log."""
+    """Refuse ``REFUSED``, and what Lightning finds after an epoch: a metric that nobody logs (the user's may log)."""
     names = [type(callback).__name__ for callback in callbacks]
     for callback, name in zip(callbacks, names, strict=True):
+        for kind, reason in REFUSED.items():
+            if isinstance(callback, kind):
+                raise UserError(f"`callbacks`: {name} {reason}")
         num_equal = sum(callback.state_key == other.state_key for other in callbacks)
         if num_equal > 1 and is_overridden("state_dict", callback):
             raise UserError(

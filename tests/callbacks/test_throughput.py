@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
 from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.datamodule import CIFAR10DataModule
-from cifar_lit.errors import UserError
 from cifar_lit.module import ImageClassifier
 from tests.helpers.trainers import quiet_trainer
 
@@ -78,12 +76,3 @@ def test_outside_a_training_no_time_goes_by() -> None:
         time.sleep(0.02)
         assert throughput.state_dict() == state
     assert state["train_seconds"] < 10  # and not the machine's uptime
-
-
-@pytest.mark.parametrize(("tuner", "option"), [(LearningRateFinder(), "lr"), (BatchSizeFinder(), "batch_size")])
-def test_a_tuner_is_refused_before_the_training(tuner: Callback, option: str, tiny_root: Path) -> None:
-    data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=15, batch_size=8)
-    trainer = quiet_trainer(max_epochs=1, callbacks=[tuner, Throughput()])
-    expected = f"`callbacks`: {type(tuner).__name__} would train with another `{option}` than config.yaml says: give a"
-    with pytest.raises(UserError, match=expected):
-        trainer.fit(ImageClassifier(classes=data.classes), datamodule=data)

@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 
 from cifar_lit.cli.options import METRICS, UNKNOWN, WITHHELD, check_callbacks
 from cifar_lit.datamodule import CIFAR10DataModule
@@ -64,6 +72,9 @@ def test_what_can_be_monitored_is_what_the_module_logs(capsys: pytest.CaptureFix
         ([EarlyStopping("Loss/val")], False, "which nobody logs; there are Loss/train, Accuracy/train, lr"),
         ([EarlyStopping("lr-SGD")], True, "EarlyStopping monitors lr-SGD, which nobody logs"),
         ([EMAWeightAveraging(), EMAWeightAveraging()], True, "`callbacks` has EMAWeightAveraging twice"),
+        ([LearningRateFinder()], True, "LearningRateFinder would train with another `lr` than config.yaml says"),
+        ([BatchSizeFinder()], True, "BatchSizeFinder would train with another `batch_size` than config.yaml says"),
+        ([StochasticWeightAveraging(0.1), Own("mine")], True, "StochasticWeightAveraging trains a further epoch"),
         ([EarlyStopping("Loss/val"), LearningRateMonitor(), ModelCheckpoint()], True, ""),
         ([EarlyStopping("lr-SGD"), LearningRateMonitor()], True, ""),
         ([EarlyStopping("lr")], False, ""),
@@ -72,7 +83,7 @@ def test_what_can_be_monitored_is_what_the_module_logs(capsys: pytest.CaptureFix
     ],
     ids=lambda value: str([type(part).__name__ for part in value]) if isinstance(value, list) else "",
 )
-def test_a_metric_that_nobody_logs_is_found_before_the_first_step(
+def test_a_callback_that_does_not_fit_is_refused_before_the_first_step(
     callbacks: list[Any], has_val: bool, expected: str
 ) -> None:
     if not expected:
