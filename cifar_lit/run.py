@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,6 @@ class Run:
     def model(self, **overrides: Any) -> ImageClassifier:
         """Return the model, on the CPU and in evaluation mode; ``overrides`` are arguments that differ, as ``tta``."""
         options = self.model_options | overrides
-        self._check_names(options, ImageClassifier)
         try:
             check_network(options, self.checkpoint["state_dict"], trust=self.trust)
             model = ImageClassifier(**options)
@@ -112,7 +110,6 @@ class Run:
         if not self.trust:
             limit_data(options)
         options |= overrides
-        self._check_names(options, CIFAR10DataModule)
         datamodule = CIFAR10DataModule(**options)
         if not self.trust and "root" not in overrides:
             only_read(datamodule)
@@ -140,11 +137,6 @@ class Run:
         weights = self.checkpoint["state_dict"]
         if name := first_nonfinite((name, weights[name]) for name, _ in model.named_parameters() if name in weights):
             raise UserError(f"{self.file} is unusable: {name} has non-finite values, because its training diverged")
-
-    def _check_names(self, options: dict[str, Any], kind: type) -> None:
-        unknown = sorted(options.keys() - inspect.signature(kind).parameters.keys())
-        if unknown:
-            raise UserError(f"{self.file} has settings that this version does not know: {', '.join(unknown)}")
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -59,10 +59,6 @@ def test_arguments_of_model_and_data_can_differ(run: str) -> None:
     assert read.model(tta="mirror").hparams["tta"] == "mirror"
     assert read.model_options["tta"] == "none"
     assert read.datamodule(batch_size=5).hparams["batch_size"] == 5
-    with pytest.raises(UserError, match="settings that this version does not know: depth"):
-        read.model(depth=3)
-    with pytest.raises(UserError, match="settings that this version does not know: size"):
-        read.datamodule(size=3)
     with pytest.raises(UserError, match="was trained for the classes bright, dark, green, and the data has disc"):
         read.datamodule(source="synthetic")
 
