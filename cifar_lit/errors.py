@@ -44,10 +44,10 @@ def import_extra(name: str, *, extra: str) -> Any:
         raise UserError(f"this needs {name}, which is not installed: pip install 'cifar-lit[{extra}]'") from error
 
 
-def is_raised_by(error: BaseException, package: str) -> bool:
-    """Return whether an error was raised in the code of a package, and not in what it called."""
-    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return modules[-1:] != [] and modules[-1].split(".")[0] == package
+def raised_in(error: BaseException) -> list[tuple[str, str]]:
+    """Return module and function of the calls that an error came through; the last one raised it."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return [(str(frame.f_globals.get("__name__")), frame.f_code.co_name) for frame in frames]
 
 
 # What PyTorch, oneDNN and C++ say when a CPU's memory is full: they raise a plain RuntimeError.

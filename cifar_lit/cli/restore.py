@@ -3,7 +3,6 @@
 import contextlib
 import math
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from cifar_lit.errors import UserError
+from cifar_lit.errors import UserError, raised_in
 from cifar_lit.run import Run
 
 STATE = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "global_step")
@@ -48,12 +47,9 @@ def restoring(resumed: Run | None, trainer: Trainer) -> Iterator[None]:
     except (UserError, OSError):
         raise
     except Exception as error:  # whatever Lightning and torch raise for a state of another form
-        names = [
-            (str(frame.f_globals.get("__name__")), frame.f_code.co_name.strip("_"))
-            for frame, _ in traceback.walk_tb(error.__traceback__)
-        ]
-        restores = any(name.startswith(RESTORING) and function.startswith("re") for name, function in names)
-        if not restores or names[-1][0].split(".")[0] not in OURS:
+        calls = raised_in(error)
+        restores = any(name.startswith(RESTORING) and function.strip("_").startswith("re") for name, function in calls)
+        if not restores or calls[-1][0].partition(".")[0] not in OURS:
             raise
         raise _damaged(resumed, f"{type(error).__name__}: {error}") from error
 

@@ -1,7 +1,6 @@
 """The Trainer of a fit, with the folder and the logger of the run."""
 
 import contextlib
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from cifar_lit.callbacks.steps import StepCurve
 from cifar_lit.cli.arguments import FitCLI
 from cifar_lit.cli.options import check_callbacks, check_devices_used, check_plugins, check_timers, secure_strategy
 from cifar_lit.cli.resume import epochs_done
-from cifar_lit.errors import UserError, is_raised_by
+from cifar_lit.errors import UserError, raised_in
 from cifar_lit.machine import set_up
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import evaluation_mode
@@ -52,10 +51,9 @@ def open_run(cli: FitCLI, resumed: Run | None) -> Iterator[RunWriter | None]:
 
 def _at_fault(error: Exception, given: Sequence[Any]) -> type | None:
     """Return the class of Lightning, of those that the user gave, that raised an error, or had torch raise it."""
-    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    raised_in = [module for module in modules if module.partition(".")[0] != "torch"][-1]
+    module = [name for name, _ in raised_in(error) if name.partition(".")[0] != "torch"][-1]
     kinds = [kind for one in given for kind in type(one).__mro__ if kind.__module__.startswith("lightning.")]
-    return next((kind for kind in kinds if kind.__module__ == raised_in), None)
+    return next((kind for kind in kinds if kind.__module__ == module), None)
 
 
 def _open(cli: FitCLI, resumed: Run | None) -> RunWriter:
@@ -110,7 +108,7 @@ def make_trainer(options: dict[str, Any]) -> Trainer:
     try:
         trainer = Trainer(**options)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
-        if not is_raised_by(error, "lightning"):
+        if raised_in(error)[-1][0].partition(".")[0] != "lightning":
             raise
         raise UserError(f"--trainer: {error}") from error
     secure_strategy(trainer.strategy, options.get("strategy"))
