@@ -17,6 +17,7 @@ from cifar_lit.data.archives import members
 from cifar_lit.data.decoding import FORMATS, is_image, is_named_image
 from cifar_lit.data.unpacking import MAX_BYTES
 from cifar_lit.errors import UserError
+from cifar_lit.files import printable
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -49,7 +50,7 @@ class Found:
         """Return one line on what is passed over; empty if nothing is."""
         reasons = []
         for reason, names in self.passed_over.items():
-            shown = [name if name.isprintable() else ascii(name) for name in names[:3]] + ["..."] * (len(names) > 3)
+            shown = names[:3] + ["..."] * (len(names) > 3)
             reasons.append(f"{len(names):,} {reason} ({', '.join(shown)})")
         return f"passed over in {self.root}: {'; '.join(reasons)}" if reasons else ""
 
@@ -182,4 +183,4 @@ def looks_like_images(root: Path) -> bool:
 @functools.cache
 def say(text: str) -> None:
     """Print a line to standard error, once."""
-    rank_zero_only(print)(text, file=sys.stderr)
+    rank_zero_only(print)(printable(text), file=sys.stderr)

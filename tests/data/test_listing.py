@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from cifar_lit.data import make_source
-from cifar_lit.data.listing import find_dataset, is_archive, list_images, looks_like_images
+from cifar_lit.data.listing import find_dataset, is_archive, list_images, looks_like_images, say
 from cifar_lit.errors import UserError
 from tests.helpers.images import encode, put, tiny_files, tiny_image, write_files
 
@@ -46,12 +46,15 @@ def test_an_image_is_known_by_its_content_and_the_rest_is_counted(where: str, tm
     assert "2 pictures outside the folders of the classes (more/1.png, train/loose.png)" in passed_over
 
 
-def test_nothing_is_said_if_nothing_is_passed_over_and_names_are_made_printable(tmp_path: Path) -> None:
+def test_nothing_is_said_if_nothing_is_passed_over_and_names_are_made_printable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = write_files(tmp_path / "a", dataset())
     assert find_dataset(root)[1] == ""
     for number in range(5):
         (root / f"{number}\x1b[31m.txt").touch()
-    assert find_dataset(root)[1].startswith(f"passed over in {root}: 5 not pictures ('0\\x1b[31m.txt', ")
+    say(find_dataset(root)[1])
+    assert f"passed over in {root}: 5 not pictures (0\\x1b[31m.txt, " in capsys.readouterr().err
     assert find_dataset(root)[1].endswith(", ...)")
 
 
