@@ -64,7 +64,7 @@ def parse_yaml(text: str) -> Any:
     except (UserError, yaml.YAMLError):
         raise
     except Exception as error:  # yaml's constructors raise half a dozen types for values that are none
-        raise yaml.YAMLError(f"it is not YAML ({error})") from error
+        raise yaml.YAMLError(str(error)) from error
 
 
 def _check_size(text: str) -> None:
@@ -95,7 +95,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = parse_yaml(text)
     except (UserError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+        reason = error if isinstance(error, UserError) else f"it is not YAML ({' '.join(str(error).split()):.300})"
+        raise UserError(f"{path} is damaged: {reason}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: it holds no settings")
     return content

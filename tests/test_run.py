@@ -161,7 +161,7 @@ def test_a_bad_checkpoint_is_named(run: str, refused: Refused) -> None:
     [
         ("config.yaml", "a: [", "config.yaml is damaged: it is not YAML"),
         ("config.yaml", "[1, 2]", "config.yaml is damaged: it holds no settings"),
-        ("config.yaml", "\udcff", "config.yaml is damaged: it is not YAML"),
+        ("config.yaml", "\udcff", "config.yaml is no configuration: it is not text in UTF-8"),
         ("results.json", "{", "results.json is damaged: it is not JSON"),
         ("results.json", "\udcff", "results.json is damaged: it is not JSON"),
     ],
