@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cifar_lit.data.augment import to_float
+from cifar_lit.data.augment import check_values, to_float, wrong_dtype
 from cifar_lit.data.decoding import load_images
 from cifar_lit.errors import UserError, require
 from cifar_lit.networks import Network, check_logits, evaluation_mode
@@ -20,9 +20,6 @@ from cifar_lit.networks.tta import TTA, TTA_MODES, tta_logits
 
 Picture = Image.Image | str | Path | NDArray[Any] | Tensor
 """One image: a file, a Pillow image, an array ``(height, width[, channels])``, a tensor ``(3, 32, 32)``."""
-TOLERANCE = 1e-3
-"""By which interpolation and rounding may leave the range of the values."""
-EXPECTED = "uint8, or floating point in [0, 1]"
 
 
 class Predictor(LightningModule):
@@ -112,9 +109,9 @@ def _tensor(image: Any) -> Tensor:
         raise _refusal(image)
     if image.dtype.kind == "f":  # of any byte order
         image = image.astype(np.float64 if image.dtype.itemsize > 4 else np.float32)
-        _check_values(torch.from_numpy(image.copy()))
+        check_values(torch.from_numpy(image.copy()))
     elif image.dtype != np.uint8:
-        raise _wrong_dtype(image.dtype)
+        raise wrong_dtype(image.dtype)
     if image.shape in ((3, 32, 32), (32, 32, 3)):
         tensor = torch.from_numpy(image.copy())
         return tensor if len(image) == 3 else tensor.permute(2, 0, 1)
@@ -127,22 +124,8 @@ def _tensor(image: Any) -> Tensor:
 def _check(images: Tensor) -> Tensor:
     if images.shape[1:] != (3, 32, 32):
         raise UserError(f"`images` has the shape {tuple(images.shape)}: must be (N, 3, 32, 32)")
-    _check_values(images)
+    check_values(images)
     return images
-
-
-def _check_values(images: Tensor) -> None:
-    if images.dtype == torch.uint8:
-        return
-    if not images.is_floating_point():
-        raise _wrong_dtype(images.dtype)
-    low, high = (float(end) for end in images.aminmax()) if images.numel() else (0.0, 1.0)
-    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # so that NaN is refused, too
-        raise UserError(f"`images` has values from {low:g} to {high:g}: must be {EXPECTED}; not yet normalised")
-
-
-def _wrong_dtype(dtype: object) -> UserError:
-    return UserError(f"`images` has the dtype {dtype}: must be {EXPECTED}; convert integers from 0 to 255 to uint8")
 
 
 def _refusal(images: object) -> UserError:

@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from cifar_lit.errors import UserError
 
+EXPECTED = "uint8, or floating point in [0, 1]"
+TOLERANCE = 1e-3
+"""By which interpolation and rounding may leave the range of the values."""
 Flip = Literal["none", "random", "alternating"]
 
 
@@ -121,8 +124,25 @@ def to_float(images: Tensor) -> Tensor:
     if images.is_floating_point():
         return images
     if images.dtype != torch.uint8:
-        raise UserError(f"`images` has the dtype {images.dtype}: must be uint8, or floating point in [0, 1]")
+        raise wrong_dtype(images.dtype)
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+
+
+def wrong_dtype(dtype: object) -> UserError:
+    """Return the error for images of another dtype."""
+    return UserError(f"`images` has the dtype {dtype}: must be {EXPECTED}; convert integers from 0 to 255 to uint8")
+
+
+def check_values(images: Tensor) -> None:
+    """Raise a ``UserError`` for another dtype or range; that waits for a GPU, where the images are floating point."""
+    if images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        raise wrong_dtype(images.dtype)
+    low, high = map(float, images.float().aminmax()) if images.numel() else (0.0, 1.0)
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # so that NaN is refused, too
+        values = f"`images` has values from {low:g} to {high:g}"
+        raise UserError(f"{values}: must be {EXPECTED}; the model normalises them by its `mean` and `std`")
 
 
 def resize(images: Tensor, size: int) -> Tensor:
