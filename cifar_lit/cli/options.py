@@ -96,8 +96,6 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     require("val_check_interval", interval, interval is None or (interval == 1.0 and type(interval) is float), expected)
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         require(name, 0, trainer[name] != 0, "above 0, or nothing is trained")
-    part = trainer["limit_test_batches"]  # of few batches it can be none, which is found when the training is over
-    require("limit_test_batches", part, not 0 < (part or 0) < 1, "a number of batches, and not a fraction")
     if trainer["log_every_n_steps"] and trainer["logger"] in (False, []):
         raise UserError("`log_every_n_steps` needs a `logger`: leave out one of the two")
     for unit in ("epochs", "steps"):

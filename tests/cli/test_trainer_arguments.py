@@ -197,7 +197,7 @@ TABLE: dict[str, list[Row]] = {
     ],
     "limit_test_batches": [
         sets("limit_test_batches", "2", 2),
-        refused("0.5", "--trainer.limit_test_batches is 0.5: must be a number of batches, and not a fraction"),
+        sets("limit_test_batches", "0.5", 0.5),
         sets("limit_test_batches", "0", 0),
         refused("-1", "has to be in [0.0, 1.0] or an int"),
     ],
