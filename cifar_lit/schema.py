@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, get_loader
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader
 from torch import Tensor
 
 from cifar_lit.errors import UserError
@@ -103,16 +103,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def leaves(value: Any, name: str = "it", *, _above: tuple[int, ...] = (), _done: set[int] | None = None) -> Leaves:
-    """Yield each value in nested containers with its name, and each key; nesting without end is a ``ValueError``."""
+    """Yield each value in nested containers, and each key, with the name of its mapping's key.
+
+    Nesting without end is a ``ValueError``.
+    """
     done = set() if _done is None else _done
+    value = vars(value) if isinstance(value, Namespace) else value
     if not isinstance(value, dict | list | tuple | set):
         yield name, value
         return
-    if id(value) in _above or len(_above) > MAX_DEPTH:
+    if id(value) in _above or len(_above) > 2 * MAX_DEPTH:
         raise ValueError(f"{name} is nested too deeply")
     if id(value) in done:  # or a few nested lists could stand for any number of them
         return
-    for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+    for key, part in value.items() if isinstance(value, dict) else ((name, part) for part in value):
         yield "a key", key
         yield from leaves(part, str(key)[:100], _above=(*_above, id(value)), _done=done)
     done.add(id(value))

@@ -3,10 +3,11 @@
 import inspect
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -22,6 +23,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from cifar_lit.checkpoint import SafeCheckpointIO
 from cifar_lit.errors import UserError, require, suggest
+from cifar_lit.schema import leaves
 
 WITHHELD = {
     "barebones": "it switches off what a run is made of; switch off what you name: `logger`, `enable_checkpointing`",
@@ -62,9 +64,9 @@ LARGEST = 2**53
 """Of a whole number: larger ones overflow, late, in torch's int64 or in a float."""
 
 
-def check_config(config: Mapping[str, Any]) -> None:
+def check_config(config: Namespace) -> None:
     """Check the values of all options, and those that the Trainer takes without a word."""
-    for name, value in _walk(config):
+    for name, value in leaves(config):
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"`{name}` is {value}: must be a finite number")
         if isinstance(value, int) and abs(value) > LARGEST:
@@ -171,15 +173,3 @@ def check_devices_used(strategy: Strategy, devices: Any, num_nodes: int) -> None
 def _check_folder(name: str, path: Path) -> None:
     existing = next((folder for folder in (path, *path.parents) if folder.exists()), Path())
     require(name, path, existing.is_dir(), f"a folder, and {existing} is a file")
-
-
-def _walk(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of a configuration, at any depth, each with the name of its option."""
-    if isinstance(config, Mapping) or hasattr(config, "as_dict"):
-        for key, value in vars(config).items() if hasattr(config, "as_dict") else config.items():
-            yield from _walk(value, str(key))
-    elif isinstance(config, list | tuple):
-        for value in config:
-            yield from _walk(value, name)
-    else:
-        yield name, config
