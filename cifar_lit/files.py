@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
-from uuid import uuid4
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters (C0, C1), line separators, marks that turn the direction, and bytes that are no text."""
@@ -18,7 +17,7 @@ def write_atomic(path: Path, write: str | bytes | Callable[[IO[bytes]], object])
     The content is written next to the final place under a random name, flushed to the disk and renamed. It is given as
     bytes, as text (encoded as UTF-8), or as a function that writes it to an open file.
     """
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    part = path.with_name(f".{path.name}.{os.urandom(16).hex()}.part")
     try:
         with part.open("xb") as file:
             if callable(write):
@@ -46,6 +45,14 @@ def shorten(path: str | Path) -> str:
         return os.path.relpath(path)
     except ValueError:
         return str(path)
+
+
+def discard_output(stream: IO[str]) -> None:
+    """Let what is still written to a stream go nowhere: whoever reads it has left."""
+    with contextlib.suppress(OSError, ValueError):  # what is no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def printable(text: str) -> str:

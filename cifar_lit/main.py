@@ -1,6 +1,5 @@
 """The command line: one table of commands, and exceptions -> exit codes. Imports neither torch nor Lightning."""
 
-import contextlib
 import importlib
 import io
 import os
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 
 import cifar_lit
 from cifar_lit.errors import UserError, explain_failure, suggest
-from cifar_lit.files import printable
+from cifar_lit.files import discard_output, printable
 from cifar_lit.signals import exit_on_signals
 
 COMMANDS = {
@@ -119,8 +118,7 @@ def _flush_output(code: int) -> int:
     try:
         sys.stdout.flush()
     except OSError as error:
-        with contextlib.suppress(OSError, ValueError):  # Python flushes it once more when it exits
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output(sys.stdout)  # Python flushes it once more when it exits
         if not isinstance(error, BrokenPipeError):  # whoever reads it may leave, as head does
             return code or _fail(f"standard output cannot be written ({error.strerror})", 1)
     return code

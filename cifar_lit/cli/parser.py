@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import os
 import re
 import sys
 import textwrap
@@ -16,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from cifar_lit.cli.config import expand_homes
 from cifar_lit.cli.options import UNKNOWN
 from cifar_lit.errors import UserError, suggest
+from cifar_lit.files import discard_output
 from cifar_lit.trust import RENAMED
 
 HINT = " (--help lists all options)"
@@ -193,4 +193,4 @@ def reader_may_leave() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it once more when it exits
+        discard_output(sys.stdout)  # Python flushes it once more when it exits

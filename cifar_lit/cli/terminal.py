@@ -3,10 +3,11 @@
 import contextlib
 import errno
 import io
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
+
+from cifar_lit.files import discard_output
 
 LOST = (errno.EPIPE, errno.EIO)
 """A pipe that was closed, as ``head`` does, and a terminal that is gone."""
@@ -49,5 +50,4 @@ class _Lasting:
         except OSError as error:
             if error.errno not in LOST:
                 raise
-            with contextlib.suppress(io.UnsupportedOperation):  # what is no file
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            discard_output(self._stream)
