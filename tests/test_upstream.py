@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.functional.classification import multiclass_calibration_error
@@ -187,3 +190,12 @@ def test_a_logger_of_lightning_keeps_its_version_in_a_private_attribute() -> Non
         logger = kind("logs")
         logger._version = "version_7"
         assert logger.log_dir == "logs/lightning_logs/version_7"
+
+
+@pytest.mark.parametrize("start_method", ["popen", "spawn"])
+def test_a_strategy_of_lightning_has_a_private_launcher(start_method: Any) -> None:
+    """secure_strategy asks for its class: nothing public says whether the processes are copies of this one."""
+    strategy = DDPStrategy(start_method=start_method, cluster_environment=LightningEnvironment())
+    strategy._configure_launcher()
+    assert isinstance(strategy.launcher, _MultiProcessingLauncher) is (start_method == "spawn")
+    assert strategy._start_method == start_method
