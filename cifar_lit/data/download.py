@@ -56,7 +56,7 @@ def download(urls: Sequence[str], path: Path, *, md5: str) -> None:
                 return
             if failure != OTHER or is_empty:
                 break
-        failures.append(f"{url}: {failure}")
+        failures.append(" ".join(f"{url}: {failure}".split()))
     raise UserError(
         f"{path.name} could not be downloaded. Tried {'; '.join(failures)}. "
         f"Ways out: `mirror` URL of a copy; put the archive at {path} by hand; or `source` synthetic "
