@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import pickle
 import stat
 import zlib
 from collections.abc import Iterator
@@ -41,21 +40,13 @@ class Cache:
             entry = torch.load(path, weights_only=True, mmap=True)
             if entry["fingerprint"] != self.fingerprint:
                 return None
-            if entry.pop("checksum") == _checksum(entry):
-                return dict(entry)
+            is_sound = entry.pop("checksum") == _checksum(entry)
         except FileNotFoundError:
             return None
-        except (
-            OSError,
-            RuntimeError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            EOFError,
-            pickle.PickleError,
-        ):
-            pass
+        except Exception:  # torch.load has no closed list of what it raises for a file that is none of its own
+            is_sound = False
+        if is_sound:
+            return dict(entry)
         say(f"{path} is damaged: the images are decoded again")
         return None
 
