@@ -2,7 +2,6 @@
 
 import argparse
 import enum
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -176,7 +175,6 @@ def _check_options(config: Any) -> None:
     folder = trainer["default_root_dir"]
     check_config(config)
     _check_recipe(config)
-    check_devices(trainer["devices"], trainer["accelerator"])
     require("seed", seed, 0 <= seed < 2**32, f"from 0 to {2**32 - 1}")
     require("default_root_dir", folder, "://" not in str(folder), "a folder")
     if config["ckpt_path"] == "last":
@@ -200,14 +198,6 @@ def _check_recipe(config: Any) -> None:
 
 def _settings(content: Any) -> set[tuple[str, str]]:
     return {(group, name) for group, options in content.items() if isinstance(options, dict) for name in options}
-
-
-def check_devices(devices: Any, accelerator: Any) -> None:
-    """Refuse more processes than the CPU has cores: they would take the machine down."""
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
-    num_cores = os.cpu_count() or 1
-    if on_cpu and str(devices).isdecimal() and int(devices) > num_cores:
-        raise UserError(f"`devices` is {devices}, and this machine has {num_cores} cores: give fewer")
 
 
 def _check_image_sizes(model: ImageClassifier, sizes: Sequence[int]) -> None:

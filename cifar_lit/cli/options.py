@@ -2,11 +2,13 @@
 
 import inspect
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
@@ -79,6 +81,7 @@ def check_config(config: Namespace) -> None:
     for name, reason in WITHHELD.items():
         if trainer[name] != inspect.signature(Trainer).parameters[name].default:
             raise UserError(f"`{name}` {trainer[name]} has no use in fit, so leave it out: {reason}")
+    check_devices(trainer["devices"], trainer["accelerator"])
     _check_trainer(trainer)
 
 
@@ -162,6 +165,14 @@ def secure_strategy(strategy: Strategy, given: Any) -> None:
     name = given if isinstance(given, str) else f"{type(given).__name__} with {getattr(given, '_start_method', 'fork')}"
     require("strategy", name, not launched, "ddp, which starts its own processes")
     strategy.checkpoint_io = SafeCheckpointIO()
+
+
+def check_devices(devices: Any, accelerator: Any) -> None:
+    """Refuse more processes than the CPU has cores: they would take the machine down."""
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+    num_cores = os.cpu_count() or 1
+    if on_cpu and str(devices).isdecimal() and int(devices) > num_cores:
+        raise UserError(f"`devices` is {devices}, and this machine has {num_cores} cores: give fewer")
 
 
 def check_devices_used(strategy: Strategy, devices: Any, num_nodes: int) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lit.callbacks.progress import ProgressBar
-from cifar_lit.cli.arguments import check_devices
 from cifar_lit.cli.filters import filter_logs
+from cifar_lit.cli.options import check_devices
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
 from cifar_lit.cli.trainer import make_trainer
 from cifar_lit.commands import compare
