@@ -41,7 +41,9 @@ class StepCurve(Callback):
         if step == self._step or step % self.every:  # of several batches for one step the last
             return
         self._step = step
-        self.points.append((step, float(outputs["loss"]), float(pl_module.last_lr)))  # type: ignore[arg-type]
+        # The Trainer has divided it, because the gradients of several batches are added.
+        loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+        self.points.append((step, loss, float(pl_module.last_lr)))  # type: ignore[arg-type]
         self._log(trainer.loggers, self.points[-1])
 
     def _log(self, loggers: list[Any], point: Point) -> None:

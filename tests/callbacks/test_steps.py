@@ -30,6 +30,7 @@ def test_without_the_option_there_is_no_such_curve(run: str) -> None:
 def test_a_step_of_several_batches_has_one_point() -> None:
     class Trainer:
         global_step = 0
+        accumulate_grad_batches = 3
         loggers: tuple[()] = ()
 
     class Module:
@@ -38,7 +39,7 @@ def test_a_step_of_several_batches_has_one_point() -> None:
     curve, trainer, module = StepCurve(2), Trainer(), Module()
     for batch in range(12):  # a step takes three batches
         trainer.global_step = (batch + 1) // 3
-        curve.on_train_batch_end(trainer, module, {"loss": float(batch)}, None, batch)  # type: ignore[arg-type]
+        curve.on_train_batch_end(trainer, module, {"loss": batch / 3}, None, batch)  # type: ignore[arg-type]
     assert [(step, loss) for step, loss, _ in curve.points] == [(2, 5.0), (4, 11.0)]
     other = StepCurve(2)
     other.load_state_dict(curve.state_dict())
