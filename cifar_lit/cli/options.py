@@ -56,6 +56,19 @@ REFUSED: dict[type[Callback], str] = {
 }
 """Callbacks of Lightning that train otherwise than is written down or saved."""
 
+SYNONYMS = {
+    **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "max_epochs"),
+    **dict.fromkeys(("learning_rate", "rate"), "lr"),
+    **dict.fromkeys(("seed", "random_seed"), "seed_everything"),
+    **dict.fromkeys(("batch", "bs"), "batch_size"),
+    **dict.fromkeys(("data", "dataset"), "source"),
+    **dict.fromkeys(("arch", "network"), "net"),
+    **dict.fromkeys(("resume", "checkpoint_path"), "ckpt_path"),
+    **dict.fromkeys(("out", "output", "output_dir"), "default_root_dir"),
+    **{"wd": "weight_decay", "gpus": "devices", "val_split": "val_size"},
+}
+"""What an argument is called elsewhere, and here."""
+
 METRICS = {"train": ("Loss/train", "Accuracy/train", "lr"), "val": ("Loss/val", "Accuracy/val")}
 """What the module logs at the end of an epoch, and so what a callback can monitor."""
 

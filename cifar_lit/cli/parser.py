@@ -5,7 +5,7 @@ import contextlib
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter
@@ -13,7 +13,7 @@ from lightning.pytorch import callbacks, loggers, profilers, strategies
 from lightning.pytorch.cli import LightningArgumentParser
 
 from cifar_lit.cli.config import expand_homes
-from cifar_lit.cli.options import UNKNOWN
+from cifar_lit.cli.options import SYNONYMS, UNKNOWN
 from cifar_lit.errors import UserError, suggest
 from cifar_lit.files import discard_output
 from cifar_lit.trust import RENAMED
@@ -48,20 +48,27 @@ def naming_options(options: dict[str, str]) -> Iterator[None]:
         raise
 
 
-def _refuse(message: str, options: Iterable[str]) -> NoReturn:
+def suggest_option(word: str, options: Collection[str]) -> str:
+    """Return ``; did you mean --OPTION?``: of the same name in another group, of a synonym, or else close to it."""
+    name = word.rpartition(".")[2].removeprefix("--")
+    found = option_names(options).get(SYNONYMS.get(name, name))
+    return f"; did you mean {found}?" if found else suggest(word, options)
+
+
+def _refuse(message: str, options: Collection[str]) -> NoReturn:
     """Raise a ``UserError`` for a message of argparse, with a suggestion for a misspelt option."""
     word = message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0] or message
     for option, instead in UNKNOWN.items():
         if word == option or word.startswith(f"{option}."):
             raise UserError(f"{word} is not an option of fit: {instead}")
-    raise UserError(f"{message}{suggest(word, options)}{HINT}")
+    raise UserError(f"{message}{suggest_option(word, options)}{HINT}")
 
 
 def _in_one_line(message: str, options: Sequence[str]) -> str:
     """Return a message of jsonargparse with the option as it is typed, and without its tree of types."""
     if found := re.fullmatch(r"Group '(.*?)' does not accept option '(.*?)'.*", message, re.DOTALL):
         name = RENAMED.get(found[2])
-        hint = f"; it is --{found[1]}.{name} now" if name else suggest(f"--{found[1]}.{found[2]}", options)
+        hint = f"; it is --{found[1]}.{name} now" if name else suggest_option(f"--{found[1]}.{found[2]}", options)
         return f"there is no --{found[1]}.{found[2]}{hint}"
     found = re.fullmatch(r"Option '(.*?)' is not accepted", message)
     if found and (known := UNKNOWN.get(f"--{found[1]}")):

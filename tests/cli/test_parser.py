@@ -9,6 +9,7 @@ from cifar_lit.cli.parser import CommandParser, naming_options, option_names
 from cifar_lit.errors import UserError
 from cifar_lit.main import main
 from cifar_lit.recipes import RECIPES
+from tests.helpers.runs import Refused
 
 
 def test_print_config_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,3 +106,24 @@ def test_an_empty_value_and_the_options_of_fit_are_refused_by_name(args: list[st
     with pytest.raises(UserError) as error:
         parser.parse_args(args)
     assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--lr", "--model.lr"),
+        ("--epochs", "--trainer.max_epochs"),
+        ("--batch_size", "--data.batch_size"),
+        ("--seed", "--seed_everything"),
+        ("--source", "--data.source"),
+        ("--model.learning_rate", "--model.lr"),
+        ("--trainer.epochs", "--trainer.max_epochs"),
+        ("--trainer.max_epoch", "--trainer.max_epochs"),
+    ],
+)
+def test_options_that_people_try_first_name_the_right_one(option: str, meant: str, refused: Refused) -> None:
+    code, line = refused(["fit", option, "1"])
+    assert (code, line) == (
+        2,
+        f"error: unrecognized arguments: {option} 1; did you mean {meant}? (--help lists all options)",
+    )
