@@ -6,8 +6,11 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from cifar_lit.checkpoint import load_checkpoint
+from cifar_lit.errors import UserError
 from cifar_lit.run import BEST
 
 REMEMBERED = ("best_loss", "best_epoch", "num_val")
@@ -64,9 +67,12 @@ class Best(ModelCheckpoint):
         return {**super().state_dict(), **{name: getattr(self, name) for name in REMEMBERED}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what is remembered, if the best checkpoint lies in this run's folder; else start anew."""
+        """Restore what is remembered, if that best checkpoint lies in this run's folder; else start anew."""
         path = Path(str(self.dirpath), BEST)
         if not path.is_file():
+            return
+        if not self._is_that_of(path, state_dict):
+            rank_zero_only(print)(f"{path} is not the best before the checkpoint, so the best from here on replaces it")
             return
         # Lightning remembers paths as text; the folder may have moved, or be spelled otherwise.
         paths = {"dirpath": str(path.parent), "best_model_path": str(path), "kth_best_model_path": str(path)}
@@ -74,6 +80,14 @@ class Best(ModelCheckpoint):
         super().load_state_dict({**state_dict, **paths, "best_k_models": best})
         for name in REMEMBERED:
             setattr(self, name, state_dict.get(name, getattr(self, name)))
+
+    def _is_that_of(self, path: Path, state_dict: dict[str, Any]) -> bool:
+        """Return whether a file is the best of a state: a run may resume from an epoch before its best one."""
+        try:
+            saved = load_checkpoint(path)["callbacks"].get(self.state_key, {})
+        except UserError:  # it is damaged
+            return False
+        return all(saved.get(name) == state_dict.get(name) for name in ("best_loss", "best_epoch"))
 
 
 def saved_paths(callback: Callback) -> list[Path]:

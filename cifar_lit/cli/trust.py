@@ -58,7 +58,7 @@ def _texts(value: Any, name: str) -> Iterator[tuple[str, str]]:
             parsed = parse_yaml(value)
         except yaml.YAMLError:
             parsed = None
-        if not isinstance(parsed, dict | list):
+        if value == "-" or not isinstance(parsed, dict | list):  # that is standard input, in place of a group
             yield name, value
             return
         value = parsed
@@ -90,7 +90,8 @@ def _action(name: str, text: str, run: Path) -> str:
         return f"is {shown}"
     if re.search(r"\w\.[^\W\d]", text):
         return f"imports {shown}"
-    if any(os.path.exists(file) and not os.path.isdir(file) for file in (text, run / text)):  # noqa: PTH110, PTH112
+    is_file = any(os.path.exists(file) and not os.path.isdir(file) for file in (text, run / text))  # noqa: PTH110, PTH112
+    if is_file or text == "-":
         return f"reads {shown}"
     is_path = re.search("dir|path|root|uri|url|location", key) is not None
     is_path |= text.startswith(("~", "/", "\\")) or is_outside(text) or "$" in text or Path(text).is_absolute()

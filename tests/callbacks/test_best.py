@@ -84,6 +84,27 @@ def test_a_run_that_resumes_away_from_its_best_starts_anew(tiny_root: Path) -> N
     assert Path("elsewhere/best.ckpt").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty")  # as in a run that resumes
+@pytest.mark.parametrize("damage", [None, b"", b"PK\3\4"])
+def test_a_run_that_resumes_from_before_its_best_does_not_take_it_for_an_earlier_one(
+    damage: bytes | None, tiny_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Best(Path("kept"))
+    fit(tiny_root, before, [(0.6, 1.0)])
+    state = before.state_dict()
+    fit(tiny_root, before, [(0.1, 2.0), (0.8, 0.4)])  # best.ckpt is now that of a later epoch
+    if damage is not None:
+        Path("kept/best.ckpt").write_bytes(damage)
+    capsys.readouterr()
+    again = Best(Path("kept"))
+    again.load_state_dict(state)
+    assert again.metrics == {}
+    assert "best.ckpt is not the best before the checkpoint" in capsys.readouterr().out
+    fit(tiny_root, again, [(0.2, 1.0)])  # worse than both, and what is kept is what is said
+    assert again.metrics == pytest.approx({"Accuracy/val": 0.2, "Loss/val": 1.0})
+    assert torch.load("kept/best.ckpt", weights_only=True)["callbacks"][again.state_key]["best_loss"] == 1.0
+
+
 def test_a_fit_tests_the_best_epoch(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--trainer.max_epochs", "12", "--data.batch_size", "8", "--model.lr", "0.03", "--no_report"]
     assert main(["fit", *tiny_args, *options]) == 0

@@ -106,6 +106,7 @@ def test_what_runs_code_or_writes_elsewhere_is_listed(trainer: dict[str, Any], e
         ({"trust_run": True}, "trust_run is set"),
         ({"model": {"net": {"class_path": "antigravity.Net"}}}, "model.net.class_path imports 'antigravity.Net'"),
         ({"model": {"net": "os.system"}}, "model.net imports 'os.system'"),
+        ({"trainer": "-"}, "trainer reads '-'"),
         ("trainer.logger.class_path: mine.Logger", "trainer.logger.class_path runs 'mine.Logger'"),
         ({"data": {"mirror": "http://theirs/x"}}, "data.mirror asks 'http://theirs/x' for the images"),
         ({"data": {"cache_dir": "/theirs"}}, "data.cache_dir writes to '/theirs'"),
