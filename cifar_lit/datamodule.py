@@ -240,6 +240,7 @@ def _check_options(options: dict[str, Any]) -> None:
         require(name, options[name], is_number, "a whole number")
     padding, sizes, val_size = (options[name] for name in ("crop_padding", "image_sizes", "val_size"))
     require("crop_padding", padding, padding < 32, "less than 32, the image size")
+    require("cutout", options["cutout"], options["cutout"] <= 32, "at most 32, the image size")
     require("image_sizes", sizes, all(isinstance(size, int) and size >= 8 for size in sizes), "sizes of at least 8")
     require("flip", options["flip"], options["flip"] in get_args(Flip), f"one of {', '.join(get_args(Flip))}")
     is_fraction = isinstance(val_size, float)

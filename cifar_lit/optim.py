@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cifar_lit.errors import UserError, require
 
+MAX_FLOAT = torch.finfo(torch.float32).max
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -109,10 +110,11 @@ def check_optimizer_options(options: Mapping[str, Any]) -> None:
     """Raise a ``UserError`` for an option of ``make_optimizer`` or ``make_scheduler`` that is outside its range."""
     for name in ("momentum", "muon_momentum"):
         require(name, options[name], 0 <= options[name] < 1, "from 0 to below 1")
-    for name in ("weight_decay", "warmup_epochs", "muon_lr"):
-        require(name, options[name], 0 <= options[name] < math.inf, "at least 0")
+    require("warmup_epochs", options["warmup_epochs"], 0 <= options["warmup_epochs"] < math.inf, "at least 0")
+    for name in ("weight_decay", "muon_lr"):
+        require(name, options[name], 0 <= options[name] <= MAX_FLOAT, "at least 0, and a number of float32")
     lr, nesterov, schedule = (options[name] for name in ("lr", "nesterov", "schedule"))
-    require("lr", lr, 0 < lr < math.inf, "above 0")
+    require("lr", lr, 0 < lr <= MAX_FLOAT, "above 0, and a number of float32")
     require("nesterov", nesterov, not nesterov or options["momentum"] > 0, "false, or used with a `momentum` above 0")
     require("schedule", schedule, schedule in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}")
 

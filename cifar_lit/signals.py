@@ -7,15 +7,26 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+
+def _known(*names: str) -> tuple[signal.Signals, ...]:
+    return tuple(getattr(signal, name) for name in names if hasattr(signal, name))  # on Windows there are few
+
+
 ALWAYS = (signal.SIGTERM, signal.SIGINT)
-UNLESS_IGNORED = tuple(
-    getattr(signal, name) for name in ("SIGHUP", "SIGQUIT", "SIGXCPU") if hasattr(signal, name)
-)  # not on Windows
+UNLESS_IGNORED = _known("SIGHUP", "SIGQUIT", "SIGXCPU")
 """Signals that who starts the process may have it ignore, as nohup does with SIGHUP."""
+UNLESS_TAKEN = _known("SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGPWR")
+"""Signals that end a process, unless somebody else handles them, as a profiler does."""
 
 
 def _handled() -> list[signal.Signals]:
-    return [*ALWAYS, *(signum for signum in UNLESS_IGNORED if signal.getsignal(signum) != signal.SIG_IGN)]
+    not_ignored = [signum for signum in UNLESS_IGNORED if signal.getsignal(signum) != signal.SIG_IGN]
+    return [*ALWAYS, *not_ignored, *(signum for signum in UNLESS_TAKEN if _is_free(signal.getsignal(signum)))]
+
+
+def _is_free(handler: Any) -> bool:
+    is_ours = handler is _exit or getattr(handler, "__func__", None) is SignalListener._remember
+    return is_ours or handler == signal.SIG_DFL
 
 
 @contextlib.contextmanager
@@ -24,7 +35,8 @@ def exit_on_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {signum: signal.getsignal(signum) or signal.SIG_DFL for signum in _handled()}
+    signals = (*_handled(), *_known("SIGUSR1"))
+    before = {signum: signal.getsignal(signum) or signal.SIG_DFL for signum in signals}
     exit_at_once_on_signals()
     try:
         yield
@@ -57,13 +69,15 @@ class SignalListener:
             return
         for signum in _handled():
             signal.signal(signum, self._remember)
-        if hasattr(signal, "SIGUSR1") and callable(requeue := signal.getsignal(signal.SIGUSR1)):
-            self._requeue = requeue  # Lightning's, on a SLURM cluster; it would save in the middle of a step
-            signal.signal(signal.SIGUSR1, self._remember)
+        for signum in _known("SIGUSR1"):  # only now: Lightning takes it on a SLURM cluster if it is free
+            handler = signal.getsignal(signum)
+            if handler != signal.SIG_IGN:
+                self._requeue = handler if callable(handler) else None  # it would save in the middle of a step
+                signal.signal(signum, self._remember)
 
     def requeue(self, signum: int) -> bool:
         """Let Lightning put the job into SLURM's queue again, if that is what the signal asks for."""
-        if self._requeue is None or signum != signal.SIGUSR1:
+        if self._requeue is None or signum not in _known("SIGUSR1"):
             return False
         self.received = 0
         self._requeue(signum, None)

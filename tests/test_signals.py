@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from cifar_lit.signals import UNLESS_IGNORED, SignalListener, exit_on_signals
+from cifar_lit.signals import UNLESS_IGNORED, UNLESS_TAKEN, SignalListener, exit_on_signals
 
-HANDLED = (signal.SIGTERM, signal.SIGINT, *UNLESS_IGNORED)
+HANDLED = (signal.SIGTERM, signal.SIGINT, *UNLESS_IGNORED, *UNLESS_TAKEN)
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,27 @@ def test_a_signal_that_is_ignored_from_the_start_stays_ignored(signum: int) -> N
         listener.listen()
         signal.raise_signal(signum)
     assert listener.received == 0
+
+
+@pytest.mark.parametrize("signum", UNLESS_TAKEN)
+def test_a_signal_that_somebody_handles_is_left_to_them(signum: int) -> None:
+    seen: list[int] = []
+    signal.signal(signum, lambda number, _: seen.append(number))
+    with exit_on_signals():
+        listener = SignalListener()
+        listener.listen()
+        signal.raise_signal(signum)
+    assert (seen, listener.received) == ([signum], 0)
+
+
+def test_a_signal_of_a_batch_system_is_remembered_and_asks_for_no_requeue() -> None:
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    with exit_on_signals():
+        listener = SignalListener()
+        listener.listen()
+        signal.raise_signal(signal.SIGUSR1)
+        assert (listener.received, listener.requeue(signal.SIGUSR1)) == (signal.SIGUSR1, False)
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
 def test_in_another_thread_nothing_is_installed() -> None:

@@ -5,6 +5,7 @@ import functools
 import itertools
 import os
 import sys
+import unicodedata
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable
@@ -117,7 +118,8 @@ def _group(names: Iterable[str]) -> dict[tuple[str, ...], Listing]:
         folders = PurePosixPath(name).parts[: None if is_folder else -1]
         for depth, folder in enumerate(folders[:-1]):
             if folder.lower() in SPLITS:
-                files = groups[folders[:depth]].setdefault(folder, {}).setdefault(folders[depth + 1], [])
+                class_name = unicodedata.normalize("NFC", folders[depth + 1])  # a Mac's archives have another form
+                files = groups[folders[:depth]].setdefault(folder, {}).setdefault(class_name, [])
                 if not is_folder:
                     files.append(name)
     # Classes may be named train or test, and so may a folder around the dataset.
