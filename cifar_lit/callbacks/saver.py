@@ -20,6 +20,7 @@ from cifar_lit.callbacks.exact_resume import (
 from cifar_lit.callbacks.nonfinite import DivergedError
 from cifar_lit.checkpoint import load_checkpoint
 from cifar_lit.errors import UserError, require
+from cifar_lit.networks.base import needed_trust
 from cifar_lit.run import BEST, LAST
 from cifar_lit.run_writer import RunWriter
 from cifar_lit.signals import SignalListener, exit_at_once_on_signals
@@ -226,6 +227,7 @@ class Saver(ExactResume):
         if self._signals.requeue(signum):
             return
         if trainer.is_global_zero:
-            name, saved = signal.Signals(signum).name, f"; --ckpt_path {self.path} resumes it" if self.path else ""
+            option = f"--ckpt_path {self.path}{needed_trust(trainer.lightning_module.get_submodule('net'))}"
+            name, saved = signal.Signals(signum).name, f"; {option} resumes it" if self.path else ""
             print(f"\nstopped by {name} in epoch {trainer.current_epoch + 1}{saved}", flush=True)
         raise SystemExit(128 + signum)

@@ -29,6 +29,7 @@ from cifar_lit.evaluation.score import describe, score
 from cifar_lit.evaluation.table import format_table
 from cifar_lit.files import shorten
 from cifar_lit.machine import describe_machine
+from cifar_lit.networks.base import needed_trust
 from cifar_lit.results import Results
 from cifar_lit.run import REPORT
 from cifar_lit.run_writer import RunWriter
@@ -68,7 +69,8 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
             results = evaluate(cli, trainer, throughput, best, saver, command)
             if trainer.is_global_zero:
                 write(cli, trainer, run, results)
-                print("\n" + format_table(results, run=shorten(run.path) if run else None))
+                shown = shorten(run.path) if run else None
+                print("\n" + format_table(results, run=shown, trust=needed_trust(cli.model.net)))
             return results
 
 

@@ -210,10 +210,14 @@ def _format_tests(runs: Sequence[Scored]) -> list[str]:
         only_first, only_second = counts[run]
         difference, half = paired_difference(only_first, only_second, len(run.labels))
         interval = f"{difference:+.4f}±{half:.4f}" if only_first + only_second else "none"
-        lines.append(f"{name}{only_first:>11,}{only_second:>12,}{interval:>17}{p_values[run]:>10.2g}")
+        lines.append(f"{name}{only_first:>11,}{only_second:>12,}{interval:>17}{_format_p(p_values[run]):>10}")
     if len(counts) > 1:
         lines.append("p is adjusted for the number of tests (Holm).")
     return lines
+
+
+def _format_p(p: float) -> str:
+    return f"{p:.2g}" if p else "<1e-300"  # what a float is too coarse for
 
 
 def _end_of(text: str, size: int) -> str:

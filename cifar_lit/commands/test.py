@@ -18,6 +18,7 @@ from cifar_lit.evaluation.report import write_report
 from cifar_lit.evaluation.score import describe, score
 from cifar_lit.evaluation.table import format_table
 from cifar_lit.files import shorten, write_atomic
+from cifar_lit.networks.base import needed_trust
 from cifar_lit.results import Results
 from cifar_lit.run import REPORT, RESULTS, Run
 
@@ -79,7 +80,8 @@ def score_run(options: argparse.Namespace, *, splits: tuple[str, ...]) -> None:
         write_report(folder / REPORT, results, model, datamodule.test.images)
         write_atomic(folder / RESULTS, results.to_json())
     with reader_may_leave():
-        print("\n" + format_table(results, run=shorten(folder) if folder else None))
+        shown = shorten(folder) if folder else None
+        print("\n" + format_table(results, run=shown, trust=needed_trust(model.net)))
     if is_part:
         raise UserError(f"`report`: fewer images than before were scored, so {RESULTS} is kept", exit_code=1)
 

@@ -17,8 +17,11 @@ TITLES = {
 """The metric of each row."""
 
 
-def format_table(results: Results, *, run: str | None = None) -> str:
-    """Return the metrics as a table for a terminal of 80 columns; what is not known has no row."""
+def format_table(results: Results, *, run: str | None = None, trust: str = "") -> str:
+    """Return the metrics as a table for a terminal of 80 columns; what is not known has no row.
+
+    ``trust`` is what ``needed_trust`` returns of the network.
+    """
     lines = [f"{'':<20}{'validation':>12}{'test':>12}"]
     for title, name in TITLES.items():
         val, test = (_format(results.metrics.get(f"{name}/{split}")) for split in ("val", "test"))
@@ -32,7 +35,7 @@ def format_table(results: Results, *, run: str | None = None) -> str:
         f"  {printable(name)[:29]:<30}{_format(value) if number else 'no images':>12}"
         for (name, value), number in zip(per_class.items(), num_images, strict=False)
     ]
-    lines += ["", *(f"{title:<12}{printable(text)}" for title, text in _describe(results, run).items())]
+    lines += ["", *(f"{title:<12}{printable(text)}" for title, text in _describe(results, run, trust).items())]
     return "\n".join(lines)
 
 
@@ -57,7 +60,7 @@ def _format(value: float | list[float] | None) -> str:
     return "-".join(f"{end:.3f}" for end in value) if isinstance(value, list) else f"{value:.4f}"
 
 
-def _describe(results: Results, run: str | None) -> dict[str, str]:
+def _describe(results: Results, run: str | None, trust: str) -> dict[str, str]:
     rows = {
         "data": describe_data(results),
         "network": f"{results.network}, {results.num_parameters:,} parameters",
@@ -73,7 +76,7 @@ def _describe(results: Results, run: str | None) -> dict[str, str]:
         if any(Path(run).glob("events.out.tfevents.*")):
             rows["curves"] = f"tensorboard --logdir {Path(run).parent}"
         if results.checkpoint:
-            rows["test again"] = f"cifar-lit test {run}"
+            rows["test again"] = f"cifar-lit test {run}{trust}"
         if Path(run, REPORT).is_file():
             rows["report"] = f"{run}/{REPORT}"
     return rows

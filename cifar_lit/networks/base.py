@@ -73,6 +73,11 @@ def is_ours(class_path: str) -> bool:
     return f"{class_path.rpartition('.')[0]}.".startswith("cifar_lit.networks.")
 
 
+def needed_trust(net: nn.Module) -> str:
+    """Return the option that commands need to read a run of this network, as the end of a command line."""
+    return "" if is_ours(f"{type(net).__module__}.{type(net).__qualname__}") else " --trust_run"
+
+
 def find_network(class_path: str) -> object:
     """Return the object of this name if that imports nothing from elsewhere; else a ``UserError``."""
     module_name, _, class_name = class_path.rpartition(".")

@@ -138,7 +138,7 @@ def test_random_numbers_continue(tiny_args: list[str]) -> None:
     assert run(options).code == 0
     undisturbed = state_of()
     shutil.rmtree("lightning_logs")
-    stopped_at(9, options)
+    assert f"--ckpt_path {LAST} --trust_run resumes it" in stopped_at(9, options).out
     assert run(["fit", "--ckpt_path", str(LAST), "--trust_run"]).code == 0
     assert state_of() == undisturbed
 

@@ -199,9 +199,12 @@ def test_averaged_weights_are_tested_without_a_best_checkpoint(options: list[str
         assert results[f"Accuracy/{split}"] == pytest.approx(float(accuracy))
 
 
-def test_the_options_of_a_network_go_through_the_command_line_into_the_checkpoint(tiny_args: list[str]) -> None:
+def test_the_options_of_a_network_go_through_the_command_line_into_the_checkpoint(
+    tiny_args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     net = ["--model.net", "tests.helpers.networks.WideNet", "--model.net.width", "6"]
     assert main(["fit", *tiny_args, *FEW_EPOCHS, *net]) == 0
+    assert f"test again  cifar-lit test {RUN} --trust_run\n" in capsys.readouterr().out
     module = ImageClassifier.load_from_checkpoint(RUN / "checkpoints/best.ckpt", weights_only=True)
     assert module.hparams["net"]["init_args"] == {"width": 6}
     assert module.net.conv.out_channels == 6  # type: ignore[union-attr]

@@ -37,6 +37,11 @@ def test_the_table() -> None:
     assert ["d", "other", "test", "images"] in lines
 
 
+def test_a_probability_that_is_too_small_for_a_float_is_not_zero() -> None:
+    table = format_comparison([scored("a", "+" * 2000), scored("b", "-" * 2000)])
+    assert table.splitlines()[-1].split() == ["b", "2,000", "0", "-1.0000±0.0000", "<1e-300"]
+
+
 def test_runs_are_compared(run: str, tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", *tiny_args, *FEW_EPOCHS, "--seed_everything", "4"])
     main(["fit", *tiny_args, *FEW_EPOCHS, "--trainer.gradient_clip_val", "1"])
