@@ -159,7 +159,7 @@ class CIFAR10DataModule(LightningDataModule):
         Other test images than those of ``test``, where it is in the state, are a warning, too.
         """
         check_state(state_dict, self.classes)
-        self._trained = state_dict
+        self._trained = {"test": (self._trained or {}).get("test", ""), **state_dict}
         if self.trainer and self.trainer.state.fn == TrainerFn.FITTING:
             for split in ("train", "val"):
                 self._compare(split, is_resumed=True)

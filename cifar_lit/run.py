@@ -119,11 +119,16 @@ class Run:
                 f"{self.path} was trained for the classes {', '.join(trained_for)}, and the data has "
                 f"{', '.join(datamodule.classes)}: give the data that it was trained on with `root`"
             )
+        datamodule.load_state_dict(self.known_images)
+        return datamodule
+
+    @property
+    def known_images(self) -> dict[str, Any]:
+        """The state of the data module, with the fingerprint of the test images that the results are of."""
         tested_on = None
         with contextlib.suppress(UserError):  # of a damaged results.json
             tested_on = self.results and self.results.test_images
-        datamodule.load_state_dict({**self.data_state, "test": tested_on or ""})
-        return datamodule
+        return {**self.data_state, "test": tested_on or ""}
 
     @property
     def folder_to_write(self) -> Path | None:

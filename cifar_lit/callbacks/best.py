@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
@@ -67,27 +68,24 @@ class Best(ModelCheckpoint):
         return {**super().state_dict(), **{name: getattr(self, name) for name in REMEMBERED}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what is remembered, if that best checkpoint lies in this run's folder; else start anew."""
+        """Restore what ``best.ckpt`` in the run's folder says of itself; start anew where there is none.
+
+        A run may resume from an epoch before its best one, and best.ckpt may be gone.
+        """
         path = Path(str(self.dirpath), BEST)
-        if not path.is_file():
-            return
-        if not self._is_that_of(path, state_dict):
-            rank_zero_only(print)(f"{path} is not the best before the checkpoint, so the best from here on replaces it")
+        try:
+            saved = load_checkpoint(path)["callbacks"][self.state_key]
+            score, loss = torch.tensor(float(saved["best_model_score"])), float(saved["best_loss"])
+            epoch, num_val = int(saved["best_epoch"]), int(saved["num_val"])
+        except (UserError, KeyError, TypeError, ValueError, OverflowError):
+            if path.exists():
+                rank_zero_only(print)(f"{path} is damaged: the best from here on replaces it")
             return
         # Lightning remembers paths as text; the folder may have moved, or be spelled otherwise.
+        best = {"best_model_score": score, "kth_value": score, "best_k_models": {str(path): score}}
         paths = {"dirpath": str(path.parent), "best_model_path": str(path), "kth_best_model_path": str(path)}
-        best = {str(path): score for score in state_dict["best_k_models"].values()}
-        super().load_state_dict({**state_dict, **paths, "best_k_models": best})
-        for name in REMEMBERED:
-            setattr(self, name, state_dict.get(name, getattr(self, name)))
-
-    def _is_that_of(self, path: Path, state_dict: dict[str, Any]) -> bool:
-        """Return whether a file is the best of a state: a run may resume from an epoch before its best one."""
-        try:
-            saved = load_checkpoint(path)["callbacks"].get(self.state_key, {})
-        except UserError:  # it is damaged
-            return False
-        return all(saved.get(name) == state_dict.get(name) for name in ("best_loss", "best_epoch"))
+        super().load_state_dict({**state_dict, **best, **paths})
+        self.best_loss, self.best_epoch, self.num_val = loss, epoch, num_val
 
 
 def saved_paths(callback: Callback) -> list[Path]:

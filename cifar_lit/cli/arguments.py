@@ -19,6 +19,7 @@ from cifar_lit.cli.parser import TRUST_HELP, FitParser, building, naming_options
 from cifar_lit.cli.trust import check_config_of_run, given_options
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError, require
+from cifar_lit.evaluation.layers import explain_layers
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import evaluation_mode
 from cifar_lit.recipes import RECIPES, recipe_help
@@ -201,7 +202,14 @@ def _settings(content: Any) -> set[tuple[str, str]]:
 
 
 def _check_image_sizes(model: ImageClassifier, sizes: Sequence[int]) -> None:
-    model.check_network()
+    try:
+        model.check_network()
+    except RuntimeError as error:
+        layers = explain_layers(model.net, torch.zeros(2, 3, 32, 32))  # an error outside of a layer passes through
+        if not layers or not layers[-1].problem:
+            raise
+        layer = f"its layer {layers[-1].name} {layers[-1].problem}"
+        raise UserError(f"`net` is {type(model.net).__name__}: {layer}; cifar-lit explain shows all layers") from error
     for size in set(sizes):
         try:
             with torch.no_grad(), evaluation_mode(model.net):

@@ -79,6 +79,8 @@ def _in_one_line(message: str, options: Sequence[str]) -> str:
         return message
     is_whole = "--trust_run" in options  # else it is that of a class, which is a value itself
     option = f"--{found[1]}" if is_whole else found[1]
+    if module := re.search(r"No module named '([\w.]+)'", message):
+        return f"{option}: there is no module {module[1]}; is its folder in PYTHONPATH?"
     if "Errors:" not in message and (single := re.search(r"Expected an? (.*)\. Got value: (.*)", message, re.DOTALL)):
         return f"{option} is {single[2]}: must be {_plain(single[1])}"
     errors, _, value = message.partition("Given value type:")

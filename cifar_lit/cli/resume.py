@@ -59,10 +59,11 @@ def find_resumed(cli: FitCLI) -> Run | None:
         raise UserError(f"--ckpt_path {path} resumes with its own settings of model and data: {differences}; {way_out}")
     if not run.data_state:
         raise UserError(f"{path} was saved by an older version, which split the images otherwise: start a new run")
+    cli.datamodule.load_state_dict(run.known_images)
     run.check_finite(cli.model)
     num_done, max_epochs = epochs_done(run.checkpoint), cli.trainer_options["max_epochs"]
     num_left = 1 if max_epochs in (None, -1) else int(max_epochs) - num_done
     if num_left < 0 or (num_left == 0 and is_tested(run)):
         raise UserError(f"`max_epochs` is {max_epochs}, and {path} has finished {num_done} epochs: give more")
-    rank_zero_only(print)(f"resuming {path}: {num_done} epochs and {run.checkpoint['global_step']:,} steps are done")
+    rank_zero_only(print)(f"resuming {path}: {num_done} epochs are done ({run.checkpoint['global_step']:,} steps)")
     return run

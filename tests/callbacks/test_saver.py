@@ -214,7 +214,7 @@ def test_an_epoch_that_a_limit_has_cut_is_trained_to_its_end(logger: list[str], 
         no_limit = "-1" if name == "max_steps" else "null"
         done = run(["fit", "--ckpt_path", "lightning_logs/version_0", f"--trainer.{name}={no_limit}"])
         assert done.code == 0, done.err
-        assert f"resuming {LAST}: {num_steps // 6} epochs and {num_steps} steps are done" in done.out
+        assert f"resuming {LAST}: {num_steps // 6} epochs are done ({num_steps} steps)" in done.out
         assert (state_of(), read_metrics()) == undisturbed
         shutil.rmtree("lightning_logs")
 

@@ -22,6 +22,18 @@ NEEDS_LENGTH = (
 )
 
 
+WRONG_NET = """\
+from torch import nn
+from cifar_lit.networks import Network
+class Wrong(Network):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(100, num_classes)
+    def forward(self, images):
+        return self.linear(images.flatten(1))
+"""
+
+
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
@@ -203,3 +215,17 @@ def test_a_fit_without_test_images_still_ends_with_results(tiny_args: list[str])
     assert main(["fit", *tiny_args, *FEW_EPOCHS, "--report", "--trainer.limit_test_batches", "0"]) == 0
     assert read_results()["num_test"] == 0
     assert read_results()["Accuracy/val"] > 0
+
+
+def test_a_layer_that_does_not_fit_is_named(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("wrong_net.py").write_text(WRONG_NET, encoding="utf-8")
+    monkeypatch.syspath_prepend(".")
+    code, line = refused(["fit", "--data.source", "synthetic", "--model.net", "wrong_net.Wrong"])
+    assert code == 2
+    assert line == (
+        "error: --model.net is Wrong: its layer linear expects 100 features, and gets 3,072; "
+        "cifar-lit explain shows all layers"
+    )
+    code, line = refused(["fit", "--data.source", "synthetic", "--model.net", "missing_net.Wrong"])
+    assert code == 2
+    assert "there is no module missing_net; is its folder in PYTHONPATH?" in line

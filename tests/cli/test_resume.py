@@ -99,7 +99,7 @@ def test_last_is_the_run_that_was_saved_last(tiny_args: list[str], capsys: pytes
     assert main(["fit", "--ckpt_path", str(RUN), "--trainer.max_epochs", "3"]) == 0
     capsys.readouterr()
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "4"]) == 0
-    assert f"resuming {LAST}: 3 epochs and 18 steps are done" in capsys.readouterr().out
+    assert f"resuming {LAST}: 3 epochs are done (18 steps)" in capsys.readouterr().out
     assert (read_results()["seed"], read_results()["epochs"]) == (1, 4)
 
 
