@@ -42,7 +42,7 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
     return path.read_bytes()
 
 
-def read_text(path: Path) -> str:
+def read_utf8(path: Path) -> str:
     """Return the text of a configuration; a file that is none is a ``UserError``."""
     try:
         return read_bytes(path, max_bytes=MAX_YAML_BYTES).decode("utf-8-sig")
@@ -91,7 +91,7 @@ def _check_size(text: str) -> None:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the content of a configuration; a file that is none is a ``UserError``."""
-    text = read_text(path)
+    text = read_utf8(path)
     try:
         content = parse_yaml(text)
     except (UserError, yaml.YAMLError) as error:

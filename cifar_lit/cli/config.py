@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import Path as ConfigPath  # type: ignore[attr-defined]
 from jsonargparse import set_loader
 
-from cifar_lit.schema import parse_yaml, read_text
+from cifar_lit.schema import parse_yaml, read_utf8
 
 _HOME = re.compile(r"(--[^\s=]+=)?(~[\w.-]*(/.*)?)", re.DOTALL)
 _read_text = ConfigPath.read_text
@@ -42,7 +42,7 @@ def _with_homes(value: Any) -> Any:
 
 def _read(path: ConfigPath) -> str:
     is_local = not (path.is_url or path.is_fsspec or str(path) == "-")
-    return read_text(Path(path.absolute)) if is_local else _read_text(path)
+    return read_utf8(Path(path.absolute)) if is_local else _read_text(path)
 
 
 def install_loader() -> None:

@@ -12,7 +12,7 @@ from cifar_lit.cli.config import expand_home, load_yaml
 from cifar_lit.cli.parser import CommandParser
 from cifar_lit.errors import UserError
 from cifar_lit.main import main
-from cifar_lit.schema import MAX_YAML_BYTES, read_text
+from cifar_lit.schema import MAX_YAML_BYTES, read_utf8
 from tests.helpers.options import Workbench
 from tests.helpers.runs import FEW_EPOCHS, RUN
 
@@ -143,7 +143,7 @@ def test_report_takes_a_value(workbench: Workbench) -> None:
 
 def test_what_is_read_is_what_is_said_about_it() -> None:
     with pytest.raises(UserError, match=r"nothing.yaml cannot be read \(No such file"):
-        read_text(Path("nothing.yaml"))
+        read_utf8(Path("nothing.yaml"))
 
 
 def test_print_config_is_read_again(capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,6 +93,16 @@ leaves_loops = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::py
 
 
 @pytest.fixture
+def _collected() -> Iterator[None]:
+    """Collect what Gradio leaves behind in the test that left it."""
+    yield
+    gc.collect()
+
+
+pytestmark = [leaves_loops, pytest.mark.usefixtures("_collected")]
+
+
+@pytest.fixture
 def gradio() -> Iterator[Any]:
     """Return Gradio, which leaves event loops behind in the process that makes a page."""
     yield pytest.importorskip("gradio")
@@ -178,7 +188,6 @@ def test_errors_are_those_of_the_class(tested: tuple[ImageClassifier, Tested]) -
     assert errors_as("dark", model.classes, None) == {"value": None, "label": ""}
 
 
-@leaves_loops
 def test_without_the_test_images_it_classifies_all_the_same(
     run: str, gradio: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,7 +202,6 @@ def test_without_the_test_images_it_classifies_all_the_same(
     assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
 
 
-@leaves_loops
 def test_bad_arguments_end_in_one_line(run: str, refused: Refused, gradio: Any) -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     port = str(taken.getsockname()[1])
@@ -212,7 +220,6 @@ def test_bad_arguments_end_in_one_line(run: str, refused: Refused, gradio: Any) 
     taken.close()
 
 
-@leaves_loops
 def test_who_can_reach_it_is_said(
     run: str, gradio: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,7 +236,6 @@ def test_who_can_reach_it_is_said(
     assert "--host 0.0.0.0: everybody who can reach this machine can use the page" in capsys.readouterr().out
 
 
-@leaves_loops
 def test_the_page_classifies_what_was_uploaded_and_reads_no_other_file(
     tested: tuple[ImageClassifier, Tested], gradio: Any
 ) -> None:
