@@ -16,6 +16,8 @@ HANDLED = (signal.SIGTERM, signal.SIGINT, *UNLESS_IGNORED, *UNLESS_TAKEN)
 @pytest.fixture(autouse=True)
 def _same_handlers_afterwards() -> Iterator[None]:
     handlers = {signum: signal.getsignal(signum) for signum in (*HANDLED, signal.SIGUSR1)}
+    for signum in UNLESS_IGNORED:
+        signal.signal(signum, signal.SIG_DFL)  # also where the tests run under nohup
     yield
     for signum, handler in handlers.items():
         signal.signal(signum, handler)

@@ -103,6 +103,7 @@ def test_a_stop_within_this_process(
     undisturbed = state_of(), read_metrics()
     shutil.rmtree("lightning_logs")
     at_step(9, act, monkeypatch)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
     before = signal.getsignal(signal.SIGTERM)
     if code == 1:
         with pytest.raises(BugError):
