@@ -28,7 +28,13 @@ FIELDS = {
 }
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES))
+LARGE = {"fast10", "strong"}
+"""Recipes with a network that takes long on a CPU, or the same one as another."""
+
+
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in sorted(RECIPES)]
+)
 def test_every_recipe_fits_and_tests(recipe: str, tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     # The command test scores in float32; so does a fit whose precision it is, to the last digit.
     few_steps = ["--data.batch_size", "24", "--trainer.precision", "32-true"]
@@ -350,6 +356,7 @@ def test_a_synthetic_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+@pytest.mark.slow
 def test_two_processes_write_one_results_file(tiny_root: Path) -> None:
     options = ["--data.source", "images", "--data.root", str(tiny_root), "--data.val_size", "13", *FEW_EPOCHS]
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]

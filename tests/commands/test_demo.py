@@ -118,6 +118,7 @@ def predicted(paths: list[Path], capsys: pytest.CaptureFixture[str]) -> list[dic
     return [{top["label"]: top["probability"] for top in one["top"]} for one in found]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*the test images are not those of the run")
 def test_ten_odd_images_are_the_same_everywhere(page: Page, capsys: pytest.CaptureFixture[str]) -> None:
     paths = odd_images(Path("odd"))
