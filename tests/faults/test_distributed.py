@@ -23,20 +23,13 @@ needs_two_cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs tw
 
 @pytest.mark.slow
 @needs_two_cores
-@pytest.mark.parametrize("muon", [[], ["--model.muon_lr", "0.05"]])
-def test_two_processes_with_half_the_batch_give_the_weights_of_one(muon: list[str], folder: Path) -> None:
-    expected = EARLIER / "checkpoints/last.ckpt"
-    if muon:
-        check(run(["fit", *BASE, *EPOCHS, *muon, "--trainer.default_root_dir", "one"]), 0, "")
-        expected = Path("one", LAST)
-    done = script([*BASE, *EPOCHS, *TWO, *muon, "--data.batch_size", "4"])
+def test_two_processes_with_half_the_batch_give_the_weights_of_one(folder: Path) -> None:
+    done = script([*BASE, *EPOCHS, *TWO, "--data.batch_size", "4"])
     check(done, 0, "")
     assert done.out.count("test accuracy per class") == 1
-    one, two = (torch.load(path, weights_only=True)["state_dict"] for path in (expected, LAST))
+    one, two = (torch.load(path, weights_only=True)["state_dict"] for path in (EARLIER / "checkpoints/last.ckpt", LAST))
     for name, weights in one.items():
-        # Orthogonalised, the rounding of a direction that hardly has a gradient is as long as any other.
-        atol = 5e-3 if muon else 1e-6
-        assert torch.allclose(weights, two[name], atol=atol), name
+        assert torch.allclose(weights, two[name], atol=1e-6), name
 
 
 def signal_at_rank(step: int, signum: int, rank: int) -> list[str]:
