@@ -19,7 +19,7 @@ from cifar_lit.module import ImageClassifier
 from cifar_lit.results import Results
 
 NAMES = [
-    *("$x^2$", r"\frac{1}{", "a_b^{", "$", "%", "#1", "~", "100 %"),
+    *("$x^2$", "$x_{$", r"\frac{1}{", "a_b^{", "$", "%", "#1", "~", "100 %"),
     *("<script>alert(1)</script>", "</style>", "&amp;", '"quoted"', "'", "a | b", "`code`", "![x](http://x.invalid)"),
     *("{{ 7 * 7 }}", "{% include 'x' %}", "{# x #}", "BODY", "---", "- a: b", "!!python/name:os.system", "null"),
     *("猫", "🐱", "👩‍👩‍👧", "مرحبا", "\u00e9", "e\u0301", " cat ", "n" * 300, "two\nlines", "tab\there"),
