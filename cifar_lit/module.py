@@ -17,7 +17,7 @@ from cifar_lit.data.augment import to_float
 from cifar_lit.data.loader import check_batch, training_images
 from cifar_lit.errors import UserError, require
 from cifar_lit.metrics import MeanLoss, PredictionCollector, Predictions
-from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network
+from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network, lay_out
 from cifar_lit.networks.tta import TTA, TTA_MODES, tta_logits
 from cifar_lit.optim import Schedule, accumulation, check_optimizer_options, fit_scheduler, make_optimizer, mean_factor
 from cifar_lit.prediction import Predictor
@@ -39,7 +39,8 @@ class ImageClassifier(Predictor):
 
     Args:
         classes: Names of the classes, in the order of the labels; at least two.
-        net: The network: a class of ``cifar_lit.networks``; its own options follow after a further dot.
+        net: The network: a class of ``cifar_lit.networks``, or any other ``nn.Module``, as my_net.MyNet; its own
+            options follow after a further dot.
         lr: Peak learning rate of SGD, above 0.
         momentum: Momentum of SGD, from 0 (none) to below 1.
         nesterov: Use Nesterov momentum; needs ``momentum`` above 0.
@@ -88,7 +89,8 @@ class ImageClassifier(Predictor):
         options["net"] = describe_network(net)
         self.save_hyperparameters({name: plain_value(value) for name, value in options.items()})
         self.classes = list(classes)
-        self.net = build_network(options["net"], num_classes=len(classes)).to(memory_format=torch.channels_last)
+        self.net = build_network(options["net"], num_classes=len(classes))
+        self.channels_last = lay_out(self.net)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
         self.normalize = tuple(mean) != (0.0, 0.0, 0.0) or tuple(std) != (1.0, 1.0, 1.0)
@@ -114,14 +116,14 @@ class ImageClassifier(Predictor):
         images = to_float(images).to(self.mean.dtype)  # which the Trainer's precision may have changed
         if self.normalize:
             images = (images - self.mean) / self.std
-        logits: Tensor = self.net(images)
+        logits: Tensor = self.net(images if self.channels_last else images.contiguous())
         # Loss, averages and probabilities are computed in float32 or better, whatever the precision of the network.
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
     def setup(self, stage: str) -> None:
         """Check the network, and show some training images to one with data-dependent initialisation."""
         self.check_network()
-        if stage == "fit" and type(self.net).prepare is not Network.prepare:
+        if stage == "fit" and isinstance(self.net, Network) and type(self.net).prepare is not Network.prepare:
             with torch.no_grad():
                 self.net.prepare((training_images(self.trainer) - self.mean.cpu()) / self.std.cpu())
 

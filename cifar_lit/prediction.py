@@ -10,12 +10,12 @@ import torch
 from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from cifar_lit.data.augment import check_values, to_float, wrong_dtype
 from cifar_lit.data.decoding import load_images
 from cifar_lit.errors import UserError, require
-from cifar_lit.networks import Network, check_logits, evaluation_mode
+from cifar_lit.networks import check_logits, evaluation_mode
 from cifar_lit.networks.tta import TTA, TTA_MODES, tta_logits
 
 Picture = Image.Image | str | Path | NDArray[Any] | Tensor
@@ -32,7 +32,7 @@ class Predictor(LightningModule):
     """
 
     classes: list[str]
-    net: Network
+    net: nn.Module
     mean: Tensor
 
     @torch.inference_mode()

@@ -12,7 +12,8 @@ from cifar_lit.data.cifar10 import CIFAR10
 from cifar_lit.datamodule import CACHE_DIR, CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.module import ImageClassifier
-from cifar_lit.networks.base import build_network, describe_network, import_network, is_ours
+from cifar_lit.networks.base import build_network, describe_network
+from cifar_lit.networks.finding import import_network, is_ours
 from cifar_lit.schema import check_arguments, is_inside
 
 RENAMED = {"test_views": "tta"}

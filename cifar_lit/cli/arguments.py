@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import ActionYesNo
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -14,14 +13,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from cifar_lit.callbacks.saver import Saver
 from cifar_lit.checkpoint import check_exists
 from cifar_lit.cli.config import install_loader
+from cifar_lit.cli.network import check_network, drop_odd_defaults, import_named, own_code
 from cifar_lit.cli.options import WITHHELD, check_config
 from cifar_lit.cli.parser import TRUST_HELP, FitParser, building, naming_options, option_names
 from cifar_lit.cli.trust import check_config_of_run, given_options
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError, require
-from cifar_lit.evaluation.layers import explain_layers
 from cifar_lit.module import ImageClassifier
-from cifar_lit.networks import evaluation_mode
 from cifar_lit.recipes import RECIPES, recipe_help
 from cifar_lit.run import CHECKPOINTS, CONFIG, LAST, LOGS, run_folder
 from cifar_lit.schema import read_yaml
@@ -47,6 +45,7 @@ def with_config(args: Sequence[str]) -> list[str]:
         parser.add_argument(option, nargs="?", dest=option)
     parser.add_argument("-c", "--config", nargs="?", action="append", default=[])
     given = vars(parser.parse_known_args(args)[0])
+    import_named(args, [config for config in given["config"] if config])
     if given["--ckpt_path"]:
         file = _checkpoint_to_resume(given["--ckpt_path"], root=given["--trainer.default_root_dir"] or ".")
         args = [*args, "--ckpt_path", str(file)]
@@ -55,6 +54,7 @@ def with_config(args: Sequence[str]) -> list[str]:
                 raise UserError("--recipe belongs to a new run: leave it out beside --ckpt_path")
             if "--trust_run" not in args:
                 check_config_of_run(folder / CONFIG, given_options(args))
+            import_named((), [folder / CONFIG])
             return ["--config", str(folder / CONFIG), *args]
     recipe = given["--recipe"] or next(filter(None, map(_recipe_of, reversed(given["config"]))), "tutorial")
     return ["--config", str(RECIPES[recipe]), *args] if recipe in RECIPES else list(args)
@@ -153,15 +153,16 @@ class FitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
+        drop_odd_defaults(self.config["model"]["net"])
         with naming_options(self.names):
             _check_options(self.config)
 
     def instantiate_classes(self) -> None:
-        with naming_options(self.names):
+        with naming_options(self.names), own_code():
             with building(self.parser):
                 self.config_init = self.parser.instantiate_classes(self.config)
             self.model, self.datamodule = self.config_init["model"], self.config_init["data"]
-            _check_image_sizes(self.model, self.datamodule.hparams["image_sizes"])
+            check_network(self.model, self.datamodule.hparams["image_sizes"])
 
     def dump(self) -> str:
         """Return the text of ``config.yaml``, which starts a new run."""
@@ -199,21 +200,3 @@ def _check_recipe(config: Any) -> None:
 
 def _settings(content: Any) -> set[tuple[str, str]]:
     return {(group, name) for group, options in content.items() if isinstance(options, dict) for name in options}
-
-
-def _check_image_sizes(model: ImageClassifier, sizes: Sequence[int]) -> None:
-    try:
-        model.check_network()
-    except RuntimeError as error:
-        layers = explain_layers(model.net, torch.zeros(2, 3, 32, 32))  # an error outside of a layer passes through
-        if not layers or not layers[-1].problem:
-            raise
-        layer = f"its layer {layers[-1].name} {layers[-1].problem}"
-        raise UserError(f"`net` is {type(model.net).__name__}: {layer}; cifar-lit explain shows all layers") from error
-    for size in set(sizes):
-        try:
-            with torch.no_grad(), evaluation_mode(model.net):
-                model.net(torch.zeros(1, 3, size, size))
-        except RuntimeError as error:
-            name = type(model.net).__name__
-            raise UserError(f"`image_sizes` has {size}, which {name} does not take: leave it out") from error

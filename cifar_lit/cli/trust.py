@@ -12,7 +12,7 @@ from lightning.pytorch import callbacks, loggers, profilers, strategies
 
 from cifar_lit.datamodule import CACHE_DIR
 from cifar_lit.errors import UserError
-from cifar_lit.networks.base import Network, find_network
+from cifar_lit.networks.finding import find_network, is_network
 from cifar_lit.schema import is_inside, is_outside, parse_yaml, read_yaml
 
 LOCAL_LOGGERS = ("CSVLogger", "TensorBoardLogger")
@@ -100,10 +100,9 @@ def _action(name: str, text: str, run: Path) -> str:
 
 def _is_network(class_path: str) -> bool:
     try:
-        network_class = find_network(f"cifar_lit.networks.{class_path}" if "." not in class_path else class_path)
+        return is_network(find_network(f"cifar_lit.networks.{class_path}" if "." not in class_path else class_path))
     except UserError:
         return False
-    return isinstance(network_class, type) and issubclass(network_class, Network)
 
 
 def is_plain_class(class_path: str) -> bool:

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import torch
 from jsonargparse import Namespace
+from torch import nn
 
+from cifar_lit.cli.network import import_named, own_code
 from cifar_lit.cli.parser import TRUST_HELP, FitParser, naming_options, option_names, reader_may_leave
 from cifar_lit.errors import UserError, require
 from cifar_lit.evaluation.layers import explain_layers, format_layers
-from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network
+from cifar_lit.networks import NetworkFactory, TutorialCNN, build_network, describe_network
 from cifar_lit.run import Run
 
 MAX_SIZE, MAX_CLASSES = 1024, 100_000
@@ -23,8 +25,11 @@ examples:
 
 def main(args: Sequence[str]) -> int:
     parser = _parser()
+    names = option_names(parser._option_string_actions)
+    with naming_options(names):
+        import_named(args)
     options = parser.parse_args(list(args))
-    with naming_options(option_names(parser._option_string_actions)), reader_may_leave():
+    with naming_options(names), reader_may_leave(), own_code():
         for name in ("height", "width"):
             require(name, options[name], 1 <= options[name] <= MAX_SIZE, f"from 1 to {MAX_SIZE}")
         num_classes = options["num_classes"]
@@ -54,7 +59,7 @@ def _parser() -> FitParser:
     return parser
 
 
-def _network(options: Namespace, net: NetworkFactory | None, num_classes: int) -> Network:
+def _network(options: Namespace, net: NetworkFactory | None, num_classes: int) -> nn.Module:
     if options["run"] is None:
         return build_network(describe_network(net or TutorialCNN), num_classes=num_classes)
     if net is not None:

@@ -68,12 +68,14 @@ def explain_layers(net: nn.Module, images: Tensor) -> list[Layer]:
     try:
         with torch.no_grad(), evaluation_mode(net):
             net(images)
-    except (RuntimeError, ValueError, IndexError):
+    except (RuntimeError, ValueError, IndexError) as error:
         if not open_calls:
+            error.add_note(_source(layers).lstrip(":, "))
             raise
         name, module, shape_in = open_calls[-1]
-        problem = _why(module, shape_in, layers)
+        problem = _why(module, shape_in, layers) or _why_type(module, images.dtype)
         if not problem:
+            error.add_note(f"the layer {name} gets {'x'.join(map(str, shape_in)) or 'no batch'}{_source(layers)}")
             raise
         layers.append(_describe(name, module, shape_in, None, seen, problem))
     finally:
@@ -181,6 +183,8 @@ def _why(module: nn.Module, shape_in: Shape, before: Sequence[Layer]) -> str:
             return f"expects channels x height x width, and gets {given or 'no batch of images'}"
         case nn.Conv2d() | nn.ConvTranspose2d() if shape_in[0] != module.in_channels:
             return f"expects {module.in_channels} channels, and gets {shape_in[0]}{_source(before)}"
+        case nn.Linear() if len(shape_in) > 1 and math.prod(shape_in) == module.in_features:
+            return f"expects {module.in_features:,} features, and gets {given}: flatten it before, as with nn.Flatten()"
         case nn.Linear() if shape_in and shape_in[-1] != module.in_features:
             return f"expects {module.in_features:,} features, and gets {shape_in[-1]:,}{_source(before)}"
         case nn.BatchNorm2d() | nn.BatchNorm1d() if shape_in and shape_in[0] != module.num_features:
@@ -192,11 +196,19 @@ def _why(module: nn.Module, shape_in: Shape, before: Sequence[Layer]) -> str:
     return ""
 
 
+def _why_type(module: nn.Module, dtype: torch.dtype) -> str:
+    """Return why a layer does not fit images of a type; empty if its weights have this type, or it has none."""
+    others = [part.dtype for part in module.parameters(recurse=False) if part.dtype != dtype]
+    return f"has weights of {others[0]}, and the images are of {dtype}: leave the weights so" if others else ""
+
+
 def _source(before: Sequence[Layer]) -> str:
     """Return where the input of a layer comes from: the last layer before it that has channels, and its shape."""
     of_images = [layer for layer in before if layer.shape_out and len(layer.shape_out) == 3]
     last = before[-1] if before else None
-    if last is None or not last.shape_out:
+    if last is None:
+        return ", from the image"
+    if not last.shape_out:
         return ""
     text = f": {last.name} gives {'x'.join(map(str, last.shape_out))}"
     if len(last.shape_out) == 1 and of_images and math.prod(of_images[-1].shape_out or ()) == last.shape_out[0]:

@@ -7,6 +7,7 @@ from cifar_lit.networks.base import (
     check_logits,
     describe_network,
     evaluation_mode,
+    lay_out,
 )
 from cifar_lit.networks.fast import FastCNN
 from cifar_lit.networks.strong import StrongCNN
@@ -22,4 +23,5 @@ __all__ = [
     "check_logits",
     "describe_network",
     "evaluation_mode",
+    "lay_out",
 ]

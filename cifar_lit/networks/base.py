@@ -1,25 +1,27 @@
 """The base class of all networks, and their description in a checkpoint."""
 
+import abc
 import contextlib
 import functools
-import importlib
 import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from cifar_lit.errors import UserError
+from cifar_lit.networks.finding import NAMED, find_network, is_network, is_ours
 
 
 class Network(nn.Module):
-    """Base class: maps images ``(N, 3, 32, 32)``, float32, normalised, to logits ``(N, num_classes)``.
+    """Base class of this project's networks: images ``(N, 3, 32, 32)``, float32, normalised, to logits.
 
-    A subclass takes ``num_classes`` as its first argument, and its own options as keyword-only arguments of plain types
-    (numbers, strings, lists of these). The options are saved in the checkpoint, and the network is built from them
-    again. Only subclasses of ``Network`` are built from a class name in a checkpoint.
+    Any other ``nn.Module`` does, too. A constructor that has an argument ``num_classes`` is given the number of
+    classes. Its other arguments are options of plain types (numbers, strings, lists of these). They are saved in the
+    checkpoint, and the network is built from them again.
     """
 
     def prepare(self, images: Tensor) -> None:
@@ -29,14 +31,35 @@ class Network(nn.Module):
         """
 
 
-NetworkFactory = Callable[[int], Network]
-"""Builds a network for a number of classes: a ``Network`` class, or a ``functools.partial`` of one."""
+class AnyNetwork(abc.ABC):  # noqa: B024
+    """The type of ``--model.net``: any ``nn.Module``, of which those of this project alone are found by their name."""
+
+    @classmethod
+    def __subclasshook__(cls, kind: type) -> bool:
+        return issubclass(kind, nn.Module)
+
+    @classmethod
+    def __subclasses__(cls) -> list[type]:  # what jsonargparse searches for a name without a module
+        return [Network]
+
+
+if TYPE_CHECKING:
+    NetworkFactory = Callable[..., nn.Module]
+else:
+
+    class NetworkFactory(Protocol):
+        """Builds a network for a number of classes: a class of networks, or a ``functools.partial`` of one.
+
+        jsonargparse takes all arguments of a network but these for options.
+        """
+
+        def __call__(self, num_classes: int) -> AnyNetwork: ...  # noqa: D102
 
 
 def describe_network(net: NetworkFactory | Mapping[str, Any]) -> dict[str, Any]:
     """Return how a network is built: ``{"class_path": "module.Class", "init_args": {...}}``, without ``num_classes``.
 
-    ``net`` is a ``Network`` class, a ``functools.partial`` of one, or such a description. The options are plain values,
+    ``net`` is a class of networks, a ``functools.partial`` of one, or such a description. The options are plain values,
     which a checkpoint can hold; anything else is a ``UserError``.
     """
     match net:
@@ -47,30 +70,47 @@ def describe_network(net: NetworkFactory | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(net, functools.partial):
         # jsonargparse passes a partial of its own instantiator, with the class among the arguments.
         parts, options = [net.func, *net.args], net.keywords
-    classes = [part for part in parts if isinstance(part, type) and issubclass(part, Network)]
-    if not classes:
-        raise UserError(f"`net` is {net!r:.200}: must be a subclass of cifar_lit.networks.Network, or a partial of one")
+    if not is_network(parts[-1]):
+        raise UserError(_no_class(net, parts))
+    kind = parts[-1]
+    class_path = f"{kind.__module__}.{kind.__qualname__}"
+    if getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is not kind:
+        raise UserError(
+            f"`net` is {class_path}, and no checkpoint's reader finds it under this name: define the class outside of "
+            "functions and other classes"
+        )
+    NAMED.add(kind)
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    options = without_odd_defaults(kind, options)
     for name, value in options.items():
-        if type(value) not in (bool, int, float, str, list, dict, type(None)):
+        if type(value) not in PLAIN:
             raise UserError(f"`net`: its {name} is {value!r}: must be a plain number, string or list")
-    return {"class_path": f"{classes[0].__module__}.{classes[0].__qualname__}", "init_args": options}
+    return {"class_path": class_path, "init_args": options}
 
 
-def import_network(class_path: str) -> None:
-    """Import the module of a network from elsewhere, which runs code: only for a file that the user trusts."""
-    module_name = class_path.rpartition(".")[0]
-    try:
-        importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        raise UserError(f"the network {class_path} cannot be imported: {error}") from error
+PLAIN = (bool, int, float, str, list, dict, type(None))
 
 
-def is_ours(class_path: str) -> bool:
-    """Return whether a network of this name is one of this project's."""
-    return f"{class_path.rpartition('.')[0]}.".startswith("cifar_lit.networks.")
+def without_odd_defaults(kind: type[nn.Module], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options without what jsonargparse adds: defaults that are not plain, and None where there is none."""
+    parameters = {name: one.default for name, one in inspect.signature(kind).parameters.items()}
+    added = [
+        name
+        for name, value in options.items()
+        if (type(value) not in PLAIN and parameters.get(name, value) is value)
+        or (value is None and parameters.get(name) is inspect.Parameter.empty)
+    ]
+    return {name: value for name, value in options.items() if name not in added}
+
+
+def _no_class(net: object, parts: list[Any]) -> str:
+    """Return why something does not describe a network."""
+    if isinstance(net, nn.Module):
+        name = type(net).__name__
+        return f"`net` is an object of {name}: give the class, of which a checkpoint's reader makes another: net={name}"
+    if any(map(is_network, parts)):
+        return f"`net` is {net!r:.200}: give the options of the network by name, as width=64"
+    return f"`net` is {net!r:.200}: must be a subclass of torch.nn.Module, or a functools.partial of one"
 
 
 def needed_trust(net: nn.Module) -> str:
@@ -78,44 +118,88 @@ def needed_trust(net: nn.Module) -> str:
     return "" if is_ours(f"{type(net).__module__}.{type(net).__qualname__}") else " --trust_run"
 
 
-def find_network(class_path: str) -> object:
-    """Return the object of this name if that imports nothing from elsewhere; else a ``UserError``."""
-    module_name, _, class_name = class_path.rpartition(".")
-    if not re.fullmatch(r"\w+(\.\w+)+", class_path):
-        raise UserError(f"the network {class_path!r:.200} cannot be imported: must be module.Class")
-    if is_ours(class_path):
-        import_network(class_path)
-    elif module_name not in sys.modules:
-        raise UserError(
-            f"the network {class_path:.200} is of another package: give `trust`, if you trust this file, "
-            f"or import {module_name:.200} first"
-        )
-    return vars(sys.modules[module_name]).get(class_name)
-
-
-def build_network(spec: Mapping[str, Any], *, num_classes: int) -> Network:
+def build_network(spec: Mapping[str, Any], *, num_classes: int) -> nn.Module:
     """Build a network, with its initial weights, from what ``describe_network`` returns.
 
     A class or options that do not exist are a ``UserError``. So is a class of another package that is not imported: the
     description may come from anywhere. Errors raised in the network's own code pass through.
     """
-    class_path, options = spec["class_path"], spec["init_args"]
-    network_class = find_network(class_path)
-    if not (isinstance(network_class, type) and issubclass(network_class, Network)):
-        raise UserError(f"the network {class_path} is not a subclass of cifar_lit.networks.Network")
+    class_path, options = spec["class_path"], dict(spec["init_args"])
+    kind: Any = find_network(class_path)
+    base = Network if is_ours(class_path) else nn.Module
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise UserError(f"the network {class_path} is not a subclass of {base.__name__}")
+    if "num_classes" in options:
+        raise UserError(f"`net`: num_classes of {kind.__name__} is that of the data: leave it out")
+    if takes_num_classes(kind):
+        options["num_classes"] = num_classes
+    signature = inspect.signature(kind)
     try:
-        inspect.signature(network_class).bind(num_classes, **options)
+        signature.bind(**options)
     except TypeError as error:
-        raise UserError(f"`net`: wrong options for {network_class.__name__}: {error}") from error
-    return network_class(num_classes, **options)
+        if missing := re.fullmatch("missing a required .*argument: '(.*)'", str(error)):
+            raise UserError(
+                f"`net`: {kind.__name__} has no default for {missing[1]}: give `net`.{missing[1]}"
+            ) from error
+        raise UserError(f"`net`: wrong options for {kind.__name__}: {error}") from error
+    network: nn.Module = kind(**options)
+    return network
+
+
+def takes_num_classes(kind: type[nn.Module]) -> bool:
+    """Return whether a constructor has an argument ``num_classes``, perhaps handed on as one of its ``**kwargs``."""
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+            if "num_classes" in parameters:
+                return True
+            if not any(one.kind == one.VAR_KEYWORD for one in parameters.values()):
+                return False
+    return False
+
+
+def lay_out(net: nn.Module) -> bool:
+    """Put a network into the layout channels_last, which is faster on a CPU, and return whether it computes so.
+
+    One that does not, as by ``view`` after a convolution, stays as it is; so does one that computes nothing, of which
+    ``check_network`` says why. A network with lazy layers gets their parameters here.
+    """
+    images = torch.zeros(2, 3, 32, 32)
+    if needed_trust(net):
+        try:
+            with torch.no_grad(), evaluation_mode(net):
+                net(images)
+                net.to(memory_format=torch.channels_last)
+                net(images.to(memory_format=torch.channels_last))
+        except Exception:
+            net.to(memory_format=torch.contiguous_format)
+            return False
+    net.to(memory_format=torch.channels_last)
+    return True
 
 
 def check_logits(logits: Any, net: nn.Module, num_images: int, num_classes: int) -> None:
     """Raise a ``UserError`` unless a network gives one logit for each image and class."""
-    given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if given != (num_images, num_classes):
-        name = type(net).__name__
-        raise UserError(f"`net`: {name} gives {given} for {num_images} images: must give {(num_images, num_classes)}")
+    name, expected = type(net).__name__, (num_images, num_classes)
+    if isinstance(logits, tuple | list):
+        given = ", ".join(
+            str(tuple(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in logits
+        )
+        raise UserError(
+            f"`net`: {name} returns a {type(logits).__name__} of {given}: must return logits {expected} alone"
+        )
+    given = str(tuple(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__
+    if given == str(expected):
+        return
+    hint = ""
+    if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == num_images:
+        does = "" if takes_num_classes(type(net)) else "let its constructor take num_classes, and "
+        hint = f", for {num_classes} classes; {does}use num_classes for its last layer"
+    raise UserError(f"`net`: {name} gives {given} for {num_images} images: must give {expected}{hint}")
+
+
+def _shape_of(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 @contextlib.contextmanager

@@ -1,0 +1,135 @@
+"""A network of the user's: found in the working folder, and checked with one batch before anything starts."""
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from torch import nn
+
+import cifar_lit.networks
+from cifar_lit.callbacks.exact_resume import get_random_state, set_random_state
+from cifar_lit.errors import UserError, is_out_of_memory, suggest
+from cifar_lit.evaluation.layers import explain_layers
+from cifar_lit.module import ImageClassifier
+from cifar_lit.networks import Network, check_logits, evaluation_mode
+from cifar_lit.networks.base import needed_trust, without_odd_defaults
+from cifar_lit.networks.finding import describe, find_network, import_network, is_network, place_of
+from cifar_lit.schema import read_yaml
+
+OPTIONS = ("--model.net", "--model.net.class_path")
+
+
+def import_named(args: Sequence[str], configs: Sequence[str | Path] = ()) -> None:
+    """Import the networks that a command line and its configuration files name: the working folder is searched, too."""
+    named = []
+    for config in configs:
+        with contextlib.suppress(UserError, AttributeError):  # what is wrong with a file is said when it is parsed
+            net = read_yaml(Path(config)).get("model", {}).get("net")
+            named.append(net["class_path"] if isinstance(net, dict) else net)
+    for word, following in zip(args, [*args[1:], ""], strict=True):
+        option, is_joined, value = word.partition("=")
+        if option in OPTIONS:
+            named.append(value if is_joined else following)
+    for name in named:
+        if isinstance(name, str) and re.fullmatch(r"[^\s{\[]+", name):
+            _import(name)
+
+
+def _import(name: str) -> None:
+    ours = [key for key, value in vars(cifar_lit.networks).items() if is_network(value) and value is not Network]
+    file = Path(name if name.endswith(".py") else f"{name}.py")
+    if file.is_file():
+        found = re.findall(r"(?m)^class (\w+)\(", _text(file)) or ["MyNet"]
+        raise UserError(f"--model.net is {name}: give the class in it, too, as {file.stem}.{found[-1]}")
+    if name in ours or Path(name).is_file():  # a file with settings
+        return
+    if "." in name:
+        try:
+            import_network(name)
+        except UserError as error:
+            raise UserError(f"--model.net is {name}: {error}") from error
+        return
+    own = [f"{path.stem}.{name}" for path in Path().glob("*.py") if re.search(rf"(?m)^class {name}\b", _text(path))]
+    near = f"; did you mean {own[0]}?" if own else suggest(name, ours)
+    raise UserError(
+        f"--model.net is {name}: there are {', '.join(sorted(ours))}; give one of your own with its module, as "
+        f"my_net.MyNet{near}"
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+@contextlib.contextmanager
+def own_code() -> Iterator[None]:
+    """Show an error of the user's network as one line, with its place in the user's file; one of ours passes."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        place = "" if is_out_of_memory(error) else place_of(error)
+        if not place:
+            raise
+        raise UserError(f"`net`: {place}: {describe(error)}") from error
+
+
+def check_network(model: ImageClassifier, sizes: Sequence[int]) -> None:
+    """Refuse a network that does not compute logits of two images; of a layer that does not fit, say why."""
+    net, name = model.net, type(model.net).__name__
+    if type(net).forward is nn.Module.forward:
+        raise UserError(f"`net`: {name} has no method forward{suggest('forward', vars(type(net)))}")
+    try:
+        model.check_network()
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        layers = explain_layers(net, torch.zeros(2, 3, 32, 32))  # an error outside of a layer passes through
+        if not layers or not layers[-1].problem:
+            raise
+        layer = f"its layer {layers[-1].name} {layers[-1].problem}"
+        raise UserError(f"`net` is {name}: {layer}; cifar-lit explain shows all layers") from error
+    if needed_trust(net):
+        _check_training(model)
+    for size in set(sizes):
+        try:
+            with torch.no_grad(), evaluation_mode(net):
+                net(torch.zeros(1, 3, size, size))
+        except RuntimeError as error:
+            raise UserError(f"`image_sizes` has {size}, which {name} does not take: leave it out") from error
+
+
+def _check_training(model: ImageClassifier) -> None:
+    """Refuse a network that gives something else in training, or logits that nothing in it is trained by."""
+    net: Any = model.net
+    random_state, buffers = get_random_state(), [(buffer, buffer.clone()) for buffer in net.buffers()]
+    modes = [(part, part.training) for part in net.modules()]
+    try:
+        logits = net.train()(torch.zeros(2, 3, 32, 32))
+        check_logits(logits, net, 2, len(model.classes))
+        if not logits.requires_grad:
+            raise UserError(f"`net`: no parameter of {type(net).__name__} is trained by its logits")
+    finally:
+        set_random_state(random_state)
+        for part, was_training in modes:
+            part.training = was_training
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def drop_odd_defaults(net: Any) -> None:
+    """Take from a parsed network the options that are only defaults and that no file can hold."""
+    if isinstance(net, Namespace) and (options := net.get("init_args")):
+        kind = find_network(net["class_path"])
+        kept = without_odd_defaults(kind, vars(options)) if is_network(kind) else vars(options)
+        for name in options.keys() - kept.keys():
+            del options[name]
