@@ -71,14 +71,18 @@ def _in_one_line(message: str, options: Sequence[str]) -> str:
         hint = f"; it is --{found[1]}.{name} now" if name else suggest_option(f"--{found[1]}.{found[2]}", options)
         return f"there is no --{found[1]}.{found[2]}{hint}"
     found = re.fullmatch(r"Option '(.*?)' is not accepted", message)
+    is_whole = "--trust_run" in options  # else it is that of a class, which is a value itself
+    if found and not is_whole:
+        return f"there is no --{found[1]}{suggest_option(f'--{found[1]}', options)}"
+    if needed := re.fullmatch(r"the following arguments are required: (\w+).*", message):
+        return f"--{needed[1]} has no default, and must be given"
     if found and (known := UNKNOWN.get(f"--{found[1]}")):
         return f"there is no --{found[1]}, in a file either: {known}"
     if message.startswith("Unexpected config:"):
         return f"--config has no settings: must be a mapping, such as trainer: {{max_epochs: 3}}, and is{message[18:]}"
     if not (found := re.match(r'Parser key "(.*?)":', message)):
         return message
-    is_whole = "--trust_run" in options  # else it is that of a class, which is a value itself
-    option = f"--{found[1]}" if is_whole else found[1]
+    option = f"--{found[1]}"  # of a class: within its own parser
     if module := re.search(r"No module named '([\w.]+)'", message):
         return f"{option}: there is no module {module[1]}; is its folder in PYTHONPATH?"
     if "Errors:" not in message and (single := re.search(r"Expected an? (.*)\. Got value: (.*)", message, re.DOTALL)):
@@ -96,6 +100,14 @@ def _in_one_line(message: str, options: Sequence[str]) -> str:
     if reasons:
         return f"{option} is {value}: must be {' or '.join(map(_plain, reasons))}"
     return f"{option}: {message.partition(':')[2].strip()}"
+
+
+def _of_class(error: UserError, message: str) -> UserError:
+    """Return an error of the parser of a class within this one, with its options as they are typed here."""
+    key = re.match(r'Parser key "(.*?)":', message)
+    if key is None or HINT not in str(error):
+        return error
+    return UserError(re.sub(r"--(?=\w)", f"--{key[1]}.", str(error).replace(HINT, "")) + HINT)
 
 
 def _plain(expected: str) -> str:
@@ -120,7 +132,7 @@ class FitParser(LightningArgumentParser):
         cause: BaseException | None = ex
         while cause is not None:
             if isinstance(cause, UserError):
-                raise cause
+                raise _of_class(cause, message)
             cause = cause.__cause__ or cause.__context__
         options = list(self._option_string_actions)
         _refuse(_in_one_line(message.replace(HINT, ""), options), options)  # perhaps of a parser within this one
