@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from cifar_lit.callbacks.bars import close_bars
 from cifar_lit.callbacks.best import Best, saved_paths
 from cifar_lit.callbacks.exact_resume import (
     ExactResume,
@@ -229,5 +230,6 @@ class Saver(ExactResume):
         if trainer.is_global_zero:
             option = f"--ckpt_path {self.path}{needed_trust(trainer.lightning_module.get_submodule('net'))}"
             name, saved = signal.Signals(signum).name, f"; {option} resumes it" if self.path else ""
-            print(f"\nstopped by {name} in epoch {trainer.current_epoch + 1}{saved}", flush=True)
+            close_bars(trainer)
+            print(f"stopped by {name} in epoch {trainer.current_epoch + 1}{saved}", flush=True)
         raise SystemExit(128 + signum)

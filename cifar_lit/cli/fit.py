@@ -53,7 +53,8 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
             throughput = Throughput()
             best = Best(run.checkpoints if run else None) if cli.keeps_checkpoints and cli.has_val else None
             saver = Saver(run, keep=cli.keeps_checkpoints, **cli.config["checkpoint"])
-            own = [pruner, throughput, NonFiniteGuard(), best, History(), saver]
+            guard = NonFiniteGuard(run.path if run and cli.keeps_checkpoints else None)
+            own = [pruner, throughput, guard, best, History(), saver]
             trainer = build_trainer(cli, run, resumed, [callback for callback in own if callback])
 
             saver.check_files(trainer)

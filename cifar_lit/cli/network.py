@@ -30,7 +30,7 @@ def import_named(args: Sequence[str], configs: Sequence[str | Path] = ()) -> Non
         with contextlib.suppress(UserError, AttributeError):  # what is wrong with a file is said when it is parsed
             net = read_yaml(Path(config)).get("model", {}).get("net")
             named.append(net["class_path"] if isinstance(net, dict) else net)
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for word, following in zip(args, [*args, ""][1:], strict=True):
         option, is_joined, value = word.partition("=")
         if option in OPTIONS:
             named.append(value if is_joined else following)

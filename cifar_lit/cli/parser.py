@@ -71,11 +71,8 @@ def _in_one_line(message: str, options: Sequence[str]) -> str:
         hint = f"; it is --{found[1]}.{name} now" if name else suggest_option(f"--{found[1]}.{found[2]}", options)
         return f"there is no --{found[1]}.{found[2]}{hint}"
     found = re.fullmatch(r"Option '(.*?)' is not accepted", message)
-    is_whole = "--trust_run" in options  # else it is that of a class, which is a value itself
-    if found and not is_whole:
-        return f"there is no --{found[1]}{suggest_option(f'--{found[1]}', options)}"
-    if needed := re.fullmatch(r"the following arguments are required: (\w+).*", message):
-        return f"--{needed[1]} has no default, and must be given"
+    if "--trust_run" not in options and (of_class := _of_parser_within(message, found and found[1], options)):
+        return of_class
     if found and (known := UNKNOWN.get(f"--{found[1]}")):
         return f"there is no --{found[1]}, in a file either: {known}"
     if message.startswith("Unexpected config:"):
@@ -100,6 +97,14 @@ def _in_one_line(message: str, options: Sequence[str]) -> str:
     if reasons:
         return f"{option} is {value}: must be {' or '.join(map(_plain, reasons))}"
     return f"{option}: {message.partition(':')[2].strip()}"
+
+
+def _of_parser_within(message: str, unknown: str | None, options: Sequence[str]) -> str:
+    """Return what the parser of a class, which is the value of an option, says of a name; empty for other messages."""
+    if unknown:
+        return f"there is no --{unknown}{suggest_option(f'--{unknown}', options)}"
+    needed = re.fullmatch(r"the following arguments are required: (\w+).*", message)
+    return f"--{needed[1]} has no default, and must be given" if needed else ""
 
 
 def _of_class(error: UserError, message: str) -> UserError:

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from cifar_lit.callbacks.bars import CloseBars
 from cifar_lit.callbacks.progress import NetworkSummary, ProgressBar
 from cifar_lit.callbacks.steps import StepCurve
 from cifar_lit.cli.arguments import FitCLI
@@ -111,6 +112,7 @@ def make_trainer(options: dict[str, Any]) -> Trainer:
         if raised_in(error)[-1][0].partition(".")[0] != "lightning":
             raise
         raise UserError(f"--trainer: {error}") from error
+    trainer.callbacks.append(CloseBars())  # type: ignore[attr-defined]
     secure_strategy(trainer.strategy, options.get("strategy"))
     check_devices_used(trainer.strategy, options.get("devices"), options.get("num_nodes", 1))
     set_up(trainer.strategy.root_device, str(trainer.precision), benchmark=options.get("benchmark"))
