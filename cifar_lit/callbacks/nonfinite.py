@@ -79,6 +79,8 @@ class NonFiniteGuard(Callback):
     def _check_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
         name = first_nonfinite(pl_module.named_parameters())
         if name is not None:
+            if self._losses:
+                self._check_losses(trainer, num_batches=trainer.fit_loop.batch_idx + 1)  # which come first
             place = f"in epoch {trainer.current_epoch + 1}, after step {trainer.global_step} of the training"
             place += _at_rates(self._rates[-1]) if self._rates else ""
             raise DivergedError(f"{name} has non-finite values {place}: {self._advice(trainer)}")
@@ -92,8 +94,8 @@ class NonFiniteGuard(Callback):
             return f"start again with {rate}, or with `gradient_clip_val` {clip:g}"
         path = shlex.quote(shorten(resumable)) + needed_trust(trainer.lightning_module.get_submodule("net"))
         return (
-            f"cifar-lit fit --ckpt_path {path} --trainer.gradient_clip_val {clip:g} resumes before that; or start "
-            f"again with {rate}"
+            f"start again with {rate}, or resume before that with cifar-lit fit --ckpt_path {path} "
+            f"--trainer.gradient_clip_val {clip:g}"
         )
 
     def _resumable(self) -> Path | None:

@@ -37,8 +37,15 @@ WITHHELD = {
 }
 """Arguments of the Trainer that can do nothing here. They keep their defaults, and are not in ``--help``."""
 
+FINDER = (
+    "in version 0.1 it suggested 0.132 for the synthetic images, with which the loss was nan in step 52 of epoch 1: "
+    "search with cifar-lit sweep --set model.lr=log:0.003:0.3"
+)
+"""What a learning-rate finder did, and what does better."""
+
 UNKNOWN = {
     "--weights_only": "checkpoints are always read without running code in them",
+    "--lr_finder": f"the search was removed, because {FINDER}",
     "--optimizer": "it is SGD, with Muon by --model.muon_lr; its options are those of --model",
     "--lr_scheduler": "give --model.schedule",
     "--trainer.resume_from_checkpoint": "give --ckpt_path",
@@ -49,7 +56,7 @@ UNKNOWN = {
 """Options of Lightning that ``fit`` does not have, and what to give."""
 
 REFUSED: dict[type[Callback], str] = {
-    LearningRateFinder: "would train with another `lr` than config.yaml says: give a `lr`, or use cifar-lit sweep",
+    LearningRateFinder: f"would train with another `lr` than config.yaml says, and {FINDER}",
     BatchSizeFinder: "would train with another `batch_size` than config.yaml says: give a `batch_size`",
     StochasticWeightAveraging: "trains a further epoch that is neither validated nor saved: use EMAWeightAveraging, "
     "whose average is",

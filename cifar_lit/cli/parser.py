@@ -70,11 +70,8 @@ def _in_one_line(message: str, options: Sequence[str]) -> str:
         name = RENAMED.get(found[2])
         hint = f"; it is --{found[1]}.{name} now" if name else suggest_option(f"--{found[1]}.{found[2]}", options)
         return f"there is no --{found[1]}.{found[2]}{hint}"
-    found = re.fullmatch(r"Option '(.*?)' is not accepted", message)
-    if "--trust_run" not in options and (of_class := _of_parser_within(message, found and found[1], options)):
-        return of_class
-    if found and (known := UNKNOWN.get(f"--{found[1]}")):
-        return f"there is no --{found[1]}, in a file either: {known}"
+    if of_name := _of_name(message, options):
+        return of_name
     if message.startswith("Unexpected config:"):
         return f"--config has no settings: must be a mapping, such as trainer: {{max_epochs: 3}}, and is{message[18:]}"
     if not (found := re.match(r'Parser key "(.*?)":', message)):
@@ -99,10 +96,15 @@ def _in_one_line(message: str, options: Sequence[str]) -> str:
     return f"{option}: {message.partition(':')[2].strip()}"
 
 
-def _of_parser_within(message: str, unknown: str | None, options: Sequence[str]) -> str:
-    """Return what the parser of a class, which is the value of an option, says of a name; empty for other messages."""
-    if unknown:
-        return f"there is no --{unknown}{suggest_option(f'--{unknown}', options)}"
+def _of_name(message: str, options: Sequence[str]) -> str:
+    """Return what is wrong with the name of an option in a file, or of a class that is a value; else an empty text."""
+    found = re.fullmatch(r"Option '(.*?)' is not accepted", message)
+    if found and (known := UNKNOWN.get(f"--{found[1]}")):
+        return f"there is no --{found[1]}, in a file either: {known}"
+    if "--trust_run" in options:  # the whole parser, not that of a class
+        return ""
+    if found:
+        return f"there is no --{found[1]}{suggest_option(f'--{found[1]}', options)}"
     needed = re.fullmatch(r"the following arguments are required: (\w+).*", message)
     return f"--{needed[1]} has no default, and must be given" if needed else ""
 
