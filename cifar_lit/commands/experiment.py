@@ -1,4 +1,4 @@
-"""Named settings of ``fit``, each trained with several seeds: every run once, its row kept, by any number of processes."""
+"""Named settings of ``fit`` with several seeds: each run once, its row kept, by any number of processes."""
 
 import contextlib
 import gc
@@ -110,8 +110,8 @@ class Experiment:
 
     def run(self) -> None:
         """Do the runs that nobody has done or does, seed by seed, so that early rows already make pairs."""
-        while any([self._try(setting, seed) for setting, seed in self.jobs]):
-            pass  # meanwhile another process may have died, and left its run
+        while any(self._try(setting, seed) for setting, seed in self.jobs):
+            pass  # from the first one again: another process may have died, and left its run
 
     @property
     def num_left(self) -> int:
