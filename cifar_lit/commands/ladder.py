@@ -1,21 +1,32 @@
 """``cifar-lit ladder``: from the tutorial's settings to the best, one idea at a time, and what each is worth."""
 
 import argparse
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
-from cifar_lit.commands.experiment import Experiment, Setting
+from cifar_lit.commands.experiment import TESTS, Experiment, Setting
 from cifar_lit.commands.sweep import MACHINE_OPTIONS
+from cifar_lit.commands.trial import Row
 from cifar_lit.errors import UserError, require
-from cifar_lit.recipes import LADDER
+from cifar_lit.evaluation.ladder import Step, format_ladder, format_tests, markdown_ladder, plot_ladder
+from cifar_lit.files import shorten, write_atomic
+from cifar_lit.recipes import LADDER, title_of
 
 EXAMPLES = """
 cifar-lit ladder --data.source images --data.root cifar10-images.tar.gz
 cifar-lit ladder --steps 0-3 --seeds 2 --epochs 2
 cifar-lit ladder --steps 0,16 --seeds 5-9 --to lightning_logs/ends
+cifar-lit ladder --show 5 > step5.yaml
 """
+TABLE, PLOT = "ladder.md", "ladder.png"
+SET_BY_STEPS = {"seed_everything": "seeds", "trainer.max_epochs": "epochs", "recipe": "steps", "ckpt_path": "to"}
+"""Options of ``fit`` that are none here, and which is."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -23,28 +34,93 @@ def main(args: Sequence[str]) -> int:
     options, training = parser.parse_known_args(args)
     with naming_options(parser.names):
         require("epochs", options.epochs, options.epochs >= 1, "at least 1")
-        steps = parse_numbers("steps", options.steps or f"0-{len(LADDER) - 1}", largest=len(LADDER) - 1)
-        is_count = options.seeds.isdecimal()
-        seeds = list(range(int(options.seeds))) if is_count else parse_numbers("seeds", options.seeds)
-        require("seeds", options.seeds, bool(seeds), "at least 1, or a list as 0,1,7")
-        given = {word.partition("=")[0].removeprefix("--") for word in training}
-        for name, instead in (
-            ("seed_everything", "seeds"),
-            ("trainer.max_epochs", "epochs"),
-            ("recipe", "steps"),
-            ("ckpt_path", "to"),
-        ):
-            if name in given:
-                raise UserError(f"--{name} is what each step sets itself: give --{instead}")
-        machine = [f"--{name}={value}" for name in MACHINE_OPTIONS if (value := vars(options)[name]) is not None]
+        for word in training:
+            if instead := SET_BY_STEPS.get(word.partition("=")[0].removeprefix("--")):
+                raise UserError(f"{word.partition('=')[0]}: each step has its own: give --{instead}")
         common = [f"--trainer.max_epochs={options.epochs}", *training]
-        settings = [step_setting(step, common) for step in steps]
-        kept = [LADDER[0].stem, LADDER[-1].stem]
-        experiment = Experiment(Path(options.to), settings, seeds, machine=machine, kept=kept)
+        if options.show is not None:
+            require("show", options.show, 0 <= options.show < len(LADDER), f"a step from 0 to {len(LADDER) - 1}")
+            return _show(step_setting(options.show, common))
+        experiment = _experiment(options, common)
         experiment.run()
-    with reader_may_leave():
-        print(f"{experiment.num_left} runs are left to other processes" if experiment.num_left else "all runs are done")
+        if options.test:
+            experiment.test()
+        with reader_may_leave():
+            print(f"\n{write_ladder(experiment)}")
     return 0
+
+
+def _experiment(options: argparse.Namespace, common: Sequence[str]) -> Experiment:
+    steps = parse_numbers("steps", options.steps or f"0-{len(LADDER) - 1}", largest=len(LADDER) - 1)
+    is_count = options.seeds.isdecimal() and 1 <= int(options.seeds) <= 1000
+    seeds = list(range(int(options.seeds))) if is_count else parse_numbers("seeds", options.seeds)
+    return Experiment(
+        Path(options.to),
+        [step_setting(step, common) for step in steps],
+        seeds,
+        machine={name: value for name in MACHINE_OPTIONS if (value := vars(options)[name]) is not None},
+        kept=[LADDER[0].stem, LADDER[-1].stem],
+    )
+
+
+def _show(setting: Setting) -> int:
+    """Print the settings of a step as a file for ``fit --config``."""
+    nested: dict[str, Any] = {}
+    for name, value in setting.values.items():
+        *groups, last = name.split(".")
+        functools.reduce(lambda inner, group: inner.setdefault(group, {}), groups, nested)[last] = value
+    with reader_may_leave():
+        print(yaml.safe_dump(nested, sort_keys=False), end="")
+    return 0
+
+
+def write_ladder(experiment: Experiment) -> str:
+    """Write table and plot of all runs that are in the folder, and return the table as text for a terminal."""
+    with experiment.locked(TABLE):
+        rows, tests = experiment.rows(), experiment.rows(TESTS)
+        steps = [
+            Step.of(
+                number, title_of(path), *([row for row in of if row["setting"] == path.stem] for of in (rows, tests))
+            )
+            for number, path in enumerate(LADDER)
+        ]
+        steps = [step for step in steps if step.accuracies or step.num_diverged]
+        notes = _notes(rows, steps)
+        write_atomic(experiment.folder / TABLE, markdown_ladder(steps, notes))
+        if any(step.accuracies for step in steps):
+            write_atomic(experiment.folder / PLOT, plot_ladder(steps, title=notes[0]))
+    left = f"{experiment.num_left} runs are being done by other processes\n" if experiment.num_left else ""
+    places = " and ".join(shorten(experiment.folder / name) for name in (TABLE, PLOT))
+    return "\n".join([format_ladder(steps), "", *notes, f"{left}{places}"])
+
+
+def _notes(rows: Sequence[Row], steps: Sequence[Step]) -> list[str]:
+    """Return what the reader of the table needs to know."""
+    done = [row for row in rows if row["accuracy"] is not None]
+    counts, epochs, nums, devices = (
+        _range(values)
+        for values in (
+            [len(step.accuracies) for step in steps],
+            [row["epochs"] for row in done],
+            [row["num_val"] for row in done],
+            [row["device"] for row in rows],
+        )
+    )
+    return [
+        f"{epochs} epochs, {counts} seeds, {nums} validation images; 95 % intervals",
+        f"Each run is judged by its last epoch; the differences are those of equal seeds. On {devices}.",
+        *format_tests(steps),
+    ]
+
+
+def _range(values: Sequence[Any]) -> str:
+    """Return the value that all have, or else the lowest and the highest."""
+    ends = sorted(set(values))
+    return (
+        " to ".join(f"{end:,}" if isinstance(end, int) else str(end) for end in dict.fromkeys((ends[0], ends[-1])))
+        if ends
+        else "0"
+    )
 
 
 def step_setting(step: int, options: Sequence[str]) -> Setting:
@@ -77,6 +153,10 @@ def _parser() -> CommandParser:
     parser.add_argument("--steps", help="numbers of the steps, as 0-5,9 (default: all)")
     parser.add_argument("--seeds", default="5", help="how many seeds, or which: 0,1,7 or 5-9 (default: 5)")
     parser.add_argument("--epochs", type=int, default=8, help="epochs of each run (default: 8)")
+    parser.add_argument(
+        "--test", action="store_true", help="score the first and the last step on the test images, once"
+    )
+    parser.add_argument("--show", type=int, metavar="STEP", help="print the settings of a step, for fit --config")
     parser.add_argument("--to", default="lightning_logs/ladder", help="where the rows are kept (default: %(default)s)")
     for name in MACHINE_OPTIONS:  # of fit, and passed on to it
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
