@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +44,18 @@ class Setting:
                     values |= _flat(read_yaml(RECIPES[value]))
                 case name:
                     values[name] = parse_yaml(value)
-        return values
+        return {_full_name(name): value for name, value in values.items()}
 
     @property
     def hash(self) -> str:
         return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _full_name(name: str) -> str:
+    """Return the one name of a setting of the network, which the command line shortens."""
+    if name == "model.net":
+        return "model.net.class_path"
+    return re.sub(r"^model\.net\.(?!class_path|init_args)", "model.net.init_args.", name)
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -64,6 +72,7 @@ class Experiment:
     Args:
         folder: Where ``runs.jsonl`` has a row for each run, and ``settings.json`` what each name stands for.
         settings: What is trained. Under one name it must always be the same.
+        chosen: The names of those that this call trains, in this order; the others are only noted.
         seeds: Each setting is trained with each of these, so that settings are compared in pairs.
         machine: Options of ``fit`` for all runs that change no result, such as where the images are.
         kept: Names of the settings whose last weights are kept, to be tested.
@@ -75,12 +84,13 @@ class Experiment:
         settings: Sequence[Setting],
         seeds: Sequence[int],
         *,
+        chosen: Sequence[str] | None = None,
         machine: Mapping[str, str] | None = None,
         kept: Collection[str] = (),
     ) -> None:
-        self.folder, self.settings, self.seeds = folder, settings, seeds
-        self.machine, self.kept = machine or {}, kept
-        self.jobs = [(setting, seed) for seed in seeds for setting in settings]
+        self.folder, self.settings, self.machine, self.kept = folder, settings, machine or {}, kept
+        by_name = {setting.name: setting for setting in settings}
+        self.jobs = [(by_name[name], seed) for seed in seeds for name in (by_name if chosen is None else chosen)]
         try:
             (folder / ".locks").mkdir(parents=True, exist_ok=True)
             with self.locked(SETTINGS):

@@ -56,8 +56,9 @@ def _experiment(options: argparse.Namespace, common: Sequence[str]) -> Experimen
     seeds = list(range(int(options.seeds))) if is_count else parse_numbers("seeds", options.seeds)
     return Experiment(
         Path(options.to),
-        [step_setting(step, common) for step in steps],
+        [step_setting(step, common) for step in range(len(LADDER))],
         seeds,
+        chosen=[LADDER[step].stem for step in steps],
         machine={name: value for name in MACHINE_OPTIONS if (value := vars(options)[name]) is not None},
         kept=[LADDER[0].stem, LADDER[-1].stem],
     )
@@ -78,12 +79,10 @@ def write_ladder(experiment: Experiment) -> str:
     """Write table and plot of all runs that are in the folder, and return the table as text for a terminal."""
     with experiment.locked(TABLE):
         rows, tests = experiment.rows(), experiment.rows(TESTS)
-        steps = [
-            Step.of(
-                number, title_of(path), *([row for row in of if row["setting"] == path.stem] for of in (rows, tests))
-            )
-            for number, path in enumerate(LADDER)
-        ]
+        steps = []
+        for number, path in enumerate(LADDER):
+            own, tested = ([row for row in of if row["setting"] == path.stem] for of in (rows, tests))
+            steps.append(Step.of(number, title_of(path), own, tested))
         steps = [step for step in steps if step.accuracies or step.num_diverged]
         notes = _notes(rows, steps)
         write_atomic(experiment.folder / TABLE, markdown_ladder(steps, notes))
@@ -115,12 +114,8 @@ def _notes(rows: Sequence[Row], steps: Sequence[Step]) -> list[str]:
 
 def _range(values: Sequence[Any]) -> str:
     """Return the value that all have, or else the lowest and the highest."""
-    ends = sorted(set(values))
-    return (
-        " to ".join(f"{end:,}" if isinstance(end, int) else str(end) for end in dict.fromkeys((ends[0], ends[-1])))
-        if ends
-        else "0"
-    )
+    ends = dict.fromkeys((min(values, default=0), max(values, default=0)))
+    return " to ".join(f"{end:,}" if isinstance(end, int) else str(end) for end in ends)
 
 
 def step_setting(step: int, options: Sequence[str]) -> Setting:

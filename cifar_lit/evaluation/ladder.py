@@ -132,7 +132,8 @@ def plot_ladder(steps: Sequence[Step], *, title: str) -> bytes:
     _plot_costs(products, [step.multiplications / 1e12 for step in steps], "10¹² multiplications")
     accuracy.set_yticks(range(len(steps)), [f"{step.title}  {step.number:>2}" for step in steps])
     accuracy.set_ylim(len(steps) - 0.4, -0.6)
-    figure.suptitle(title, fontsize=10, color=INK)
+    ends = [f"{100 * step.accuracy.mean:.1f} %" for step in (steps[0], steps[-1])]
+    figure.suptitle(f"From {ends[0]} to {ends[1]}: {title}", fontsize=10, color=INK)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
