@@ -36,4 +36,4 @@ def count_multiplications(model: ImageClassifier, num_images: Mapping[int, int],
         total += counter.get_total_flops() // 2 * number // NUM_IMAGES  # a product and a sum are two operations
     with FlopCounterMode(display=False) as counter:
         optimizer.step()
-    return total + counter.get_total_flops() // 2 * num_steps
+    return total + int(counter.get_total_flops()) // 2 * num_steps

@@ -60,7 +60,7 @@ def test_with_the_last_settings_it_is_the_fast_network() -> None:
 def test_it_begins_as_the_fast_network_does() -> None:
     net = ConvNet(**FAST)
     net.prepare(torch.rand(20, 3, 32, 32))
-    assert float(net.stem[1].weight.std()) > 0  # type: ignore[arg-type,operator]
+    assert float(net.stem[1].weight.std()) > 0  # type: ignore[operator]
     images = torch.rand(2, 24, 8, 8)
     assert torch.equal(net.blocks[0][0](images)[:, :24], images)  # type: ignore[index]
 
