@@ -23,6 +23,7 @@ COMMANDS = {
     "demo": ("cifar_lit.commands.demo", "classify images in the browser"),
     "export": ("cifar_lit.commands.export", "write the model as ONNX, torch.export or safetensors"),
     "sweep": ("cifar_lit.commands.sweep", "search for hyper-parameters, judged on validation"),
+    "ladder": ("cifar_lit.commands.ladder", "train from the tutorial's settings to the best, one idea at a time"),
 }
 """Each command: the module whose ``main(args) -> exit code`` it is, and what it does."""
 _ROWS = "\n".join(f"  {name:<11}{summary}" for name, (_, summary) in COMMANDS.items())

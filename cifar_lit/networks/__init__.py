@@ -9,11 +9,13 @@ from cifar_lit.networks.base import (
     evaluation_mode,
     lay_out,
 )
+from cifar_lit.networks.conv import ConvNet
 from cifar_lit.networks.fast import FastCNN
 from cifar_lit.networks.strong import StrongCNN
 from cifar_lit.networks.tutorial import TutorialCNN
 
 __all__ = [
+    "ConvNet",
     "FastCNN",
     "Network",
     "NetworkFactory",

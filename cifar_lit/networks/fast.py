@@ -45,7 +45,7 @@ class FastCNN(Network):
 
     def __init__(self, num_classes: int = 10, *, widths: Sequence[int] = (64, 256, 256), num_convs: int = 2) -> None:
         super().__init__()
-        _check_sizes(widths, num_convs)
+        check_sizes(widths, num_convs)
         channels = [24, *widths]  # 12 eigenvectors of patches of 3 channels at 2x2 pixels, and their negatives
         self.whiten = nn.Conv2d(3, channels[0], kernel_size=2)
         self.whiten.weight.requires_grad = False
@@ -59,10 +59,7 @@ class FastCNN(Network):
 
     def prepare(self, images: Tensor) -> None:
         """Set the first layer's filters so that they whiten the 2x2 patches of ``images``."""
-        patches = F.unfold(images, kernel_size=2, stride=2).transpose(1, 2).flatten(0, 1)
-        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-        filters = (vectors / torch.sqrt(values + 5e-4)).T.view(-1, 3, 2, 2)
-        self.whiten.weight.data.copy_(torch.cat((filters, -filters)))
+        self.whiten.weight.data.copy_(whitening_filters(images))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(N, 3, height, width)`` to logits ``(N, num_classes)``."""
@@ -72,15 +69,25 @@ class FastCNN(Network):
         return logits
 
 
-def _check_sizes(widths: Sequence[int], num_convs: int) -> None:
+def whitening_filters(images: Tensor) -> Tensor:
+    """Return filters ``(24, 3, 2, 2)`` that whiten the 2x2 patches of images: eigenvectors, and their negatives."""
+    patches = F.unfold(images, kernel_size=2, stride=2).transpose(1, 2).flatten(0, 1)
+    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    filters = (vectors / torch.sqrt(values + 5e-4)).T.view(-1, 3, 2, 2)
+    return torch.cat((filters, -filters))
+
+
+def check_sizes(widths: Sequence[int], num_convs: int, kernel_size: int = 3) -> None:
+    """Raise a ``UserError`` for sizes that make no network, or one of more than ``MAX_PARAMETERS``."""
     is_list = isinstance(widths, list | tuple) and 1 <= len(widths) <= 5
     are_widths = is_list and all(isinstance(width, int) and 1 <= width <= 4096 for width in widths)
     require("widths", f"{widths!s:.60}", are_widths, "one to five whole numbers from 1 to 4096")
     require("num_convs", num_convs, isinstance(num_convs, int) and 1 <= num_convs <= 64, "a whole number from 1 to 64")
     num_filters = sum(a * b + (num_convs - 1) * b * b for a, b in itertools.pairwise([24, *widths]))
-    if 9 * num_filters > MAX_PARAMETERS:
+    num_parameters = kernel_size**2 * num_filters
+    if num_parameters > MAX_PARAMETERS:
         raise UserError(
-            f"`widths` is {list(widths)} and `num_convs` is {num_convs}: that makes {9 * num_filters:,} parameters, "
+            f"`widths` is {list(widths)} and `num_convs` is {num_convs}: that makes {num_parameters:,} parameters, "
             f"and at most {MAX_PARAMETERS:,} are built"
         )
 

@@ -71,6 +71,14 @@ ROWS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "--study": (("mine",), ("", "\0")),
         "--storage": (("sqlite:///own.db",), ("", "own.db", "nothing://here", "sqlite:///nowhere/own.db")),
     },
+    "ladder": {
+        "--steps": (("0-3,7", "3-0"), (*NUMBERS, "0-99", "1,,2")),
+        "--seeds": (("2", "0,7", "3-5"), (*NUMBERS, "0", "1.5", HUGE)),
+        "--epochs": (("4",), (*NUMBERS, "0", "1.5")),
+        "--test": ((), ("=false",)),
+        "--show": (("0",), (*NUMBERS, "99")),
+        "--to": (("own",), ("", "\0", "{root}/tiny/train/dark/1.png")),
+    },
 }
 """For each option of each command: values that act, and values that are refused. A new option asks for a row."""
 OTHERS = {
@@ -94,7 +102,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command_line(command: str, option: str, value: str, root: Path) -> list[str]:
-    run = [] if command in ("explain", "sweep") else ["{root}/run"]
+    run = [] if command in ("explain", "sweep", "ladder") else ["{root}/run"]
     given = option + value if value == "=false" else f"{option}={value}"
     others = [] if option == OTHERS.get(command, [""])[0] else OTHERS.get(command, [])
     return [text.format(root=root) for text in (command, *run, *others, given)]
@@ -156,7 +164,7 @@ def test_an_option_of_fit_reaches_what_it_is_for(
     ("command", "option", "value"),
     [
         (command, option, value)
-        for command in ("predict", "demo", "sweep")
+        for command in ("predict", "demo", "sweep", "ladder")
         for option in ROWS[command]
         for value in ROWS[command][option][0]
     ],
@@ -169,5 +177,6 @@ def test_other_values_are_taken(
     ends_at_once = SimpleNamespace(Event=lambda: SimpleNamespace(wait=lambda: None))
     monkeypatch.setattr("cifar_lit.commands.demo.threading", ends_at_once)
     monkeypatch.setattr("cifar_lit.commands.sweep.Sweep.run", lambda _: None)
+    monkeypatch.setattr("cifar_lit.commands.experiment.Experiment.run", lambda _: None)
     monkeypatch.setattr("cifar_lit.commands.sweep.Sweep.summary", lambda _: [])
     assert main(command_line(command, option, value, root)) == 0

@@ -1,0 +1,196 @@
+"""Named settings of ``fit`` with several seeds: each run once, its row kept, by any number of processes."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cifar_lit.commands.trial import Row, score_test, train
+from cifar_lit.errors import UserError
+from cifar_lit.files import printable, write_atomic
+from cifar_lit.recipes import RECIPES
+from cifar_lit.schema import parse_yaml, read_yaml
+
+ROWS, TESTS, SETTINGS, WEIGHTS = "runs.jsonl", "test.jsonl", "settings.json", "weights"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Options of ``fit`` under a name, such as ``Setting("fast_lr20", ["--recipe", "fast", "--model.lr=20"])``."""
+
+    name: str
+    args: Sequence[str]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What the options set, by their names: those of files, too. A later one wins."""
+        values: dict[str, Any] = {}
+        words = [part for word in self.args for part in word.split("=", 1)]
+        for word, following in zip(words, [*words[1:], "--"], strict=True):
+            if not word.startswith("--"):
+                continue
+            value = "true" if following.startswith("--") else following
+            match word.removeprefix("--"):
+                case "config":
+                    values |= _flat(read_yaml(Path(value)))
+                case "recipe" if value in RECIPES:
+                    values |= _flat(read_yaml(RECIPES[value]))
+                case name:
+                    values[name] = parse_yaml(value)
+        return {_full_name(name): value for name, value in values.items()}
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _full_name(name: str) -> str:
+    """Return the one name of a setting of the network, which the command line shortens."""
+    if name == "model.net":
+        return "model.net.class_path"
+    return re.sub(r"^model\.net\.(?!class_path|init_args)", "model.net.init_args.", name)
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their names on the command line: ``{"model.lr": 0.1}``."""
+    values: dict[str, Any] = {}
+    for name, value in content.items():
+        values |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return values
+
+
+class Experiment:
+    """Runs of settings x seeds in a folder; the same call in another process, or later, does what is left.
+
+    Args:
+        folder: Where ``runs.jsonl`` has a row for each run, and ``settings.json`` what each name stands for.
+        settings: What is trained. Under one name it must always be the same.
+        chosen: The names of those that this call trains, in this order; the others are only noted.
+        seeds: Each setting is trained with each of these, so that settings are compared in pairs.
+        machine: Options of ``fit`` for all runs that change no result, such as where the images are.
+        kept: Names of the settings whose last weights are kept, to be tested.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Sequence[Setting],
+        seeds: Sequence[int],
+        *,
+        chosen: Sequence[str] | None = None,
+        machine: Mapping[str, str] | None = None,
+        kept: Collection[str] = (),
+    ) -> None:
+        self.folder, self.settings, self.machine, self.kept = folder, settings, machine or {}, kept
+        by_name = {setting.name: setting for setting in settings}
+        self.jobs = [(by_name[name], seed) for seed in seeds for name in (by_name if chosen is None else chosen)]
+        try:
+            (folder / ".locks").mkdir(parents=True, exist_ok=True)
+            with self.locked(SETTINGS):
+                self._note_settings()
+        except (OSError, NotImplementedError) as error:  # the latter is filelock's, where there are no locks
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"`to` is {folder}: it cannot be written ({reason}); give another folder") from error
+
+    def rows(self, file: str = ROWS) -> list[Row]:
+        """Return the rows of all runs that are done; a line that was being written when its process died is none."""
+        path = self.folder / file
+        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}): remove the line that is no JSON") from error
+
+    def run(self) -> None:
+        """Do the runs that nobody has done or does, seed by seed, so that early rows already make pairs."""
+        while any(self._try(ROWS, self._train, *job) for job in self.jobs):
+            pass  # from the first one again: another process may have died, and left its run
+
+    def test(self) -> None:
+        """Score the weights that are kept on the test images, once."""
+        jobs = [(setting, seed) for setting, seed in self.jobs if self._weights(setting, seed).is_file()]
+        while any(self._try(TESTS, self._test, *job) for job in jobs):
+            pass
+
+    @property
+    def num_left(self) -> int:
+        done = self._done(ROWS)
+        return sum((setting.name, seed) not in done for setting, seed in self.jobs)
+
+    def locked(self, name: str) -> FileLock:
+        return FileLock(self.folder / ".locks" / f"{name}.lock")
+
+    def _done(self, file: str) -> set[tuple[str, int]]:
+        return {(row["setting"], row["seed"]) for row in self.rows(file)}
+
+    def _try(self, file: str, work: Callable[[Setting, int], Row], setting: Setting, seed: int) -> bool:
+        """Do a run unless it is done or another process does it; return whether it was done here."""
+        if (setting.name, seed) in self._done(file):
+            return False
+        with self._claimed(f"{file}_{setting.name}_{seed}") as is_free:
+            if not is_free or (setting.name, seed) in self._done(file):
+                return False
+            row = {"setting": setting.name, "seed": seed, "hash": setting.hash, **work(setting, seed)}
+            self._append(row, file)
+        result = "diverged" if row["accuracy"] is None else f"{row['accuracy']:.4f}"
+        seconds = f"{row['seconds']:.0f} s" if "seconds" in row else "test" * (file == TESTS)
+        progress = f"{len(self.jobs) - self.num_left} of {len(self.jobs)} runs"
+        print(printable(f"{setting.name:<24} seed {seed:<4} {result:<9} {seconds:<9} {progress}"), flush=True)
+        return True
+
+    def _train(self, setting: Setting, seed: int) -> Row:
+        judged = next((row["val_images"] for row in self.rows() if "val_images" in row), None)
+        save = self._weights(setting, seed) if setting.name in self.kept else None
+        machine = [f"--{name}={value}" for name, value in self.machine.items()]
+        return train([*setting.args, *machine, f"--seed_everything={seed}"], val_images=judged, save=save)
+
+    def _test(self, setting: Setting, seed: int) -> Row:
+        return score_test(self._weights(setting, seed), accelerator=self.machine.get("trainer.accelerator"))
+
+    def _weights(self, setting: Setting, seed: int) -> Path:
+        return self.folder / WEIGHTS / f"{setting.name}_seed{seed}.ckpt"
+
+    def _append(self, row: Row, file: str) -> None:
+        """Add a row to a file, whole, whatever other processes do."""
+        with self.locked(file), (self.folder / file).open("a+b") as stream:
+            stream.seek(0)
+            stream.truncate(stream.read().rfind(b"\n") + 1)  # the beginning of a line, of a process that died
+            stream.write(json.dumps(row).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def _note_settings(self) -> None:
+        """Write down what each name stands for, and refuse other settings under the same name."""
+        path = self.folder / SETTINGS
+        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for setting in self.settings:
+            values = json.loads(json.dumps(setting.values))
+            before = known.setdefault(setting.name, values)
+            for name in sorted(before.keys() | values.keys()):
+                if before.get(name) != values.get(name):
+                    raise UserError(
+                        f"`to` is {self.folder}, where {setting.name} has {before.get(name, 'no value')} for --{name} "
+                        f"and not {values.get(name, 'no value')}: give another folder"
+                    )
+        write_atomic(path, json.dumps(known, indent=1) + "\n")
+
+    @contextlib.contextmanager
+    def _claimed(self, name: str) -> Iterator[bool]:
+        """Hold the lock of a run, which the system releases if this process dies; give whether it was free."""
+        lock = self.locked(name)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()

@@ -1,0 +1,121 @@
+"""One run of an experiment: a training whose last weights are judged on validation, and later their test."""
+
+import gc
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from cifar_lit.callbacks.nonfinite import DivergedError
+from cifar_lit.callbacks.throughput import Throughput
+from cifar_lit.cli.filters import filter_logs, without_notices
+from cifar_lit.cli.fit import fit
+from cifar_lit.cli.trainer import make_trainer
+from cifar_lit.commands.sweep import TRIAL_OPTIONS
+from cifar_lit.errors import UserError
+from cifar_lit.evaluation.multiplications import count_multiplications
+from cifar_lit.evaluation.score import score
+from cifar_lit.machine import describe_machine
+from cifar_lit.metrics import Predictions
+from cifar_lit.module import ImageClassifier
+from cifar_lit.run import Run
+
+Row = dict[str, Any]
+"""What is kept of a run, as JSON."""
+
+
+def train(args: Sequence[str], *, val_images: str | None, save: Path | None) -> Row:
+    """Train with options of ``fit``, score the last weights on validation, and return what there is to keep.
+
+    A training that diverges has no accuracy, and the reason instead.
+
+    Args:
+        args: Options of ``fit``.
+        val_images: The fingerprint of the images that others are judged on, which must be the same.
+        save: Where the last weights are saved, if they are.
+    """
+    watch = Watch(val_images)
+    own = [*TRIAL_OPTIONS, "--trainer.limit_val_batches=0"]  # validated once, at the end
+    try:
+        with without_notices():
+            fit([*own, *args], pruner=watch)
+            row = watch.result()
+        if save:
+            save.parent.mkdir(exist_ok=True)
+            watch.trainer.save_checkpoint(save, weights_only=True)
+    except DivergedError as error:
+        row = {"accuracy": None, "diverged": str(error).partition(":")[0]}
+    row |= describe_machine(watch.trainer.strategy.root_device)
+    del watch
+    gc.collect()  # the Trainer is part of cycles, which hold images and weights on the device
+    return row
+
+
+def score_test(file: Path, *, accelerator: str | None) -> Row:
+    """Score weights that ``train`` saved on the test images."""
+    filter_logs()
+    run = Run(file, trust=True)  # our own
+    off = ("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar")
+    with without_notices():
+        trainer = make_trainer({"accelerator": accelerator or "auto", "devices": 1, **dict.fromkeys(off, False)})
+        model = run.model()
+        score(trainer, model, run.datamodule(), splits=("test",))
+    assert model.predictions is not None
+    return {**_accuracies(model.predictions, model.classes), "num_test": len(model.predictions.labels)}
+
+
+def _accuracies(predictions: Predictions, classes: Sequence[str]) -> Row:
+    metrics = predictions.metrics(classes)
+    plain = metrics["Accuracy/test"]
+    return {"accuracy": metrics.get("TTAAccuracy/test", plain), "accuracy_without_tta": plain}
+
+
+class Watch(Callback):
+    """Counts what a training does, and scores its last weights on validation."""
+
+    trainer: Trainer
+    model: ImageClassifier
+
+    def __init__(self, val_images: str | None) -> None:
+        self.val_images = val_images
+        self.num_images: Counter[int] = Counter()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, ImageClassifier)
+        self.trainer, self.model = trainer, pl_module
+        if trainer.world_size > 1:
+            raise UserError(f"`devices`: a run trains in one process, not in {trainer.world_size}")
+        val_images = trainer.datamodule.fingerprints.get("val")  # type: ignore[attr-defined]
+        if val_images is None:
+            raise UserError("`val_size`: the runs are judged on validation, and there is none: give 5000 or 0.1")
+        if self.val_images not in (None, val_images):
+            raise UserError(
+                f"`to`: the runs there are judged on other images ({self.val_images}) than these ({val_images}): "
+                "give another folder"
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.num_images[batch[0].shape[-1]] += len(batch[1])
+
+    def result(self) -> Row:
+        """Return the validation accuracy of the last weights, and what the training took."""
+        trainer, model, datamodule = self.trainer, self.model, self.trainer.datamodule  # type: ignore[attr-defined]
+        throughput = next(one for one in trainer.callbacks if isinstance(one, Throughput))  # type: ignore[attr-defined]
+        row = {
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+            "seconds": round(throughput.train_seconds, 3),
+            "multiplications": count_multiplications(model, self.num_images, trainer.global_step),
+            "val_images": datamodule.fingerprints["val"],
+        }
+        # As a test, which knows test-time augmentation; without the data module, which would load the test images.
+        loader = datamodule.val_dataloader()
+        trainer.datamodule = None  # type: ignore[attr-defined]
+        trainer.test(model, dataloaders=loader, verbose=False)
+        trainer.datamodule = datamodule  # type: ignore[attr-defined]
+        assert model.predictions is not None
+        return {**_accuracies(model.predictions, model.classes), "num_val": len(model.predictions.labels), **row}

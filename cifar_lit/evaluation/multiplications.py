@@ -1,0 +1,39 @@
+"""Multiplications of a training: those of its convolutions and matrix products."""
+
+from collections.abc import Mapping
+
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from cifar_lit.module import ImageClassifier
+from cifar_lit.networks import build_network
+from cifar_lit.optim import make_optimizer
+
+NUM_IMAGES = 2
+"""In the batch that is counted; a BatchNorm needs two."""
+
+
+def count_multiplications(model: ImageClassifier, num_images: Mapping[int, int], num_steps: int) -> int:
+    """Count the multiplications of a training: forward, backward (without what is frozen) and optimizer steps.
+
+    They are those of torch's direct convolutions and matrix products, read from the operations that a step calls; what
+    acts on single elements is left out. Nothing is computed.
+
+    Args:
+        model: The model that was trained.
+        num_images: How many images of each size (height and width) went through it.
+        num_steps: How many steps the optimizer made.
+    """
+    net = build_network(model.hparams["net"], num_classes=len(model.classes)).to("meta").train()
+    names = ("lr", "momentum", "weight_decay", "nesterov", "muon_lr", "muon_momentum")
+    optimizer = make_optimizer(net.parameters(), **{name: model.hparams[name] for name in names})
+    total = 0
+    for size, number in num_images.items():
+        with FlopCounterMode(display=False) as counter:
+            logits = net(torch.zeros(NUM_IMAGES, 3, size, size, device="meta"))
+            F.cross_entropy(logits, torch.zeros(NUM_IMAGES, dtype=torch.int64, device="meta")).backward()  # type: ignore[no-untyped-call]
+        total += counter.get_total_flops() // 2 * number // NUM_IMAGES  # a product and a sum are two operations
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step()
+    return total + int(counter.get_total_flops()) // 2 * num_steps

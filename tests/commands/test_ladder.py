@@ -1,0 +1,213 @@
+"""The ladder: each run once, whatever stops and however many processes; what is kept, refused and shown."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+from filelock import FileLock
+
+from cifar_lit.cli.fit import fit
+from cifar_lit.commands.experiment import Experiment, Setting
+from cifar_lit.commands.ladder import parse_numbers
+from cifar_lit.data.image_folder import ImageFolder
+from cifar_lit.data.split import Split, SplitName
+from cifar_lit.errors import UserError
+from cifar_lit.main import main
+from cifar_lit.recipes import LADDER
+from tests.helpers.images import tiny_files, write_files
+from tests.helpers.processes import Run, signal_at
+from tests.helpers.runs import Refused
+
+FIRST, LAST = LADDER[0].stem, LADDER[-1].stem
+SHORT = ["--data.val_size", "12", "--data.batch_size", "16", "--model.net.widths", "[8]", "--epochs", "1"]
+ENDS = ["--steps", f"0,{len(LADDER) - 1}", "--seeds", "2"]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run both ends with two seeds, without the test images, and return the folder with pictures and results."""
+    folder = tmp_path_factory.mktemp("ladder")
+    load = ImageFolder.load
+
+    def not_test(self: ImageFolder, split: SplitName) -> Split:
+        assert split != "test"
+        return load(self, split)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("HOME", str(folder / "home"))
+        patch.setattr(ImageFolder, "load", not_test)
+        write_files(Path("tiny"), tiny_files())
+        assert main(["ladder", *ENDS, *options(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(done: Path, tmp_path: Path) -> Path:
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def options(folder: Path) -> list[str]:
+    return ["--data.source", "images", "--data.root", str(folder / "tiny"), "--to", "to", *SHORT]
+
+
+def rows(folder: Path, name: str = "runs.jsonl") -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "to" / name).read_text().splitlines()]
+
+
+def test_a_row_has_what_the_table_needs(done: Path) -> None:
+    assert [(row["setting"], row["seed"]) for row in rows(done)] == [(FIRST, 0), (LAST, 0), (FIRST, 1), (LAST, 1)]
+    first, last, *_ = rows(done)
+    assert first["accuracy"] == first["accuracy_without_tta"]
+    assert (last["epochs"], last["steps"], last["num_val"]) == (1, 3, 12)
+    assert first["hash"] != last["hash"]
+    assert last["val_images"] == first["val_images"]
+    assert first["multiplications"] == 48 * (2 * 32 * 32 * 8 * 75 + 3 * (8 * 16 * 16 * 64 + 64 * 3))
+    assert "cpu" in str(first["device"])
+    assert {"torch", "lightning", "cifar_lit"} <= dict(first["versions"]).keys()  # type: ignore[call-overload]
+    table = (done / "to/ladder.md").read_text()
+    assert f"| {len(LADDER) - 1} | Test-time augmentation | " in table
+    assert "1 epochs, 2 seeds, 12 validation images" in table
+    assert (done / "to/ladder.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_is_that_of_fit_with_the_same_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = options(folder)
+    assert main(["ladder", "--show", str(len(LADDER) - 1), *own]) == 0
+    shown = capsys.readouterr().out
+    settings = yaml.safe_load(shown)
+    assert (settings["trainer"]["max_epochs"], settings["model"]["tta"]) == (1, "mirror_shift")
+    Path("last.yaml").write_text(shown)
+    given = [*own[:4], "--config", "last.yaml", "--seed_everything", "1", "--no_report"]
+    results = fit([*given, "--trainer.logger", "false", "--trainer.enable_checkpointing", "false"])
+    assert results is not None
+    assert results.metrics["Accuracy/val"] == pytest.approx(rows(folder)[3]["accuracy_without_tta"], abs=1e-6)
+
+
+def test_what_is_done_is_not_done_again(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = folder / "to/runs.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:3]) + lines[3][:50])  # a process died while it wrote the last
+    assert main(["ladder", *ENDS, *options(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(" seed ") == 1
+    assert f"{LAST:<24} seed 1" in printed
+    assert len(rows(folder)) == 4
+    assert rows(folder)[3]["accuracy"] == json.loads(lines[3])["accuracy"]
+    monkeypatch.setattr("cifar_lit.commands.trial.fit", None)
+    assert main(["ladder", *ENDS, *options(folder)]) == 0
+
+
+def test_what_another_process_does_is_left_to_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["ladder", "--steps", "0", "--seeds", "2-3", *options(folder)]
+    with FileLock(folder / f"to/.locks/runs.jsonl_{FIRST}_2.lock"):
+        assert main(args) == 0
+    printed = capsys.readouterr().out
+    assert [row["seed"] for row in rows(folder)[4:]] == [3]
+    assert "1 runs are being done by other processes" in printed
+
+
+def test_the_ends_are_tested_once(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ["ladder", *ENDS, *options(folder), "--test"]
+    assert main(args) == 0
+    assert f"step {len(LADDER) - 1} on the test images: " in capsys.readouterr().out
+    tests = rows(folder, "test.jsonl")
+    assert sorted((str(row["setting"]), row["seed"], row["num_test"]) for row in tests) == sorted(
+        (name, seed, 24) for name in (FIRST, LAST) for seed in (0, 1)
+    )
+    monkeypatch.setattr("cifar_lit.commands.experiment.score_test", None)
+    assert main(args) == 0
+
+
+def test_a_run_that_diverges_is_a_row(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = options(folder)[:4]
+    settings = [Setting("wild", [*args, *SHORT[:4], "--trainer.max_epochs=1", "--model.lr=1e30"])]
+    experiment = Experiment(Path("own"), settings, [0])
+    experiment.run()
+    (row,) = experiment.rows()
+    assert row["accuracy"] is None
+    assert str(row["diverged"]).startswith(("the loss is ", "net."))
+    assert "diverged" in capsys.readouterr().out
+    assert experiment.num_left == 0
+
+
+def test_other_settings_are_not_mixed_in(folder: Path, refused: Refused) -> None:
+    before = rows(folder)
+    for more, expected in (
+        (["--epochs", "2"], f"where {FIRST} has 1 for --trainer.max_epochs and not 2: give another folder"),
+        (["--model.lr=0.3"], "has 0.01 for --model.lr and not 0.3"),
+        (["--data.cutout", "4"], "has no value for --data.cutout and not 4"),
+    ):
+        code, line = refused(["ladder", *ENDS, *options(folder), *more])
+        assert code == 2
+        assert line.startswith("error: --to is to, ")
+        assert expected in line
+        _, line = refused(["ladder", "--steps", "1", *options(folder), *more])  # of a step that was not trained
+        assert expected.partition(" has")[2] in line
+    for image in list((folder / "tiny/train/dark").iterdir())[::2]:
+        image.unlink()
+    _, line = refused(["ladder", "--steps", "1", "--seeds", "1", *options(folder)])
+    assert "the runs there are judged on other images" in line
+    assert rows(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--seed_everything", "3"], "--seed_everything: each step has its own: give --seeds"),
+        (["--trainer.max_epochs=3"], "give --epochs"),
+        (["--steps", "0-99"], f"--steps is 0-99: must be numbers from 0 to {len(LADDER) - 1}, as 0-3,7"),
+        (["--data.val_size", "0"], "--data.val_size: the runs are judged on validation"),
+        (["--model.lrr", "3"], "--model.lrr"),
+    ],
+)
+def test_bad_options_are_refused(args: list[str], expected: str, folder: Path, refused: Refused) -> None:
+    code, line = refused(["ladder", *options(folder), "--to", "other", *args])
+    assert code == 2
+    assert expected in line
+
+
+def test_a_damaged_file_is_named(folder: Path, refused: Refused) -> None:
+    (folder / "to/runs.jsonl").write_text("{nothing\n")
+    _, line = refused(["ladder", *ENDS, *options(folder)])
+    assert "runs.jsonl is damaged" in line
+
+
+def test_numbers() -> None:
+    assert parse_numbers("steps", "0-2, 7,1,9-8") == [0, 1, 2, 7, 9, 8]
+    for text in ("", "a", "1-", "-1", "1,,2", "1.5", "99999999999", "0-4000000000"):
+        with pytest.raises(UserError, match="`steps` is"):
+            parse_numbers("steps", text)
+
+
+def test_options_have_the_values_that_they_set() -> None:
+    setting = Setting("fast", ["--recipe", "fast", "--model.lr=3", "--no_report", "--data.flip", "none"])
+    assert setting.values["model.net.class_path"] == "FastCNN"
+    assert (setting.values["model.lr"], setting.values["data.flip"]) == (3, "none")
+    assert setting.values["no_report"] is True
+    assert setting.values["model.muon_lr"] == 0.2
+    assert setting.hash == Setting("other", ["--recipe=fast", *setting.args[2:]]).hash
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_runs_and_a_kill_costs_one(folder: Path) -> None:
+    args = ["ladder", "--steps", "0-3", "--seeds", "3-4", *options(folder)]
+    killed = Run(args, inside=signal_at(5, signal.SIGKILL))
+    (folder / "elsewhere").mkdir()
+    args = [str(folder / "to") if arg == "to" else arg for arg in args]
+    os.chdir(folder / "elsewhere")
+    other = Run(args)
+    assert killed.wait().code == -signal.SIGKILL
+    assert other.wait().code == 0
+    assert main(args) == 0
+    new = [(row["setting"], row["seed"]) for row in rows(folder)[4:]]
+    assert sorted(new, key=str) == sorted([(path.stem, seed) for path in LADDER[:4] for seed in (3, 4)], key=str)
