@@ -30,22 +30,21 @@ class CIFAR10DataModule(LightningDataModule):
     int64. With ``image_sizes``, training images are float32 in [0, 1] instead, and may have another size. Images
     are not normalised: that is part of the model. The test images are read only by ``trainer.test``.
 
-    Which images are held out for validation depends on the pixels of each image, and not on its name or position. A
-    checkpoint holds the fingerprints of the training and validation images: a training that resumes with other images
-    is a ``UserError``, and to validate on other ones is a warning.
-
-    An argument outside its range, or a ``root`` that cannot be a dataset, is a ``UserError``.
+    Which images are held out depends on the pixels of each image, and not on its name or position. A checkpoint holds
+    fingerprints of the training and validation images: to resume with other ones is a ``UserError``, to validate on
+    other ones a warning. An argument outside its range, or a ``root`` that cannot be a dataset, is a ``UserError``.
 
     Args:
         source: Where the images come from. cifar10: the official archive, downloaded to root if missing. images: a
-            folder or archive of your own images (train/CLASS/*, test/CLASS/*, optionally val/CLASS/*), of any size.
-            synthetic: generated images of ten classes, without any files.
+            folder or archive of your own images, of any size: CLASS/*, or train/CLASS/*, test/CLASS/* and optionally
+            val/CLASS/*. Without test, a fifth is held out for it, by a hash of each image: images that are added or
+            renamed move no other. synthetic: generated images of ten classes, without any files.
         root: For cifar10, the folder of the archive. For images, the folder, .tar, .tar.gz or .zip file.
         mirror: For cifar10, a download URL to try before the known ones.
         batch_size: Number of images in a training batch, per device.
         val_size: Number of training images to hold out for validation (stratified by class), or a fraction of them
-            below 1; 0 for no validation. With a fraction, images that are added move no other image between training
-            and validation, and the number is approximate. Ignored if the source has a val folder.
+            below 1; 0 for none. By default 5,000, but of your own images a tenth of each class, at least one. With a
+            fraction, images that are added move no other, and the number is approximate. Ignored with a val folder.
         split_seed: Random seed of the split into training and validation, independent of seed.
         seed: Random seed of the order and the augmentation of the training images; on the command line, the value of
             --seed_everything.
@@ -73,7 +72,7 @@ class CIFAR10DataModule(LightningDataModule):
         root: str = "data",
         mirror: str | None = None,
         batch_size: int = 64,
-        val_size: int | float = 5000,
+        val_size: int | float | None = None,
         split_seed: int = 0,
         seed: int = 0,
         cache_dir: str = CACHE_DIR,
@@ -84,7 +83,9 @@ class CIFAR10DataModule(LightningDataModule):
     ) -> None:
         options = {name: plain_value(value) for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        _check_options(options)
+        if val_size is None:
+            options["val_size"] = None if source == "images" else 5000
+        _check_options(options | {"val_size": options["val_size"] or 0})
         folder, cache = expand_home("root", root), expand_home("cache_dir", cache_dir)
         # The default cache stays as it is: another folder for each user.
         saved = {"root": folder, **({} if cache_dir == CACHE_DIR else {"cache_dir": cache})}
@@ -106,7 +107,7 @@ class CIFAR10DataModule(LightningDataModule):
     @property
     def has_val(self) -> bool:
         """Whether there are validation images; known before ``setup``."""
-        return self.source.has_val or self.hparams["val_size"] > 0
+        return self.source.has_val or self.hparams["val_size"] != 0
 
     def prepare_data(self) -> None:
         """Download and extract what is missing, in one process per machine."""
@@ -131,7 +132,7 @@ class CIFAR10DataModule(LightningDataModule):
         hashes = hash_images(train.images, seed=split_seed)
         if val is not None:
             self._take_fingerprint("val", val, hash_images(val.images, seed=split_seed))
-        elif val_size > 0:
+        elif val_size != 0:
             is_val, self._limits = hold_out(hashes, train.labels, val_size, self.classes, known=self._limits)
             train, val = train.part(~is_val), train.part(is_val)
             self._take_fingerprint("val", val, hashes[is_val])

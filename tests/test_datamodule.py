@@ -128,6 +128,59 @@ def test_a_val_folder_takes_the_place_of_the_split(tmp_path: Path) -> None:
     assert (len(data.train.labels), len(data.val.labels)) == (18, 9)
 
 
+def test_by_default_5000_images_are_held_out_and_of_own_images_a_tenth(tiny_root: Path) -> None:
+    assert CIFAR10DataModule(root="data").hparams["val_size"] == 5000
+    assert CIFAR10DataModule(source="synthetic").hparams["val_size"] == 5000
+    data = CIFAR10DataModule(source="images", root=str(tiny_root), batch_size=8)
+    assert data.has_val
+    data.setup("fit")
+    assert data.train is not None
+    assert data.val is not None
+    assert torch.bincount(data.val.labels).tolist() == [2, 2, 2]
+    assert len(data.train.labels) == 54
+
+
+def pixels(split: Split | None) -> set[bytes]:
+    assert split is not None
+    return {image.numpy().tobytes() for image in split.images}
+
+
+def test_folders_of_classes_are_split_so_that_other_images_names_and_seeds_move_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {name.removeprefix("train/"): content for name, content in tiny_files(40, 0).items()}
+    root = write_files(tmp_path / "own", files)
+
+    def load(split_seed: int) -> CIFAR10DataModule:
+        data = CIFAR10DataModule(source="images", root=str(root), batch_size=8, split_seed=split_seed)
+        data.setup("fit")
+        data.setup("test")
+        assert data.train is not None
+        assert data.val is not None
+        assert data.test is not None
+        return data
+
+    first = load(0)
+    train, val, test = pixels(first.train), pixels(first.val), pixels(first.test)
+    num_test = len(test)
+    assert 10 < num_test < 40
+    assert len(train | val | test) == len(train) + len(val) + num_test == 120
+    said = f"no test folder in {root}: {num_test} of 120 pictures, chosen by their content, are held out for the test"
+    assert capsys.readouterr().err.count(said) == 1
+    assert load(1).fingerprints["test"] == first.fingerprints["test"]
+    for path in (root / "dark").glob("*.png"):
+        path.rename(path.with_name(f"renamed {path.name}"))
+    for i in range(20):
+        (root / f"bright/more{i}.png").write_bytes(encode(tiny_image("bright", 500 + i), ".png"))
+    now = load(0)
+    assert pixels(now.test) >= test
+    assert pixels(now.train) | pixels(now.val) >= train | val
+    (root / "lone").mkdir()
+    (root / "lone/1.png").write_bytes(encode(tiny_image("dark", 900), ".png"))
+    with pytest.raises(UserError, match=r"`root` .*own: lone has one picture, or copies of one: add another"):
+        load(0)
+
+
 def add_images(root: Path, *, number: int = 6) -> None:
     """Add images to a class of the training images."""
     for i in range(number):

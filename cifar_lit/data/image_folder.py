@@ -1,4 +1,4 @@
-"""Images of the user, in a folder or archive: ``train/<class>/*`` and ``test/<class>/*``, decoded once and cached."""
+"""Images of the user, in a folder or archive, by split and class or by class alone, decoded once and cached."""
 
 import functools
 import hashlib
@@ -17,8 +17,9 @@ from tqdm import tqdm
 from cifar_lit.data.archives import read_each, reading, walk
 from cifar_lit.data.cache import Cache
 from cifar_lit.data.decoding import read_image
-from cifar_lit.data.listing import Listing, find_dataset, is_archive, say
-from cifar_lit.data.split import Split, SplitName
+from cifar_lit.data.layout import Listing, find_dataset
+from cifar_lit.data.listing import is_archive, say
+from cifar_lit.data.split import Split, SplitName, hold_out_test
 from cifar_lit.data.unpacking import MAX_BYTES
 from cifar_lit.errors import UserError
 
@@ -30,10 +31,11 @@ MAX_NAMED = 10  # broken images that are named
 class ImageFolder:
     """Images in the folders of their classes, in a folder or in an archive that is read without unpacking it.
 
-    Below the root, or below a single folder in it, there are ``train/<class>/**``, ``test/<class>/**`` and optionally
-    ``val/<class>/**`` (or training, testing, valid, validation; in any case): JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or
-    PPM files of any size. Decoded images are kept in ``cache_dir``, one entry per root, until the root changes: the
-    names, sizes or times of the files of a folder, the content of an archive.
+    Below the root, or below a single folder in it, there are ``train/<class>/**`` and optionally ``test/<class>/**``
+    and ``val/<class>/**`` (or training, testing, valid, validation; in any case), or only ``<class>/**``: JPEG, PNG,
+    WebP, BMP, GIF, TIFF, AVIF or PPM files of any size. Without test, ``hold_out_test`` chooses its images from the
+    others. Decoded images are kept in ``cache_dir``, one entry per root, until the root changes: the names, sizes or
+    times of the files of a folder, the content of an archive.
     """
 
     def __init__(self, root: Path, *, cache_dir: Path) -> None:
@@ -55,6 +57,7 @@ class ImageFolder:
             say(index["passed_over"])
         self.classes: list[str] = index["classes"]["train"]
         self.has_val = "val" in index["classes"]
+        self._has_test = "test" in index["classes"]
 
     @functools.cached_property
     def _dataset(self) -> tuple[Listing, str]:
@@ -64,7 +67,20 @@ class ImageFolder:
         """Do nothing: ``load`` decodes the split that it is asked for, if the cache does not have it."""
 
     def load(self, split: SplitName) -> Split:
-        """Return a split, class by class, from the cache if it is there; one process decodes, others wait for it."""
+        """Return a split, class by class; of a root without test images, a part of the others."""
+        if self._has_test or split == "val":
+            return self._load(split)
+        images = self._load("train")
+        try:
+            is_test = hold_out_test(images, self.classes)
+        except UserError as error:
+            raise UserError(f"`root` {self.root}: {error}") from error
+        number = f"{int(is_test.sum()):,} of {len(is_test):,} pictures"
+        say(f"no test folder in {self.root}: {number}, chosen by their content, are held out for the test")
+        return images.part(is_test if split == "test" else ~is_test)
+
+    def _load(self, split: SplitName) -> Split:
+        """Load a split from the cache if it is there; one process decodes, others wait for it."""
         entry = self._cache.read(split)  # without a lock: a shared cache may be read-only
         if entry is None:
             with self._cache.locked():

@@ -1,4 +1,4 @@
-"""Splits of a dataset, and the split of the training images into training and validation by the hash of each image."""
+"""Splits of a dataset; what is held out of the training images, for validation or test, by the hash of each image."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,8 @@ from cifar_lit.errors import UserError
 SplitName = Literal["train", "val", "test"]
 HASH_BITS = 63  # of 64, so that a hash is an int64 of at least 0
 NONE = -1  # the limit of a class of which nothing is held out
+TEST_SHARE = 0.2  # of the images of a dataset without a test split
+TEST_SEED = -1  # of the hashes that choose them, and no ``split_seed``: validation is chosen by others
 
 
 class Split(NamedTuple):
@@ -34,8 +36,27 @@ def hash_images(images: Tensor, *, seed: int) -> Tensor:
     return torch.from_numpy((np.frombuffer(digests, "<u8") >> 1).astype(np.int64))
 
 
+def hold_out_test(split: Split, classes: Sequence[str]) -> Tensor:
+    """Choose the images to test on in a dataset without a test split, ``(N,)``, bool: those with the lowest hashes.
+
+    Neither a seed nor other images nor names change the choice, but in a class where it would leave nothing.
+    """
+    hashes = hash_images(split.images, seed=TEST_SEED)
+    for label, name in enumerate(classes):
+        if len(hashes[split.labels == label].unique()) < 2:
+            raise UserError(
+                f"{name} has one picture, or copies of one: add another, to train on one and test on another"
+            )
+    return hold_out(hashes, split.labels, TEST_SHARE, classes)[0]
+
+
 def hold_out(
-    hashes: Tensor, labels: Tensor, val_size: int | float, classes: Sequence[str], *, known: list[int] | None = None
+    hashes: Tensor,
+    labels: Tensor,
+    val_size: int | float | None,
+    classes: Sequence[str],
+    *,
+    known: list[int] | None = None,
 ) -> tuple[Tensor, list[int]]:
     """Choose the images to hold out for validation: those of a class whose hash is at most the limit of the class.
 
@@ -44,7 +65,7 @@ def hold_out(
     Args:
         hashes: Those of the images, ``(N,)``, int64.
         labels: ``(N,)``, int64.
-        val_size: How many images, or which fraction of them.
+        val_size: How many images, or which fraction of them; None for a tenth of each class.
         classes: Names of the classes.
         known: The limits of an earlier split.
 
@@ -58,38 +79,41 @@ def hold_out(
     return is_val, limits
 
 
-def val_limits(hashes: Tensor, labels: Tensor, val_size: int | float, classes: Sequence[str]) -> list[int]:
+def val_limits(hashes: Tensor, labels: Tensor, val_size: int | float | None, classes: Sequence[str]) -> list[int]:
     """Return the limit of the hashes of each class.
 
     A fraction is one limit for all classes, so that an image is held out or not whatever other images there are. Only
     in a class that would be left without validation or training images, the lowest hash is held out, or the highest
-    is not; a class of one image is trained on. A number is stratified: of each class those with the lowest hashes.
+    is not; a class of one image is trained on. A number is stratified: of each class those with the lowest hashes. None
+    is the number that is a tenth of each class, with the exceptions of a fraction.
 
     Copies of an image within a class are never separated. A number may therefore hold out some copies more.
     """
-    limits, num_val, num_images = [], val_size, len(labels)
+    of_classes = [[NONE, *hashes[labels == label].sort().values.tolist()] for label in range(len(classes))]
+    limits, num_images = [NONE] * len(classes), len(labels)
     if isinstance(val_size, float):
-        limits = [_limit_of_share(hashes[labels == label], val_size) for label in range(len(classes))]
-        num_val = int((hashes <= torch.tensor(limits)[labels]).sum())
-    if not 0 < num_val < num_images:
+        limits = [int(val_size * 2**HASH_BITS) - 1] * len(classes)
+    elif val_size is None or 0 < val_size < num_images:
+        counts = torch.bincount(labels, minlength=len(classes))
+        quotas = [round(n / 10) for n in counts.tolist()] if val_size is None else _quotas(counts, val_size)
+        limits = [of_class[quota] for of_class, quota in zip(of_classes, quotas, strict=True)]
+    if not isinstance(val_size, int):
+        limits = [_leave_some(limit, of_class[1:]) for limit, of_class in zip(limits, of_classes, strict=True)]
+    if not 0 < int((hashes <= torch.tensor(limits)[labels]).sum()) < num_images:
+        if val_size is None:
+            problem = f"there are {num_images} training images, too few to hold some out for validation"
+            raise UserError(f"{problem}: add some, or set `val_size` to 0")
         problem = f"`val_size` is {val_size}, and there are {num_images} training images"
         raise UserError(f"{problem}: must leave images for both, for example 0.1")
-    if limits:
-        return limits
-    quotas = _quotas(torch.bincount(labels, minlength=len(classes)), int(num_val))
-    for label, (name, quota) in enumerate(zip(classes, quotas, strict=True)):
-        of_class = [NONE, *hashes[labels == label].sort().values.tolist()]
-        limits.append(of_class[quota])
-        if quota and of_class[quota] == of_class[-1]:
+    for name, limit, of_class in zip(classes, limits, of_classes, strict=True):
+        if NONE < limit == of_class[-1]:
             raise UserError(f"`val_size` is {val_size}: leaves {name} without training images, must be smaller")
     return limits
 
 
-def _limit_of_share(hashes: Tensor, share: float) -> int:
-    distinct: list[int] = sorted(set(hashes.tolist()))
-    if len(distinct) < 2:
-        return NONE
-    return min(max(int(share * 2**HASH_BITS) - 1, distinct[0]), distinct[-1] - 1)
+def _leave_some(limit: int, hashes: Sequence[int]) -> int:
+    """Return the limit next to this one that holds out some of the hashes, which are sorted, and leaves some."""
+    return min(max(limit, hashes[0]), hashes[-1] - 1) if hashes and hashes[0] < hashes[-1] else NONE
 
 
 def _quotas(counts: Tensor, num_val: int) -> list[int]:

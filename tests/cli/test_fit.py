@@ -28,7 +28,7 @@ FIELDS = {
 }
 
 
-LARGE = {"fast10", "strong"}
+LARGE = {"fast10", "small", "strong"}
 """Recipes with a network that takes long on a CPU, or the same one as another."""
 
 

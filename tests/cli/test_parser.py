@@ -28,7 +28,7 @@ def test_the_defaults_are_the_tutorials(capsys: pytest.CaptureFixture[str]) -> N
     assert (model["lr"], model["momentum"], model["weight_decay"], model["schedule"]) == (0.01, 0, 0, "constant")
     assert model["mean"] == [0, 0, 0]
     assert model["std"] == [1, 1, 1]
-    assert (config["data"]["source"], config["data"]["root"], config["data"]["val_size"]) == ("cifar10", "data", 5000)
+    assert (config["data"]["source"], config["data"]["root"], config["data"]["val_size"]) == ("cifar10", "data", None)
 
 
 def test_a_recipe_is_overridden_by_a_file_and_that_by_an_option(capsys: pytest.CaptureFixture[str]) -> None:

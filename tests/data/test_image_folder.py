@@ -129,7 +129,6 @@ def change(*, drop: str = "", add: dict[str, bytes] | None = None) -> Callable[[
     ("files", "expected"),
     [
         (change(drop="t"), "contains no dataset"),
-        (change(drop="test/"), "has no test/<class>"),
         (change(drop="train/"), "has no train/<class>"),
         (change(drop="test/dark"), "not in both train and test: the class dark"),
         (change(drop="train/dark"), "not in both train and test: the class dark"),

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from cifar_lit.data import make_source
-from cifar_lit.data.listing import find_dataset, is_archive, list_images, looks_like_images, say
+from cifar_lit.data.layout import find_dataset
+from cifar_lit.data.listing import is_archive, list_images, looks_like_images, say
 from cifar_lit.errors import UserError
 from tests.helpers.images import encode, put, tiny_files, tiny_image, write_files
 

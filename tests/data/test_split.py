@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cifar_lit.data.split import Split, check_state, fingerprint, hash_images, hold_out
+from cifar_lit.data.split import Split, check_state, fingerprint, hash_images, hold_out, hold_out_test
 from cifar_lit.errors import UserError
 
 
@@ -24,7 +24,9 @@ def names(split: Split) -> list[str]:
     return [f"class {label}" for label in range(int(split.labels.max()) + 1)]
 
 
-def divide(split: Split, val_size: float, *, seed: int = 0, known: list[int] | None = None) -> tuple[Split, Split]:
+def divide(
+    split: Split, val_size: float | None, *, seed: int = 0, known: list[int] | None = None
+) -> tuple[Split, Split]:
     """Divide a split into the images to train on and those held out."""
     is_val, _ = hold_out(hash_images(split.images, seed=seed), split.labels, val_size, names(split), known=known)
     return split.part(~is_val), split.part(is_val)
@@ -123,6 +125,48 @@ def test_a_split_that_leaves_nothing_is_refused(counts: list[int], val_size: flo
 def test_a_split_that_empties_a_class_is_refused() -> None:
     with pytest.raises(UserError, match="leaves class 0 without training images, must be smaller"):
         divide(numbered([1, 99]), 60)
+
+
+def test_a_tenth_is_stratified_and_has_some_of_each_class() -> None:
+    ten_classes = numbered([500] * 10)
+    assert numbers(divide(ten_classes, None)[1]) == numbers(divide(ten_classes, 500)[1])  # 5,000 of CIFAR-10
+    for counts, expected in (([40] * 4, [4] * 4), ([2, 3, 1, 40], [1, 1, 0, 4]), ([2, 1], [1, 0])):
+        assert torch.bincount(divide(numbered(counts), None)[1].labels, minlength=len(counts)).tolist() == expected
+    copies = Split(torch.cat([numbered([2, 9]).images] * 2), numbered([2, 9]).labels.repeat(2))
+    train, val = divide(copies, None)
+    assert not set(numbers(train)) & set(numbers(val))
+    assert set(val.labels.tolist()) == set(train.labels.tolist()) == {0, 1}
+    with pytest.raises(
+        UserError, match=r"are 2 training images, too few to hold some .*: add some, or set `val_size` to 0"
+    ):
+        divide(numbered([1, 1]), None)
+
+
+def chosen_of(split: Split) -> set[int]:
+    return set(numbers(split.part(hold_out_test(split, names(split)))))
+
+
+def test_a_fifth_is_held_out_for_the_test_whatever_else_there_is() -> None:
+    everything = numbered([600, 400])
+    chosen = chosen_of(everything)
+    assert abs(len(chosen) - 200) < 4 * (0.8 * 200) ** 0.5  # standard deviations
+    assert sorted(chosen_of(numbered([20, 5]))) == [0, 2, 9, 10, 14, 17, 18, 24]  # on every machine
+    for changed in (everything.part(torch.arange(1000) % 3 > 0), shuffled(everything)):
+        assert chosen_of(changed) == chosen & set(numbers(changed))
+    relabelled = Split(everything.images, 1 - everything.labels)  # the same picture in another class
+    assert chosen_of(relabelled) == chosen
+    train = everything.part(~hold_out_test(everything, names(everything)))
+    share = len(divide(train, 0.1)[1].labels) / len(train.labels)
+    assert 0.05 < share < 0.15  # validation is chosen by other hashes
+
+
+def test_of_each_class_some_are_tested_and_some_trained_on() -> None:
+    for number in range(2, 12):
+        split = numbered([number] * 8)
+        counts = torch.bincount(split.labels[hold_out_test(split, names(split))], minlength=8)
+        assert 1 <= int(counts.min()) <= int(counts.max()) < number
+    with pytest.raises(UserError, match="class 1 has one picture, or copies of one: add another"):
+        hold_out_test(numbered([2, 1]), ["class 0", "class 1"])
 
 
 def test_a_fingerprint_is_one_of_images_labels_and_classes() -> None:
