@@ -22,7 +22,6 @@ from cifar_lit.module import ImageClassifier
 from cifar_lit.results import Results
 from cifar_lit.run import CHECKPOINTS, CURVES, LAST
 
-
 NUM_CONFUSIONS = 5
 """Most frequent confusions that are shown, each with at most ``NUM_EXAMPLES`` images."""
 NUM_EXAMPLES = 8
