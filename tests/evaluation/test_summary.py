@@ -42,7 +42,8 @@ def test_the_headline_says_what_was_trained_on_what_and_how_good_it_is() -> None
 def test_the_headline_leaves_out_what_is_not_known() -> None:
     untested = replace(KNOWN, num_test=0, epochs=None, num_train=0, metrics={"Accuracy/val": 0.8})
     assert headline(untested) == (
-        "TutorialCNN was trained on CIFAR-10. It classifies 80.0 % of 20 validation images correctly; it was not tested."
+        "TutorialCNN was trained on CIFAR-10. It classifies 80.0 % of 20 validation images correctly; "
+        "it was not tested."
     )
     assert headline(replace(untested, title="", metrics={})) == ""
 
