@@ -116,17 +116,6 @@ def make_page(model: ImageClassifier, text: str, tested: Tested | None, uploads:
     """
     gradio = import_extra("gradio", extra="demo")
 
-    def show(payload: Any) -> tuple[Any, ...]:
-        if payload is None:
-            return None, None, gradio.update(value=None, label="", visible=False)
-        try:
-            pixels, probabilities = classify(model, _uploaded_file(payload, uploads))
-        except (UserError, OSError) as error:
-            raise gradio.Error(f"This {error}.", print_exception=False) from error
-        label = max(probabilities, key=lambda name: probabilities[name])
-        errors = errors_as(label, model.classes, tested)
-        return enlarge(pixels), probabilities, gradio.update(**errors, visible=bool(errors["value"]))
-
     # Uploads are deleted after about an hour.
     name = type(model.net).__name__
     with gradio.Blocks(title=f"Image classifier: {name}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
@@ -149,7 +138,12 @@ def make_page(model: ImageClassifier, text: str, tested: Tested | None, uploads:
         errors = gradio.Gallery(visible=False, columns=10, height=260, elem_id="errors", format="png", buttons=[])
         # preprocess=False: the uploaded file unchanged, which Gradio would decode in its own way.
         upload.change(
-            show, upload, [seen, probabilities, errors], api_name="predict", show_progress="hidden", preprocess=False
+            lambda payload: respond(payload, model, tested, uploads),
+            upload,
+            [seen, probabilities, errors],
+            api_name="predict",
+            show_progress="hidden",
+            preprocess=False,
         )
     return page
 
@@ -178,6 +172,20 @@ def write_examples(classes: Sequence[str], tested: Tested | None, folder: Path) 
             paths.append(folder / f"example_{label}.png")
             Image.fromarray(images[predictions.index[row]].numpy()).save(paths[-1])
     return paths
+
+
+def respond(payload: Any, model: ImageClassifier, tested: Tested | None, uploads: Path) -> tuple[Any, ...]:
+    """Return for what was uploaded the model's input, its probabilities, and the errors that are predicted the same."""
+    gradio = import_extra("gradio", extra="demo")
+    if payload is None:
+        return None, None, gradio.update(value=None, label="", visible=False)
+    try:
+        pixels, probabilities = classify(model, _uploaded_file(payload, uploads))
+    except (UserError, OSError) as error:
+        raise gradio.Error(f"This {error}.", print_exception=False) from error
+    label = max(probabilities, key=lambda name: probabilities[name])
+    errors = errors_as(label, model.classes, tested)
+    return enlarge(pixels), probabilities, gradio.update(**errors, visible=bool(errors["value"]))
 
 
 def _uploaded_file(payload: Any, uploads: Path) -> Path:

@@ -49,7 +49,7 @@ def write_report(path: Path, results: Results, model: ImageClassifier, images: T
         num_bins=NUM_BINS,
         curves=_curves(curves),
         layers=layers,
-        layers_lines=format_layers(layers, shape).splitlines(),
+        layers_lines=format_layers(layers, shape, results.num_parameters).splitlines(),
         layers_problem=problem,
         shape=shape,
         filters=plots.first_filters(model.net),
