@@ -20,6 +20,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 Z95 = 1.959964
 """Standard deviations on each side of a 95 % interval of the normal distribution."""
+NUM_BINS = 15
+"""Bins of equal width of the expected calibration error."""
 
 CLASS_METRICS: dict[str, Callable[..., Tensor]] = {
     "ClassAccuracy": multiclass_accuracy,
@@ -179,7 +181,7 @@ class PredictionCollector(ExactMetric):
         return Predictions(log_probs, labels, index[order], tta_log_probs)
 
 
-def calibration_error(confidence: Tensor, correct: Tensor, num_bins: int = 15) -> float:
+def calibration_error(confidence: Tensor, correct: Tensor, num_bins: int = NUM_BINS) -> float:
     """Compute the expected calibration error (arXiv 1706.04599, equation 3).
 
     torchmetrics 1.9 puts confidences of exactly 1 into a bin of their own (torchmetrics #3510).

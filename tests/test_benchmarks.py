@@ -9,7 +9,7 @@ import torch
 
 from cifar_lit.benchmarks.measures import MEASURES, PILDataset
 from cifar_lit.benchmarks.processes import run, run_on_terminal
-from cifar_lit.benchmarks.report import draw, main, table
+from cifar_lit.benchmarks.report import bars, draw, main, table
 from cifar_lit.data.augment import to_float
 from cifar_lit.errors import UserError
 
@@ -33,13 +33,23 @@ def test_the_table_has_each_value_and_its_ratios() -> None:
     assert rows["d, ours / torchvision"] == "60.00"
     assert rows["(e) added to a step, batch 512"] == "0.40 ms"
     assert rows["(f) fit --help"] == "4.40 s, 1.10 times the imports"
-    assert rows["(f) to the end of the first step"] == "5.50 s, the imports and 1.50 s"
+    assert rows["(f) fit, to the end of the first step"] == "5.50 s, the imports and 1.50 s"
     assert rows["(g) peak of resident memory in fit"] == "0.75 GB"
     assert max(len(title) for title in rows) < 42
 
 
 def test_the_table_leaves_out_what_was_not_measured() -> None:
     assert dict(table({"c": MEDIAN["c"]})).keys() == {"(c) fit, with everything", "(g) peak of resident memory in fit"}
+
+
+def test_the_chart_names_its_bars_as_the_table_does() -> None:
+    titles = [title for title, _ in table(MEDIAN)]
+    panels = bars(MEDIAN)
+    assert list(panels) == ["training, images/s", "loading, images/s", "added to a step, ms", "startup, s"]
+    assert panels["added to a step, ms"] == {"(e) batch 512": 0.4}
+    names = [name for title, values in panels.items() for name in values if title != "added to a step, ms"]
+    assert set(names) <= set(titles)
+    assert panels["startup, s"]["(f) fit --help"] == 4.4
 
 
 def test_the_chart_is_an_image(tmp_path: Path) -> None:

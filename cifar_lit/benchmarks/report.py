@@ -25,6 +25,12 @@ SPEEDS = {
     "d, ours": "(d) our loader, the same augmentation",
 }
 """Titles of the measures in images per second."""
+NAMES = {
+    "imports_seconds": "(f) importing torch and lightning's CLI",
+    "help_seconds": "(f) fit --help",
+    "first_step_seconds": "(f) fit, to the end of the first step",
+}
+"""Titles of the times of measure f."""
 Medians = dict[str, dict[str, float]]
 """For each measure its values by name, each the median of the rounds."""
 
@@ -108,31 +114,38 @@ def table(median: Medians) -> list[tuple[str, str]]:
     if "f" in median:
         imports, help_, first = (median["f"][f"{name}_seconds"] for name in ("imports", "help", "first_step"))
         rows += [
-            ("(f) importing torch and lightning's CLI", f"{imports:.2f} s"),
-            ("(f) fit --help", f"{help_:.2f} s, {help_ / imports:.2f} times the imports"),
-            ("(f) to the end of the first step", f"{first:.2f} s, the imports and {first - imports:.2f} s"),
+            (NAMES["imports_seconds"], f"{imports:.2f} s"),
+            (NAMES["help_seconds"], f"{help_:.2f} s, {help_ / imports:.2f} times the imports"),
+            (NAMES["first_step_seconds"], f"{first:.2f} s, the imports and {first - imports:.2f} s"),
         ]
     if "c" in median:
         rows.append(("(g) peak of resident memory in fit", f"{median['c']['peak_gb']:.2f} GB"))
     return rows
 
 
+def bars(median: Medians) -> dict[str, dict[str, float]]:
+    """Return the values of each panel of the chart by the names of their bars."""
+    speed = {name: values["images_per_second"] for name, values in median.items() if name in SPEEDS}
+    startup = {NAMES[name]: value for name, value in median.get("f", {}).items()}
+    panels = {
+        "training, images/s": {SPEEDS[name]: value for name, value in speed.items() if name[0] in "abc"},
+        "loading, images/s": {SPEEDS[name]: value for name, value in speed.items() if name[0] == "d"},
+        "added to a step, ms": {f"(e) {name[3:]}": v["added_ms"] for name, v in median.items() if name[0] == "e"},
+        "startup, s": startup,
+    }
+    return {title: values for title, values in panels.items() if values}
+
+
 def draw(median: Medians, path: Path) -> None:
     """Draw the values as bars, into a PNG file."""
     from matplotlib.figure import Figure
 
-    panels = [
-        ("training, images/s", {name: v["images_per_second"] for name, v in median.items() if name[0] in "abc"}),
-        ("loading, images/s", {name: v["images_per_second"] for name, v in median.items() if name[0] == "d"}),
-        ("added to a step, ms", {name: v["added_ms"] for name, v in median.items() if name[0] == "e"}),
-        ("startup, s", {key.removesuffix("_seconds"): value for key, value in median.get("f", {}).items()}),
-    ]
-    panels = [(title, bars) for title, bars in panels if bars]
-    figure = Figure(figsize=(10, 1 + sum(0.5 + 0.35 * len(bars) for _, bars in panels)), layout="constrained")
-    heights = [1 + len(bars) for _, bars in panels]
+    panels = bars(median)
+    figure = Figure(figsize=(10, 1 + sum(0.5 + 0.35 * len(values) for values in panels.values())), layout="constrained")
+    heights = [1 + len(values) for values in panels.values()]
     all_axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
-    for axes, (title, bars) in zip(all_axes, panels, strict=True):
-        drawn = axes.barh(list(bars), list(bars.values()), color="tab:blue")
+    for axes, (title, values) in zip(all_axes, panels.items(), strict=True):
+        drawn = axes.barh(list(values), list(values.values()), color="tab:blue")
         axes.bar_label(drawn, fmt=lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.2f}", padding=3)
         axes.invert_yaxis()
         axes.set_title(title, loc="left", fontsize=10)

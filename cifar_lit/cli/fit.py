@@ -122,7 +122,7 @@ def write(cli: FitCLI, trainer: Trainer, run: RunWriter | None, results: Results
         one.save()  # the report reads the curves from the disk
     if run is not None:
         run.save_results(results)
-        if images is not None:
+        if has_report:
             write_report(run.path / REPORT, results, model, images)
     if isinstance(logger, TensorBoardLogger):
         log_figures(logger, results, model, trainer.current_epoch, images)

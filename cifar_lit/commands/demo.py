@@ -1,6 +1,7 @@
 """``cifar-lit demo RUN``: classify images in the browser."""
 
 import argparse
+import contextlib
 import math
 import os
 import socket
@@ -12,13 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from cifar_lit.cli.parser import CommandParser, naming_options
 from cifar_lit.commands.serving import LOOPBACK, OwnHosts, own_names, uploads_folder
 from cifar_lit.data.decoding import read_image
 from cifar_lit.errors import UserError, import_extra, require
+from cifar_lit.evaluation.card import plain_markdown
 from cifar_lit.evaluation.plots import confident_errors
+from cifar_lit.evaluation.summary import headline, percent
 from cifar_lit.files import printable
 from cifar_lit.metrics import Predictions
 from cifar_lit.module import ImageClassifier
@@ -27,12 +31,18 @@ from cifar_lit.run import Run
 ZOOM = 8
 """Screen pixels for each pixel of the model's input."""
 NUM_ERRORS = 10
+NUM_EXAMPLES = 10
 EXAMPLES = """
 cifar-lit demo lightning_logs/version_0
 cifar-lit demo lightning_logs/version_0 --port 8000 --max_upload_mb 50
 cifar-lit demo lightning_logs/version_0 --data.root pictures
 """
-STYLE = "img { image-rendering: pixelated; } footer { display: none !important; }"
+STYLE = """
+img { image-rendering: pixelated; } footer { display: none !important; }
+#errors .grid-container { grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr)) !important; }
+#errors .grid-wrap { padding-top: 2.2rem; }
+#picture img { object-fit: contain; width: 100%; height: 100%; }
+"""
 
 Tested = tuple[Predictions, Tensor]
 """Predictions for the test images, and the images, ``(N, 32, 32, 3)``, uint8."""
@@ -55,7 +65,7 @@ def main(args: Sequence[str]) -> int:
                 tested = predict_test_images(run, model, {"root": options.root} if options.root else {})
         except (UserError, OSError) as error:
             print(f"no errors are shown, because the test images are missing: {printable(str(error))}")
-        page = make_page(model, str(run.path), tested, uploads)
+        page = make_page(model, about(model, run, tested), tested, uploads)
         url = launch(page, options)
         try:
             if options.host not in LOOPBACK:
@@ -99,35 +109,83 @@ def predict_test_images(run: Run, model: ImageClassifier, overrides: dict[str, s
     return Predictions(log_probs, labels, torch.arange(len(labels))), images
 
 
-def make_page(model: ImageClassifier, title: str, tested: Tested | None, uploads: Path) -> Any:
-    """Return the page, Gradio's ``Blocks``, which reads no file outside ``uploads``."""
+def make_page(model: ImageClassifier, text: str, tested: Tested | None, uploads: Path) -> Any:
+    """Return the page, Gradio's ``Blocks``, which reads no file outside ``uploads``; ``text`` says what the model is.
+
+    Its examples are test images, if there are some.
+    """
     gradio = import_extra("gradio", extra="demo")
 
-    def show(payload: Any) -> tuple[Any, ...]:
-        if payload is None:
-            return None, None, gradio.update(value=None, label="")
-        try:
-            pixels, probabilities = classify(model, _uploaded_file(payload, uploads))
-        except (UserError, OSError) as error:
-            raise gradio.Error(f"This {error}.", print_exception=False) from error
-        label = max(probabilities, key=lambda name: probabilities[name])
-        return enlarge(pixels), probabilities, gradio.update(**errors_as(label, model.classes, tested))
-
     # Uploads are deleted after about an hour.
-    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gradio.Markdown(f"# {title}\nDrop a picture of any size: {', '.join(model.classes)}.")
+    name = type(model.net).__name__
+    with gradio.Blocks(title=f"Image classifier: {name}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gradio.Markdown(f"# Image classifier: {name}\n{text}", elem_id="about", latex_delimiters=[])
+        options = {"sources": ["upload", "clipboard"], "height": 300, "elem_id": "picture"}
+        upload = gradio.Image(label="drop a picture of any size", **options, render=False)
+        if examples := write_examples(model.classes, tested, uploads):
+            gradio.Examples([[str(path)] for path in examples], upload, label="test images to click")
         with gradio.Row():
-            upload = gradio.Image(sources=["upload", "clipboard"], label="picture")
+            upload.render()
             seen = gradio.Image(
-                label="input of the model: 32x32", interactive=False, elem_id="seen", buttons=[], format="png"
+                label="what the model sees: 32x32 pixels",
+                interactive=False,
+                elem_id="seen",
+                buttons=[],
+                height=300,
+                format="png",
             )
             probabilities = gradio.Label(label="probabilities", num_top_classes=10, elem_id="probabilities")
-        errors = gradio.Gallery(label="", columns=5, elem_id="errors", visible=tested is not None, format="png")
+        errors = gradio.Gallery(visible=False, columns=10, height=260, elem_id="errors", format="png", buttons=[])
         # preprocess=False: the uploaded file unchanged, which Gradio would decode in its own way.
         upload.change(
-            show, upload, [seen, probabilities, errors], api_name="predict", show_progress="minimal", preprocess=False
+            lambda payload: respond(payload, model, tested, uploads),
+            upload,
+            [seen, probabilities, errors],
+            api_name="predict",
+            show_progress="hidden",
+            preprocess=False,
         )
     return page
+
+
+def about(model: ImageClassifier, run: Run, tested: Tested | None) -> str:
+    """Return what is known of the model, its accuracy and its classes, in Markdown."""
+    results, text = None, ""
+    with contextlib.suppress(UserError):  # of a damaged results.json
+        results = run.results
+    if results is not None and Path(results.checkpoint or "").name == run.file.name:
+        text = headline(results)
+    elif tested is not None:
+        correct = tested[0].correct
+        text = f"It classifies {percent(float(correct.double().mean()))} of {len(correct):,} test images correctly."
+    paragraphs = (text, f"Classes: {', '.join(model.classes)}")
+    return "\n\n".join(printable(plain_markdown(paragraph)) for paragraph in paragraphs if paragraph)
+
+
+def write_examples(classes: Sequence[str], tested: Tested | None, folder: Path) -> list[Path]:
+    """Write a test image of each of the first classes into a folder."""
+    if tested is None:
+        return []
+    (predictions, images), paths = tested, []
+    for label in range(min(NUM_EXAMPLES, len(classes))):
+        for row in (predictions.labels == label).nonzero().flatten().tolist()[:1]:
+            paths.append(folder / f"example_{label}.png")
+            Image.fromarray(images[predictions.index[row]].numpy()).save(paths[-1])
+    return paths
+
+
+def respond(payload: Any, model: ImageClassifier, tested: Tested | None, uploads: Path) -> tuple[Any, ...]:
+    """Return for what was uploaded the model's input, its probabilities, and the errors that are predicted the same."""
+    gradio = import_extra("gradio", extra="demo")
+    if payload is None:
+        return None, None, gradio.update(value=None, label="", visible=False)
+    try:
+        pixels, probabilities = classify(model, _uploaded_file(payload, uploads))
+    except (UserError, OSError) as error:
+        raise gradio.Error(f"This {error}.", print_exception=False) from error
+    label = max(probabilities, key=lambda name: probabilities[name])
+    errors = errors_as(label, model.classes, tested)
+    return enlarge(pixels), probabilities, gradio.update(**errors, visible=bool(errors["value"]))
 
 
 def _uploaded_file(payload: Any, uploads: Path) -> Path:
@@ -152,7 +210,7 @@ def errors_as(label: str, classes: Sequence[str], tested: Tested | None) -> dict
         return {"value": None, "label": ""}
     errors = confident_errors(*tested, classes, limit=NUM_ERRORS, predicted=classes.index(label))
     images = [(enlarge(image), f"{true}, {confidence:.2f}") for image, true, _, confidence in errors]
-    return {"value": images, "label": f"test images wrongly predicted as {label}, and their classes"}
+    return {"value": images, "label": f"test images wrongly predicted as {label}"}
 
 
 def enlarge(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -37,7 +37,7 @@ def main(args: Sequence[str]) -> int:
         net = _network(options, parser.instantiate_classes(options)["model"]["net"], num_classes)
         shape = (3, options["height"], options["width"])
         layers = explain_layers(net, torch.zeros(1, *shape))
-        print(format_layers(layers, shape))
+        print(format_layers(layers, shape, sum(parameter.numel() for parameter in net.parameters())))
     return int(bool(layers and layers[-1].problem))
 
 

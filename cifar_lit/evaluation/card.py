@@ -19,7 +19,7 @@ HIDDEN = {"classes", "net", "root", "cache_dir", "mirror", "seed"}
 def write_card(folder: Path, model: ImageClassifier, data: Mapping[str, Any], results: Results | None) -> None:
     """Write the card of the files in a folder; ``data`` are the data module's settings, empty if they are not known."""
     environment = templates(autoescape=False)  # Markdown: code samples must stay as they are
-    environment.filters["plain"] = _plain
+    environment.filters["plain"] = plain_markdown
     settings = {name: getattr(results, name, None) for name in ("recipe", "seed", "epochs", "device", "versions")}
     settings |= {name: value for name, value in {**model.hparams, **data}.items() if name not in HIDDEN}
     card = environment.get_template("card.md.jinja").render(
@@ -54,7 +54,7 @@ def card_fingerprint(folder: Path) -> str | None:
     return found[1] if found else None
 
 
-def _plain(value: Any) -> str:
+def plain_markdown(value: Any) -> str:
     """Return a value as text that Markdown shows as it is, on one line, also in a table."""
     if isinstance(value, Mapping):
         value = [f"{name} {part}" for name, part in value.items()]

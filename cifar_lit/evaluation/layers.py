@@ -1,6 +1,7 @@
 """What each layer of a network does to the shape of an image, and what it costs, with the numbers filled in."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from cifar_lit.networks import evaluation_mode
 
 Shape = tuple[int, ...]
-Convolution = nn.Conv2d | nn.ConvTranspose2d
 Window = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | nn.LPPool2d
 """Layers with a kernel that slides over height and width."""
 
@@ -131,15 +131,26 @@ def _factors(module: nn.Module, shape_in: Shape, shape_out: Shape) -> tuple[int,
 
 def _size_rows(module: nn.Module, shape_in: Shape) -> list[tuple[str, str]]:
     """Return the output-size formula of a layer with a window, filled in for height and width."""
-    if not isinstance(module, Window) or len(shape_in) != 3:
+    if not isinstance(module, Window | nn.ConvTranspose2d) or len(shape_in) != 3:
         return []
-    height, width = (_formula(module, axis, shape_in[1 + axis]) for axis in (0, 1))
+    formula = _transposed if isinstance(module, nn.ConvTranspose2d) else _formula
+    height, width = (formula(module, axis, shape_in[1 + axis]) for axis in (0, 1))
     return [("height, width", height)] if height == width else [("height", height), ("width", width)]
 
 
 def _setting(module: nn.Module, name: str, axis: int, default: int) -> int:
     value = getattr(module, name, default)
+    if value is None:  # the stride of LPPool2d
+        return _setting(module, "kernel_size", axis, default)
     return int(value[axis] if isinstance(value, tuple) else value)
+
+
+def _transposed(module: nn.Module, axis: int, size: int) -> str:
+    """Return the formula of ``torch.nn.ConvTranspose2d`` with numbers and result."""
+    names = ("stride", "padding", "dilation", "kernel_size", "output_padding")
+    stride, padding, dilation, kernel, more = (_setting(module, name, axis, 1) for name in names)
+    result = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + more + 1
+    return f"({size} - 1)*{stride} - 2*{padding} + {dilation}*({kernel} - 1) + {more} + 1 = {result}"
 
 
 def _padding(module: nn.Module, axis: int) -> int:
@@ -156,10 +167,10 @@ def _formula(module: nn.Module, axis: int, size: int) -> str:
     stride, padding = _setting(module, "stride", axis, 1), _padding(module, axis)
     both = f"{padding}" if padding % 2 else f"2*{padding // 2}"
     rounding = "ceil" if getattr(module, "ceil_mode", False) else "floor"
-    return (
-        f"{rounding}(({size} + {both} - {dilation}*({kernel} - 1) - 1) / {stride} + 1) = "
-        f"{output_size(size, kernel, stride, padding, dilation, rounding == 'ceil')}"
-    )
+    result = output_size(size, kernel, stride, padding, dilation, rounding == "ceil")
+    is_skipped = rounding == "ceil" and result == output_size(size + stride - 1, kernel, stride, padding, dilation) - 1
+    skipped = " - 1 (a window in the padding)" if is_skipped else ""
+    return f"{rounding}(({size} + {both} - {dilation}*({kernel} - 1) - 1) / {stride} + 1){skipped} = {result}"
 
 
 def output_size(
@@ -217,8 +228,11 @@ def _source(before: Sequence[Layer]) -> str:
     return text
 
 
-def format_layers(layers: Sequence[Layer], shape: Shape) -> str:
-    """Return the layers of a network as text for a terminal of 80 columns; ``shape`` is that of one image."""
+def format_layers(layers: Sequence[Layer], shape: Shape, num_parameters: int = 0) -> str:
+    """Return the layers of a network as text for a terminal of 80 columns.
+
+    ``shape`` is that of one image, ``num_parameters`` the number of the whole network, if known.
+    """
     lines = [f"image {_text(shape)}"]
     previous = shape
     for layer in layers:
@@ -231,8 +245,11 @@ def format_layers(layers: Sequence[Layer], shape: Shape) -> str:
             return "\n".join([*lines, *_wrap(f"  does not fit: it {layer.problem}", indent=" " * 4)])
         lines.append(f"  {'output':<16}{_text(layer.shape_out or ())}")
         previous = layer.shape_out or ()
-    num_parameters, products = (sum(getattr(x, n) for x in layers) for n in ("num_parameters", "multiplications"))
-    return "\n".join([*lines, "", f"{num_parameters:,} parameters, {products:,} multiplications per image"])
+    counted, products = (sum(getattr(x, n) for x in layers) for n in ("num_parameters", "multiplications"))
+    if num_parameters > counted:
+        lines += ["", f"{num_parameters - counted:,} parameters of modules that are not called"]
+    text = f"{max(counted, num_parameters):,} parameters, {products:,} multiplications per image"
+    return "\n".join([*lines, "", text])
 
 
 def _text(shape: Shape) -> str:
@@ -240,7 +257,5 @@ def _text(shape: Shape) -> str:
 
 
 def _wrap(text: str, *, indent: str, width: int = 80) -> list[str]:
-    import textwrap
-
     first = text[: len(text) - len(text.lstrip())]
     return textwrap.wrap(text.lstrip(), width, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)

@@ -1,20 +1,24 @@
 """What is shown of a run: confusion matrix, most confident errors, filters, curves."""
 
 import functools
+import html
 import io
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from cifar_lit.metrics import Predictions
+from cifar_lit.metrics import NUM_BINS, Predictions
 from cifar_lit.module import ImageClassifier
 from cifar_lit.results import Results
 
@@ -90,24 +94,59 @@ def draw_images(images: Sequence[NDArray[np.uint8]], titles: Sequence[str]) -> F
     return figure
 
 
-def draw_curves(curves: Curves) -> Figure:
-    """Draw losses and accuracies over the epochs."""
-    figure = Figure(figsize=(7, 2.8), layout="tight")
-    for axes, name in zip(figure.subplots(1, 2), ("Loss", "Accuracy"), strict=True):
-        for split, label, style in (("train", "train", "--"), ("val", "validation", "-")):
-            points = curves.get(f"{name}/{split}", [])
-            epochs, values = [epoch + 1 for epoch, _ in points], [value for _, value in points]
-            axes.plot(epochs, values, style, marker=".", label=label)
-        axes.set_xlabel("epoch")
-        axes.set_title(name.lower())
+def draw_curve(name: str, curves: Curves) -> Figure:
+    """Draw ``Loss`` or ``Accuracy`` over the epochs, in training and validation."""
+    figure = Figure(figsize=(4.4, 2.8), layout="tight")
+    axes = figure.subplots()
+    for split, label, style in (("train", "train", "--"), ("val", "validation", "-")):
+        points = curves.get(f"{name}/{split}", [])
+        if points:
+            axes.plot(
+                [epoch + 1 for epoch, _ in points], [value for _, value in points], style, marker=".", label=label
+            )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlabel("epoch")
+    axes.set_title(name.lower())
+    if axes.lines:
         axes.legend(frameon=False)
     return figure
 
 
+def draw_reliability(predictions: Predictions) -> Figure:
+    """Draw the accuracy of the images of each range of confidence, and how many images it has.
+
+    The bins are those of ``calibration_error``; on the diagonal, accuracy and confidence are equal (arXiv 1706.04599).
+    """
+    confidence, correct = predictions.confidence.double(), predictions.correct.double()
+    bins = (confidence * NUM_BINS).long().clamp(0, NUM_BINS - 1)
+    counts = torch.bincount(bins, minlength=NUM_BINS)
+    heights = torch.bincount(bins, correct, minlength=NUM_BINS) / counts.clamp_min(1)
+    middles = [(i + 0.5) / NUM_BINS for i in range(NUM_BINS)]
+    figure = Figure(figsize=(4.4, 4.0), layout="tight")
+    above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
+    above.bar(middles, heights.tolist(), width=0.92 / NUM_BINS, label="accuracy")
+    above.plot([0, 1], [0, 1], "--", color="tab:orange", label="confidence")
+    above.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    above.legend(frameon=False, loc="upper left")
+    below.bar(middles, counts.tolist(), width=0.92 / NUM_BINS, color="tab:gray")
+    below.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    below.set(xlabel="confidence", ylabel="images")
+    return figure
+
+
 def confident_errors(
-    predictions: Predictions, images: Tensor, classes: Sequence[str], *, limit: int, predicted: int | None = None
+    predictions: Predictions,
+    images: Tensor,
+    classes: Sequence[str],
+    *,
+    limit: int,
+    predicted: int | None = None,
+    true: int | None = None,
 ) -> list[tuple[NDArray[np.uint8], str, str, float]]:
     """Return image, true class, predicted class and confidence of wrong predictions, the most confident first."""
+    rows = predictions.most_confident_errors(predicted)
+    if true is not None:
+        rows = rows[predictions.labels[rows] == true]
     return [
         (
             images[predictions.index[row]].numpy(),
@@ -115,7 +154,7 @@ def confident_errors(
             classes[int(predictions.predicted[row])],
             float(predictions.confidence[row]),
         )
-        for row in predictions.most_confident_errors(predicted)[:limit]
+        for row in rows[:limit]
     ]
 
 
@@ -152,12 +191,13 @@ def log_figures(
             logger.experiment.add_figure(name, figure, epoch)
 
 
-def to_svg(draw: Callable[..., Figure], *args: object) -> str:
+def to_svg(description: str, draw: Callable[..., Figure], *args: object) -> str:
     """Draw a figure as an ``<svg>`` element, in the colour of the text around it."""
     coloured = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     style: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": "cifar_lit", **dict.fromkeys(coloured, _INK)}
     buffer = io.StringIO()
     with plot_style(**style):
         draw(*args).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    drawing = buffer.getvalue()
-    return drawing[drawing.index("<svg") :].replace(_INK, "currentColor")
+    drawing = buffer.getvalue().replace(_INK, "currentColor")
+    drawing = re.sub(r'<g id="[^"]*">', "<g>", drawing[drawing.index("<svg") :])  # each figure numbers its parts anew
+    return drawing.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)

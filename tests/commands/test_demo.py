@@ -20,7 +20,7 @@ from PIL import Image
 
 from cifar_lit import ImageClassifier
 from cifar_lit import Run as SavedRun
-from cifar_lit.commands.demo import Tested, classify, errors_as, make_page, predict_test_images
+from cifar_lit.commands.demo import Tested, about, classify, errors_as, make_page, predict_test_images, write_examples
 from cifar_lit.main import main
 from tests.helpers.images import TINY_CLASSES, tiny_image
 from tests.helpers.processes import Run
@@ -189,6 +189,30 @@ def test_errors_are_those_of_the_class(tested: tuple[ImageClassifier, Tested]) -
     assert errors_as("dark", model.classes, None) == {"value": None, "label": ""}
 
 
+def test_the_page_says_what_the_model_is_and_how_good(tested: tuple[ImageClassifier, Tested]) -> None:
+    model, predictions = tested
+    saved = SavedRun(RUN)
+    assert saved.results is not None
+    text = about(model, saved, predictions)
+    assert text.startswith("TutorialCNN was trained for 2 epochs on images from ")
+    assert f" It classifies {100 * saved.results.metrics['Accuracy/test']:.1f} % of 24 test images correctly (" in text
+    assert text.endswith("\n\nClasses: bright, dark, green")
+    last = SavedRun(RUN / "checkpoints/last.ckpt")  # not the checkpoint of the results
+    correct = 100 * float(predictions[0].correct.double().mean())
+    assert about(model, last, predictions).startswith(f"It classifies {correct:.1f} % of 24 test images correctly.\n")
+    model.classes = ["<b>", "*two*\nlines\x1b", "c"]
+    assert about(model, last, None) == r"Classes: \<b\>, \*two\* lines\x1b, c"
+
+
+def test_the_examples_are_a_test_image_of_each_class(tested: tuple[ImageClassifier, Tested], tmp_path: Path) -> None:
+    model, (predictions, images) = tested
+    paths = write_examples(model.classes, (predictions, images), tmp_path)
+    shown = [np.asarray(Image.open(path)) for path in paths]
+    labels = [[int(predictions.labels[i]) for i in range(24) if np.array_equal(images[i], one)] for one in shown]
+    assert labels == [[0], [1], [2]]
+    assert write_examples(model.classes, None, tmp_path) == []
+
+
 def test_without_the_test_images_it_classifies_all_the_same(
     run: str, gradio: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,11 +266,11 @@ def test_the_page_classifies_what_was_uploaded_and_reads_no_other_file(
 ) -> None:
     model, predictions = tested
     page = make_page(model, "tiny", predictions, Path.cwd())
-    (event,) = page.fns.values()
+    (event,) = (one for one in page.fns.values() if one.api_name == "predict")
     seen, probabilities, errors = event.fn({"path": "tiny/test/dark/101.png"})
     assert seen.shape == (256, 256, 3)
     label = max(probabilities, key=lambda name: probabilities[name])
-    assert errors["label"] == f"test images wrongly predicted as {label}, and their classes"
+    assert errors["label"] == f"test images wrongly predicted as {label}"
     assert event.fn(None)[:2] == (None, None)
     Path("text.jpg").write_text("no image")
     for payload, expected in (
@@ -293,7 +317,7 @@ def test_an_image_is_dropped_in_a_browser(browser: Any, page: Page, capsys: pyte
 
     def upload(path: Path) -> None:
         browser.get(url)
-        wait_for("body", "Drop a picture of any size: bright, dark, green.")
+        wait_for("body", "Classes: bright, dark, green")
         browser.find_element("css selector", "input[type=file]").send_keys(str(path.absolute()))
 
     upload(path)

@@ -1,13 +1,13 @@
 """The explanation of layers: formulas against PyTorch, and the tutorial's numbers by hand."""
 
 import itertools
+import math
 import re
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cifar_lit.evaluation.layers import explain_layers, format_layers, output_size
 from cifar_lit.networks import FastCNN, TutorialCNN
@@ -51,6 +51,9 @@ WINDOWS: list[Callable[[], nn.Module]] = [
     lambda: nn.MaxPool2d((2, 3), ceil_mode=True),
     lambda: nn.AvgPool2d(3, stride=(2, 1), padding=1),
     lambda: nn.AvgPool2d(2, ceil_mode=True),
+    lambda: nn.LPPool2d(2, 3),
+    lambda: nn.MaxPool2d(2, stride=3, padding=1, ceil_mode=True),
+    lambda: nn.ConvTranspose2d(3, 4, (3, 2), stride=2, padding=1, output_padding=1, dilation=(1, 2)),
 ]
 
 
@@ -67,8 +70,14 @@ def test_the_formula_holds_for_every_small_window() -> None:
     for size, kernel, stride, padding, ceil_mode in itertools.product(
         range(3, 9), (2, 3), (1, 2, 3, 4), (0, 1), (False, True)
     ):
-        pooled = F.max_pool2d(torch.zeros(1, 1, size, size), kernel, stride, padding, ceil_mode=ceil_mode)
-        assert output_size(size, kernel, stride, 2 * padding, ceil_mode=ceil_mode) == pooled.shape[-1]
+        layer = nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil_mode)
+        expected = layer(torch.zeros(1, 1, size, size)).shape[-1]
+        assert output_size(size, kernel, stride, 2 * padding, ceil_mode=ceil_mode) == expected
+        ((_, formula),) = explain_layers(layer, torch.zeros(1, 1, size, size))[0].rows
+        left, _, result = formula.replace(" (a window in the padding)", "").rpartition(" = ")
+        assert (
+            eval(left, {"ceil": math.ceil, "floor": math.floor}) == int(result) == expected
+        )  # what is written is true
 
 
 def test_multiplications_are_half_of_the_operations_that_pytorch_counts() -> None:
@@ -137,5 +146,26 @@ def test_a_failed_network_keeps_its_mode_and_has_no_hooks_left() -> None:
 def test_the_text_fits_80_columns_and_names_changes_between_layers() -> None:
     text = format_layers(explain_layers(FastCNN(), torch.zeros(1, *IMAGE)), IMAGE)
     assert max(map(len, text.splitlines())) <= 80
+    assert "not called" not in text
     assert "between the layers: 64 x 32 x 32 -> 64 x 16 x 16" in text
     assert re.search(r"1,972,792 parameters, 146,573,824 multiplications per image$", text)
+
+
+def test_parameters_of_modules_that_are_not_called_are_named() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))
+    layers = explain_layers(net, torch.zeros(2, *IMAGE))
+    assert format_layers(layers, IMAGE, 6146 + 1000).endswith(
+        "\n1,000 parameters of modules that are not called\n\n7,146 parameters, 6,144 multiplications per image"
+    )
+
+
+def test_a_resnet_is_explained_in_80_columns() -> None:
+    from torchvision.models import resnet18
+
+    text = format_layers(explain_layers(resnet18(num_classes=10), torch.zeros(1, *IMAGE)), IMAGE)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "floor((32 + 2*3 - 1*(7 - 1) - 1) / 2 + 1) = 16\n" in text
+    assert "avgpool: AdaptiveAvgPool2d(output_size=(1, 1))\n  output          512 x 1 x 1\n" in text
+    first, stage = 64 * 16 * 16 * 3 * 49, 128 * 4 * 4 * (64 * 9 + 3 * 128 * 9 + 64)  # which all stages but one have
+    assert 37_016_576 == first + 4 * 64 * 8 * 8 * 64 * 9 + 3 * stage + 512 * 10
+    assert text.endswith("\n11,181,642 parameters, 37,016,576 multiplications per image")

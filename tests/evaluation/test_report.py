@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from cifar_lit.evaluation.plots import draw_confusion, draw_curves, first_filters, log_figures
+from cifar_lit.evaluation.plots import draw_confusion, draw_curve, first_filters, log_figures
 from cifar_lit.evaluation.report import read_curves, write_report
 from cifar_lit.metrics import Predictions
 from cifar_lit.module import ImageClassifier
@@ -74,7 +74,7 @@ class Checker(HTMLParser):
         pass
 
     def handle_data(self, data: str) -> None:
-        if self.open_tags and self.open_tags[-1] in ("th", "td"):
+        if self.open_tags[-1:] and self.open_tags[-1] in ("th", "td", "small", "div") and "tr" in self.open_tags:
             self.rows[-1].append(data)
 
     def handle_endtag(self, tag: str) -> None:
@@ -93,35 +93,42 @@ def test_the_page_is_one_file_and_shows_everything(model: ImageClassifier, tmp_p
     assert "<fox>" not in page
     assert "<mine>" not in page
     assert "dog &amp; &lt;fox&gt;" in page
-    assert re.findall("<h2>(.*?)</h2>", page) == [
-        *("Metrics", "Classes", "Confusion matrix", "Most confident errors"),
-        *("Filters of the first layer", "Training", "Run"),
-    ]
+    sections = ["Metrics", "Classes", "Frequent confusions", "Confusion matrix", "Calibration", "Most confident errors"]
+    sections += ["Training", "Layers", "Filters of the first layer", "Run"]
+    assert re.findall("<h2>(.*?)</h2>", page) == sections
+    assert len(re.findall("<h2>.*?</h2>\n(?:<p>|$)", page)) == len(sections)  # each says what it is
     assert "prefers-color-scheme: dark" in page
     assert 'name="viewport"' in page
-    assert page.count("<svg") == 1
+    descriptions = re.findall('<svg role="img" aria-label="(.*?)"', page)
+    assert descriptions == [
+        "Reliability diagram: accuracy by confidence",
+        "Loss in each epoch",
+        "Accuracy in each epoch",
+    ]
+    assert page.count("<svg") == 3
     assert "currentColor" in page
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
-    assert sum(link.startswith("data:") for link in links) == 3 + 32  # errors, filters
+    assert sum(link.startswith("data:") for link in links) == 3 + 3 + 32  # confusions, errors, filters
+    assert 'alt=""' not in page
 
     checker = Checker()
     checker.feed(page)
     assert checker.open_tags == []
-    assert ["accuracy", "0.7000"] in checker.rows
-    assert ["95 % interval", "0.3968 to 0.8922"] in checker.rows
+    assert ["accuracy", "0.7000", "share of the images that are classified correctly"] in checker.rows
+    assert [row[:2] for row in checker.rows if row[:1] == ["95 % interval"]] == [["95 % interval", "0.3968 to 0.8922"]]
     assert ["cat", "0.750", "0.750", "0.750", "4"] in checker.rows
     assert ["dog & <fox>", "0.667", "0.667", "0.667", "3"] in checker.rows
     assert ["data", "pictures <mine>: 9 train, 10 test"] in checker.rows
     assert ["seed", "0"] in checker.rows
-    assert ["3", "1", "0"] in checker.rows  # of the confusion matrix
+    assert ["cat", "3", "1"] in checker.rows  # of the confusion matrix, where a cell without images is empty
     assert not {"top-5 accuracy", "accuracy on validation", "command", "time"} & {row[0] for row in checker.rows if row}
 
 
 def test_the_errors_are_shown_with_their_own_images(model: ImageClassifier, tmp_path: Path) -> None:
     write_report(tmp_path / "report.html", results_of(model), model, IMAGES)
     page = (tmp_path / "report.html").read_text()
-    section = page[page.index("Most confident errors") : page.index("Filters of")]
+    section = page[page.index("Most confident errors") : page.index("Layers</h2>")]
     shown = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"base64,([^\"]*)", section)]
     assert [np.asarray(image)[0, 0, 0] for image in shown] == [12, 6, 18]  # the rows 6, 3, 9 of every second image
     captions = re.findall(r"<figcaption><b>(.*?)</b><br>(.*?)</figcaption>", section)
@@ -138,9 +145,47 @@ def test_a_model_without_errors_filters_and_curves(model: ImageClassifier, tmp_p
     model.net = torch.nn.Linear(3, 3)  # type: ignore[assignment]
     write_report(tmp_path / "report.html", results_of(model), model, IMAGES)
     page = (tmp_path / "report.html").read_text()
-    assert "<p>None.</p>" in page
+    assert page.count("<p>None.</p>") == 2
     assert "Filters" not in page
     assert "Training" not in page
+    assert "does not fit: it expects 3 features, and gets 32\n" in page
+
+
+class Untraceable(torch.nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        raise KeyError("<no> such layer")
+
+
+def test_a_report_says_why_it_cannot_show_the_layers_and_does_without_a_test(
+    model: ImageClassifier, tmp_path: Path
+) -> None:
+    results = results_of(model)
+    model.predictions, model.net = None, Untraceable()  # type: ignore[assignment]
+    results.metrics, results.num_test, results.num_val = {"Accuracy/val": 0.5}, 0, 4
+    write_report(tmp_path / "report.html", results, model, None)
+    page = (tmp_path / "report.html").read_text()
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Metrics", "Layers", "Run"]
+    assert "does not take a batch of two images here: KeyError: &#39;&lt;no&gt; such layer&#39;</p>" in page
+    assert "<p>There are no test metrics: no test image was scored.</p>" in page
+    assert "It classifies 50.0\u00a0% of 4 validation images correctly; it was not tested.</p>" in page
+
+
+def test_the_layers_are_those_of_the_run_at_its_image_size(model: ImageClassifier, tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", results_of(model), model, IMAGES)
+    page = (tmp_path / "report.html").read_text()
+    section = page[page.index("<h2>Layers") : page.index("<h2>Filters")]
+    assert "image of 3 x 32 x 32." in section
+    assert "floor((32 + 2*2 - 1*(5 - 1) - 1) / 1 + 1) = 32\n" in section
+    assert "  multiplications 32*32*32*3*5*5 = 2,457,600\n" in section
+    assert "12,353,728 multiplications per image\n" in section
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_not_compiled_again_for_its_layers(model: ImageClassifier, tmp_path: Path) -> None:
+    model.hparams["compile"] = True
+    model.net.compile(backend=lambda *_: pytest.fail("compiled"))
+    write_report(tmp_path / "report.html", results_of(model), model, IMAGES)
+    assert "multiplications per image\n" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("images", [None, IMAGES], ids=["few", "all"])
@@ -180,10 +225,13 @@ def test_a_confusion_matrix_has_its_counts_unless_there_are_too_many(num_classes
     assert rows == pytest.approx(np.ones(num_classes))  # shares of each true class
 
 
-def test_curves_count_epochs_from_one() -> None:
-    loss, accuracy = draw_curves({"Loss/train": [(0, 2.0), (1, 1.0)], "Accuracy/val": [(1, 0.5)]}).axes
-    assert [np.asarray(line.get_xdata()).tolist() for line in loss.lines] == [[1, 2], []]
-    assert [np.asarray(line.get_ydata()).tolist() for line in accuracy.lines] == [[], [0.5]]
+def test_curves_count_whole_epochs_from_one() -> None:
+    curves = {"Loss/train": [(0, 2.0), (1, 1.0)], "Loss/val": [(1, 1.5)]}
+    (axes,) = draw_curve("Loss", curves).axes
+    lines = [(np.asarray(line.get_xdata()).tolist(), np.asarray(line.get_ydata()).tolist()) for line in axes.lines]
+    assert lines == [([1, 2], [2.0, 1.0]), ([2], [1.5])]
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+    assert draw_curve("Accuracy", curves).axes[0].get_legend() is None  # which would warn that it is empty
 
 
 def test_curves_of_a_run_without_tensorboard_are_empty(tmp_path: Path) -> None:
