@@ -37,7 +37,7 @@ LIMITS: dict[str, Any] = {
     "enable_progress_bar": False,
 }
 SHORT = [*(f"--trainer.{name}={value}" for name, value in LIMITS.items()), "--no_report"]
-MOST = {"--trainer.max_epochs": 3, "--trials": 2, "--seeds": 2}
+MOST = {"--trainer.max_epochs": 3, "--trials": 2, "--seeds": 1, "--epochs": 1}
 """How much of a training is done, whatever a command says."""
 STOPPED, NEXT = "version_2", "version_3"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -150,6 +150,8 @@ def shorten(args: list[str]) -> list[str]:
     for option, most in MOST.items():
         places = [place + 1 for place, word in enumerate(args[:-1]) if word == option]
         args = [str(min(int(word), most)) if place in places else word for place, word in enumerate(args)]
+    if args[0] == "ladder":
+        return [*args, *TINY, *SHORT[:-1], *([] if "--steps" in args else ["--steps", "0,1"])]
     if "--ckpt_path" in args:  # the run's own settings count; one that has finished needs more epochs, as is said there
         return args
     epochs = [] if "--trainer.max_epochs" in args else ["--trainer.max_epochs", "1"]
