@@ -61,8 +61,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("HOME", str(folder / "home"))
-        for name in ("tiny", "pictures", "cifar10-images.tar.gz"):  # a folder is read like an archive
+        for name in ("tiny", "cifar10-images.tar.gz"):  # a folder is read like an archive
             write_files(Path(name), files)
+        write_files(Path("pictures"), {name.removeprefix("train/"): files[name] for name in files if "train/" in name})
         for seed in ("0", "1", "2"):
             if seed == "2":
                 patch.setattr(ImageClassifier, "on_train_epoch_start", stop)
