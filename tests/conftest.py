@@ -1,8 +1,11 @@
 """Fixtures: a home folder for each test, tiny images, a finished run, a command that must fail, real images."""
 
+import asyncio
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,12 +21,42 @@ def pytest_configure() -> None:
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // num_workers))
 
 
+def pytest_collection_finish() -> None:
+    """Let later collections of garbage pass over the half a million objects of the imports: each takes 0.3 s less."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _own_garbage() -> Iterator[None]:
+    """Blame a test, and none after it, for the sockets, files and event loops that it leaves open."""
+    yield
+    asyncio.set_event_loop(None)  # which keeps the last one
+    gc.collect()
+
+
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep each test's cache and logs in a folder of its own."""
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def gradio(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Return Gradio, or skip; close the event loops that it makes with each page and never closes."""
+    make, loops = asyncio.new_event_loop, []
+
+    def new_event_loop() -> asyncio.AbstractEventLoop:
+        loops.append(make())
+        return loops[-1]
+
+    monkeypatch.setattr(asyncio, "new_event_loop", new_event_loop)
+    yield pytest.importorskip("gradio")
+    asyncio.set_event_loop(None)
+    for loop in loops:
+        loop.close()
 
 
 @pytest.fixture
