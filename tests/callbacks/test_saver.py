@@ -32,7 +32,10 @@ RECIPES = {
     # Its average of the weights, schedule, momentum, Muon, crops and mirror images.
     "tuned": ["--recipe", "tuned", "--model.schedule", "linear"],
     # Its growing images, whitening and alternating mirror images; the gradients of two batches are added.
-    "fast": ["--recipe", "fast", "--trainer.accumulate_grad_batches", "2", "--data.image_sizes", "[16,24]"],
+    "fast": [
+        *["--recipe", "fast", "--trainer.accumulate_grad_batches", "2", "--data.image_sizes", "[16,24]"],
+        *["--model.net.widths", "[16,32,32]"],
+    ],
 }
 MOMENTS: list[tuple[int, int]] = [
     (1, signal.SIGTERM),  # in the first step of all
@@ -89,8 +92,8 @@ def raise_bug() -> None:
 @pytest.mark.parametrize(
     ("act", "code"),
     [
-        (functools.partial(signal.raise_signal, signal.SIGTERM), 143),
-        (functools.partial(signal.raise_signal, signal.SIGINT), 130),
+        pytest.param(functools.partial(signal.raise_signal, signal.SIGTERM), 143, marks=pytest.mark.slow),
+        pytest.param(functools.partial(signal.raise_signal, signal.SIGINT), 130, marks=pytest.mark.slow),
         (functools.partial(signal.raise_signal, signal.SIGHUP), 129),
         (raise_bug, 1),
     ],

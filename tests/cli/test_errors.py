@@ -1,7 +1,6 @@
 """Errors of ``fit``: one line that names the option, and nothing left behind; bugs keep their traceback."""
 
-import subprocess
-import sys
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from cifar_lit.data.cifar10 import ARCHIVE, CIFAR10
 from cifar_lit.errors import UserError
 from cifar_lit.main import main
 from cifar_lit.networks import TutorialCNN
-from tests.helpers.processes import SCRIPT
+from tests.helpers.processes import run
 from tests.helpers.runs import FEW_EPOCHS, RUN, Refused, read_results
 from tests.helpers.server import Behaviour, serving
 
@@ -181,18 +181,16 @@ def test_a_bug_of_ours_keeps_its_traceback(tiny_args: list[str], monkeypatch: py
 # The machine.
 
 
-def test_with_no_network_the_script_says_what_was_tried_and_the_ways_out(tmp_path: Path) -> None:
+def no_official_server() -> None:
+    CIFAR10.__init__.__kwdefaults__["archive"] = dataclasses.replace(ARCHIVE, urls=())
+
+
+def test_with_no_network_it_says_what_was_tried_and_the_ways_out() -> None:
     with serving(Behaviour(b"", statuses=[404] * 9)) as url:
-        options = ["--data.mirror", url, "--trainer.max_epochs", "1"]
-        code = (
-            "import sys, runpy, cifar_lit.data.cifar10 as c, dataclasses;"
-            "c.CIFAR10.__init__.__kwdefaults__['archive'] = dataclasses.replace(c.ARCHIVE, urls=());"
-            f"sys.argv = ['fit.py', *{options!r}]; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        done = run(["fit", "--data.mirror", url, "--trainer.max_epochs", "1"], inside=no_official_server)
+    assert done.code == 1
+    assert "Traceback" not in done.err
+    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
     for part in (f"{url}: answered 404", "--data.mirror URL", "by hand", "--data.source synthetic", "images"):
         assert part in line
 

@@ -1,8 +1,10 @@
 """``fit``, in process: what a run is made of, and that its numbers agree with each other."""
 
+import itertools
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from cifar_lit.data.synthetic import Synthetic
 from cifar_lit.main import main
 from cifar_lit.metrics import wilson_interval
 from cifar_lit.module import ImageClassifier
@@ -334,6 +337,30 @@ def test_a_normal_run_of_the_script_prints_no_warning(tiny_args: list[str]) -> N
     assert "epoch 2/2" in done.stdout
 
 
+@pytest.fixture
+def some_real_images(real_images: Path, tmp_path: Path) -> Path:
+    """Return a tenth of the real images, as an archive."""
+    if real_images.is_dir():
+        pytest.skip("CIFAR_LIT_IMAGES names a folder")
+    with tarfile.open(real_images, "r:*") as archive, tarfile.open(tmp_path / "some.tar", "w") as some:
+        files = (member for member in archive if member.isfile())
+        for member in itertools.islice(files, 0, None, 10):
+            some.addfile(member, archive.extractfile(member))
+    return tmp_path / "some.tar"
+
+
+@pytest.mark.realdata
+def test_a_hundred_steps_on_some_real_images_learn_more_than_chance(some_real_images: Path) -> None:
+    options = ["--data.source", "images", "--data.root", str(some_real_images), "--data.val_size", "500"]
+    options += ["--trainer.max_epochs", "2", "--data.batch_size", "50", "--trainer.limit_train_batches", "50"]
+    assert main(["fit", *options, "--model.lr", "0.02", "--model.momentum", "0.9"]) == 0
+    results = read_results()
+    assert results["Accuracy/test"] > 0.2  # chance is 0.1
+    assert (results["num_train"], results["num_val"]) == (4_500, 500)
+    assert results["num_test"] in (500, 1_000)
+
+
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_two_hundred_steps_on_real_images_learn_more_than_chance(real_images: Path, real_cache: Path) -> None:
     options = ["--data.source", "images", "--data.root", str(real_images), "--trainer.max_epochs", "1"]
@@ -346,11 +373,13 @@ def test_two_hundred_steps_on_real_images_learn_more_than_chance(real_images: Pa
     assert results["images_per_second"] > 0
 
 
-def test_a_synthetic_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"]
+def test_a_synthetic_run_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, number in (("num_train", 250), ("num_test", 60)):  # of 25,000 and 5,000
+        monkeypatch.setitem(Synthetic.__init__.__kwdefaults__, name, number)
+    few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3", "--data.val_size", "50"]
     assert main(["fit", "--data.source", "synthetic", *few]) == 0
     out = capsys.readouterr().out
-    assert "data        synthetic: 20,000 train, 5,000 validation, 5,000 test" in out
+    assert "data        synthetic: 200 train, 50 validation, 60 test" in out
     assert "CIFAR" not in out
     assert read_results()["source"] == read_results()["title"] == "synthetic"
 

@@ -1,6 +1,5 @@
 """The demo: its page shows the probabilities that predict prints, for images of any kind, in a browser too."""
 
-import gc
 import json
 import shutil
 import signal
@@ -8,7 +7,6 @@ import socket
 import time
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,26 +87,6 @@ def page(run: str) -> Iterator[Page]:
 
 
 ENDS_AT_ONCE = SimpleNamespace(Event=lambda: SimpleNamespace(wait=lambda: None))
-leaves_loops = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture
-def _collected() -> Iterator[None]:
-    """Collect what Gradio leaves behind in the test that left it."""
-    yield
-    gc.collect()
-
-
-pytestmark = [leaves_loops, pytest.mark.usefixtures("_collected")]
-
-
-@pytest.fixture
-def gradio() -> Iterator[Any]:
-    """Return Gradio, which leaves event loops behind in the process that makes a page."""
-    yield pytest.importorskip("gradio")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 def predicted(paths: list[Path], capsys: pytest.CaptureFixture[str]) -> list[dict[str, float]]:
@@ -227,6 +205,7 @@ def test_without_the_test_images_it_classifies_all_the_same(
     assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # Gradio's, of the port that is taken
 def test_bad_arguments_end_in_one_line(run: str, refused: Refused, gradio: Any) -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     port = str(taken.getsockname()[1])

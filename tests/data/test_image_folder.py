@@ -293,6 +293,7 @@ def test_huge_pictures_are_refused(tmp_path: Path) -> None:
         source(root).load("test")
 
 
+@pytest.mark.slow  # tests/cli/test_fit.py reads a part of them
 @pytest.mark.realdata
 def test_the_second_start_with_real_images_decodes_nothing(
     real_images: Path, real_cache: Path, monkeypatch: pytest.MonkeyPatch

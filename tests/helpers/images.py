@@ -1,5 +1,6 @@
 """Tiny images that any network learns, and files of them."""
 
+import functools
 import io
 import tarfile
 import zipfile
@@ -27,11 +28,17 @@ def encode(image: Image.Image, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
+@functools.cache
+def tiny_file(class_name: str, number: int, suffix: str) -> bytes:
+    """Make the file of an image, once a session."""
+    return encode(tiny_image(class_name, number), suffix)
+
+
 def tiny_files(num_train: int = 20, num_test: int = 8) -> dict[str, bytes]:
     """Make a dataset of three classes: the content of each file by its name."""
     suffixes = (".jpg", ".png", ".webp", ".bmp")
     return {
-        f"{split}/{name}/{number}{suffixes[number % 4]}": encode(tiny_image(name, number), suffixes[number % 4])
+        f"{split}/{name}/{number}{suffixes[number % 4]}": tiny_file(name, number, suffixes[number % 4])
         for split, numbers in (("train", range(num_train)), ("test", range(100, 100 + num_test)))
         for name in TINY_CLASSES
         for number in numbers
