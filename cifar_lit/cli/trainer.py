@@ -1,6 +1,7 @@
 """The Trainer of a fit, with the folder and the logger of the run."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,8 @@ def log_graph(trainer: Trainer, model: ImageClassifier) -> None:
     if not (trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)):
         return
     try:
-        with torch.no_grad(), evaluation_mode(model.net):
+        ignored = warnings.catch_warnings(action="ignore")  # of tracing len(images)
+        with torch.no_grad(), evaluation_mode(model.net), ignored:
             trainer.logger.experiment.add_graph(model.net, model.example_input_array)
     except OSError:
         raise  # of TensorBoard's file

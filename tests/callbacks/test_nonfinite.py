@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 
+from cifar_lit.callbacks.bars import CloseBars
 from cifar_lit.callbacks.best import Best
 from cifar_lit.callbacks.nonfinite import DivergedError, NonFiniteGuard
 from cifar_lit.callbacks.saver import Saver
-from cifar_lit.checkpoint import first_nonfinite
+from cifar_lit.checkpoint import first_nonfinite, save_checkpoint
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.module import ImageClassifier
 from tests.helpers.processes import LAST
@@ -72,7 +74,9 @@ def fit(root: Path, *callbacks: Callback, **options: Any) -> Trainer:
     ("step", "place"), [(3, "step 3 of epoch 1"), (6, "step 6 of epoch 1"), (9, "step 3 of epoch 2")]
 )
 def test_a_non_finite_loss_is_named_with_its_step(step: int, place: str, value: float, tiny_root: Path) -> None:
-    with pytest.raises(DivergedError, match=f"the loss is {value} in {place}: start again with a lower `lr`") as error:
+    with pytest.raises(
+        DivergedError, match=f"the loss is {value} in {place}, at a learning rate of 0.01: start again"
+    ) as error:
         fit(tiny_root, Spoil(step, value))
     assert error.value.exit_code == 1
 
@@ -114,7 +118,7 @@ def test_non_finite_weights_are_neither_validated_nor_kept(value: float, has_val
             **options,
         )
     assert validated == ([0] if has_val else [])
-    assert ("; the best checkpoint so far is " in str(error.value)) == has_val
+    assert "at a learning rate of 0.01: start again with a lower `lr`" in str(error.value)
     for path in Path("kept").glob("*.ckpt"):
         weights = torch.load(path, weights_only=True)["state_dict"]
         assert first_nonfinite(weights.items()) is None
@@ -123,7 +127,8 @@ def test_non_finite_weights_are_neither_validated_nor_kept(value: float, has_val
 def test_a_fit_that_diverges_ends_in_one_line(tiny_args: list[str], refused: Refused) -> None:
     code, line = refused(["fit", *tiny_args, *FEW_EPOCHS, "--model.lr", "1e20"])
     assert code == 1
-    assert "the loss is nan in step 2 of epoch 1: start again with a lower --model.lr, or resume with" in line
+    place = "the loss is nan in step 2 of epoch 1, at a learning rate of 1e+20"
+    assert line.endswith(f"{place}: start again with a lower --model.lr, or with --trainer.gradient_clip_val 1")
     assert not LAST.exists()
 
 
@@ -142,3 +147,50 @@ def test_a_fit_saves_no_non_finite_weights(
     assert code == 1
     assert "net.layers.conv1.weight has non-finite values in epoch 1" in line
     assert not LAST.exists()
+
+
+def test_what_resumes_is_named_if_it_is_usable(tmp_path: Path) -> None:
+    run = tmp_path / "a run"
+    (run / "checkpoints").mkdir(parents=True)
+    model = ImageClassifier(classes=["a", "b"])
+    last, best = run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt"
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.strategy.connect(model)
+
+    def advice(clip: float | None = None, run: Path | None = run, **options: Any) -> str:
+        trainer.gradient_clip_val = clip
+        model.hparams.update(options)
+        return NonFiniteGuard(run)._advice(trainer)
+
+    def save(path: Path, value: float, momentum: float = 0.0) -> None:
+        state = {"state": {0: {"momentum_buffer": torch.tensor(momentum)}}}
+        parts = {"hyper_parameters": {"lr": 1.0}, "state_dict": {"w": torch.tensor(value)}}
+        save_checkpoint({**parts, "optimizer_states": [state]}, path)
+
+    assert advice() == "start again with a lower `lr`, or with `gradient_clip_val` 1"
+    assert advice(0.5, muon_lr=0.1) == "start again with a lower `lr` and `muon_lr`, or with `gradient_clip_val` 0.05"
+    resumes = "or resume before that with cifar-lit fit --ckpt_path 'a run' --trainer.gradient_clip_val 1"
+    for value, momentum, is_usable in ((1.0, 0.0, True), (1e5, 0.0, False), (1.0, math.nan, False)):
+        save(last, value, momentum)
+        assert advice().endswith(resumes) is is_usable
+    save(best, 1.0)
+    assert "--ckpt_path 'a run/checkpoints/best.ckpt' --trainer.gradient_clip_val 1" in advice()
+    last.write_bytes(b"damaged")
+    assert "best.ckpt" in advice()
+    assert "resume" not in advice(run=None)
+
+
+def test_the_rate_is_that_of_the_step_in_each_group(tiny_root: Path) -> None:
+    data = CIFAR10DataModule(source="images", root=str(tiny_root), val_size=12, batch_size=8)
+    options = {"lr": 0.1, "muon_lr": 0.2, "schedule": "constant", "warmup_epochs": 1.0}
+    trainer = quiet_trainer(max_epochs=1, callbacks=[Spoil(3, math.nan), NonFiniteGuard()])
+    with pytest.raises(DivergedError, match=r"in step 3 of epoch 1, at learning rates of 0.06 and 0.12: start"):
+        trainer.fit(ImageClassifier(classes=data.classes, **options), datamodule=data)  # type: ignore[arg-type]
+
+
+def test_the_error_begins_below_the_bar(tiny_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bar = TQDMProgressBar()
+    with pytest.raises(DivergedError):
+        fit(tiny_root, CloseBars(), bar, Spoil(3, math.nan), enable_progress_bar=True)
+    assert bar.train_progress_bar.disable  # closed, and not drawn again
+    assert capsys.readouterr().out.endswith("\n")
