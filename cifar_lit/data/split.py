@@ -43,7 +43,7 @@ def hold_out_test(split: Split, classes: Sequence[str]) -> Tensor:
     """
     hashes = hash_images(split.images, seed=TEST_SEED)
     for label, name in enumerate(classes):
-        if len(hashes[split.labels == label].unique()) < 2:
+        if len(set(hashes[split.labels == label].tolist())) < 2:
             raise UserError(
                 f"{name} has one picture, or copies of one: add another, to train on one and test on another"
             )
