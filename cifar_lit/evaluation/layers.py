@@ -69,19 +69,23 @@ def explain_layers(net: nn.Module, images: Tensor) -> list[Layer]:
         with torch.no_grad(), evaluation_mode(net):
             net(images)
     except (RuntimeError, ValueError, IndexError) as error:
-        if not open_calls:
-            error.add_note(_source(layers).lstrip(":, "))
-            raise
-        name, module, shape_in = open_calls[-1]
-        problem = _why(module, shape_in, layers) or _why_type(module, images.dtype)
-        if not problem:
-            error.add_note(f"the layer {name} gets {'x'.join(map(str, shape_in)) or 'no batch'}{_source(layers)}")
-            raise
-        layers.append(_describe(name, module, shape_in, None, seen, problem))
+        layers.append(_misfit(error, open_calls, layers, seen, images.dtype))
     finally:
         for hook in hooks:
             hook.remove()
     return layers
+
+
+def _misfit(error: Exception, calls: Sequence[Any], layers: Sequence[Layer], seen: set[int], dtype: Any) -> Layer:
+    """Return the layer that an error comes from; an error of another kind is raised, with a note on what was given."""
+    if not calls:
+        error.add_note(_source(layers).lstrip(":, "))
+        raise error
+    name, module, shape_in = calls[-1]
+    if problem := _why(module, shape_in, layers) or _why_type(module, dtype):
+        return _describe(name, module, shape_in, None, seen, problem)
+    error.add_note(f"the layer {name} gets {'x'.join(map(str, shape_in)) or 'no batch'}{_source(layers)}")
+    raise error
 
 
 def _shape(value: Any) -> Shape:
@@ -216,10 +220,9 @@ def _why_type(module: nn.Module, dtype: torch.dtype) -> str:
 def _source(before: Sequence[Layer]) -> str:
     """Return where the input of a layer comes from: the last layer before it that has channels, and its shape."""
     of_images = [layer for layer in before if layer.shape_out and len(layer.shape_out) == 3]
-    last = before[-1] if before else None
-    if last is None:
+    if not before:
         return ", from the image"
-    if not last.shape_out:
+    if not (last := before[-1]).shape_out:
         return ""
     text = f": {last.name} gives {'x'.join(map(str, last.shape_out))}"
     if len(last.shape_out) == 1 and of_images and math.prod(of_images[-1].shape_out or ()) == last.shape_out[0]:

@@ -164,7 +164,7 @@ def test_what_resumes_is_named_if_it_is_usable(tmp_path: Path) -> None:
 
     def save(path: Path, value: float, momentum: float = 0.0) -> None:
         state = {"state": {0: {"momentum_buffer": torch.tensor(momentum)}}}
-        parts = {"hyper_parameters": {"lr": 1.0}, "state_dict": {"w": torch.tensor(value)}}
+        parts = {"hyper_parameters": {}, "datamodule_hyper_parameters": {}, "state_dict": {"w": torch.tensor(value)}}
         save_checkpoint({**parts, "optimizer_states": [state]}, path)
 
     assert advice() == "start again with a lower `lr`, or with `gradient_clip_val` 1"

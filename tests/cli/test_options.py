@@ -109,7 +109,7 @@ def test_a_callback_that_does_not_fit_is_refused_before_the_first_step(
             "LearningRateMonitor --trainer.callbacks.logging_interval never",
             "logging_interval is never: must be ['step'",
         ),
-        ("EarlyStopping --trainer.callbacks.monitors x", "Option 'monitors' is not accepted"),
+        ("EarlyStopping --trainer.callbacks.monitors x", "there is no --trainer.callbacks.monitors; did you mean --tr"),
     ],
     ids=lambda value: value.partition(" ")[0],
 )
