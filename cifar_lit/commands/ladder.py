@@ -52,7 +52,8 @@ def main(args: Sequence[str]) -> int:
 
 def _experiment(options: argparse.Namespace, common: Sequence[str]) -> Experiment:
     steps = parse_numbers("steps", options.steps or f"0-{len(LADDER) - 1}", largest=len(LADDER) - 1)
-    is_count = options.seeds.isdecimal() and 1 <= int(options.seeds) <= 1000
+    is_count = re.fullmatch(r"\d{1,10}", options.seeds) is not None
+    require("seeds", options.seeds, not is_count or 1 <= int(options.seeds) <= 1000, "from 1 to 1000, or a list as 0,7")
     seeds = list(range(int(options.seeds))) if is_count else parse_numbers("seeds", options.seeds)
     return Experiment(
         Path(options.to),
@@ -128,7 +129,7 @@ def parse_numbers(name: str, text: str, largest: int = 2**32 - 1) -> list[int]:
     """Return the numbers that a text as ``0-3,7`` lists, in its order; a range may fall."""
     numbers: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        found = re.fullmatch(r"(\d{1,10})(?:-(\d{1,10}))?", part.strip())
         ends = [int(end) for end in found.groups(default=found[1])] if found else []
         if not ends or max(ends) > largest or abs(ends[1] - ends[0]) > 10_000:
             raise UserError(f"`{name}` is {text:.60}: must be numbers from 0 to {largest}, as 0-3,7")

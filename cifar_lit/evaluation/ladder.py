@@ -63,7 +63,7 @@ class Step:
 def differences(steps: Sequence[Step]) -> list[Estimate | None]:
     """Return what each step adds to the one before it in the list, over the seeds of both; None for the first."""
     pairs = itertools.pairwise(steps)
-    return [None, *(paired_interval(first.accuracies, second.accuracies) for first, second in pairs)]
+    return [None, *(paired_interval(first.accuracies, second.accuracies) for first, second in pairs)][: len(steps)]
 
 
 def _percent(estimate: Estimate | None, *, signed: bool = False) -> str:

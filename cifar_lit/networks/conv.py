@@ -58,13 +58,7 @@ class ConvNet(Network):
         identity: bool = False,
     ) -> None:
         super().__init__()
-        require("kernel_size", kernel_size, kernel_size in (3, 5, 7), "3, 5 or 7")
-        for name, value, kind in (
-            ("activation", activation, ActivationName),
-            ("norm", norm, NormName),
-            ("head", head, HeadName),
-        ):
-            require(name, value, value in get_args(kind), f"one of {', '.join(get_args(kind))}")
+        _check_names(kernel_size=kernel_size, activation=activation, norm=norm, head=head)
         check_sizes(widths, num_convs, kernel_size)
         self.stem = _whitening(ACTIVATIONS[activation]) if whiten else nn.Sequential()
         self.blocks = nn.Sequential()
@@ -74,7 +68,7 @@ class ConvNet(Network):
         if identity:
             for conv in (module for module in self.blocks.modules() if isinstance(module, nn.Conv2d)):
                 nn.init.dirac_(conv.weight.data[: conv.in_channels])
-        self.head, self.scale = nn.Sequential(), 1.0
+        self.head, self.scale = nn.Sequential(), 1.0  # of the logits
         if head == "pooled":
             linear = nn.Linear(widths[-1], num_classes, bias=False)
             nn.init.normal_(linear.weight, std=HEAD_STD)
@@ -103,6 +97,13 @@ class GlobalMaxPool(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return the maximum of each channel."""
         return features.amax((2, 3))
+
+
+def _check_names(**given: object) -> None:
+    choices: dict[str, tuple[object, ...]] = {"kernel_size": (3, 5, 7)}
+    choices |= {"activation": get_args(ActivationName), "norm": get_args(NormName), "head": get_args(HeadName)}
+    for name, value in given.items():
+        require(name, value, value in choices[name], f"one of {', '.join(map(str, choices[name]))}")
 
 
 def _whitening(activation: type[nn.Module]) -> nn.Sequential:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
+import cifar_lit.commands
 from cifar_lit.cli.fit import fit
 from cifar_lit.commands.experiment import Experiment, Setting
 from cifar_lit.commands.ladder import parse_numbers
@@ -184,7 +185,7 @@ def test_a_damaged_file_is_named(folder: Path, refused: Refused) -> None:
 
 def test_numbers() -> None:
     assert parse_numbers("steps", "0-2, 7,1,9-8") == [0, 1, 2, 7, 9, 8]
-    for text in ("", "a", "1-", "-1", "1,,2", "1.5", "99999999999", "0-4000000000"):
+    for text in ("", "a", "1-", "-1", "1,,2", "1.5", "99999999999", "0-4000000000", "1" * 5000):
         with pytest.raises(UserError, match="`steps` is"):
             parse_numbers("steps", text)
 
@@ -196,6 +197,15 @@ def test_options_have_the_values_that_they_set() -> None:
     assert setting.values["no_report"] is True
     assert setting.values["model.muon_lr"] == 0.2
     assert setting.hash == Setting("other", ["--recipe=fast", *setting.args[2:]]).hash
+
+
+@pytest.mark.slow
+def test_two_settings_are_compared_as_the_readme_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = Path(cifar_lit.commands.__path__[0], "README.md").read_text(encoding="utf-8")
+    (block,) = (part.partition("```")[0] for part in text.split("```python\n") if "Experiment(" in part)
+    (folder / "tiny").rename("pictures")
+    exec(block.replace("batch_size=16", 'batch_size=16", "--trainer.max_epochs=1'), {})
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Estimate(mean=")
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def test_it_begins_as_the_fast_network_does() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"kernel_size": 4}, "`kernel_size` is 4: must be 3, 5 or 7"),
+        ({"kernel_size": 4}, "`kernel_size` is 4: must be one of 3, 5, 7"),
         ({"activation": "tanh"}, "`activation` is tanh: must be one of none, relu, gelu"),
         ({"norm": "layer"}, "`norm` is layer: must be one of none, batch, shift"),
         ({"head": "none"}, "`head` is none: must be one of linear, pooled"),
