@@ -114,10 +114,8 @@ def make_page(model: ImageClassifier, text: str, tested: Tested | None, uploads:
 
     Its examples are test images, if there are some.
     """
-    gradio = import_extra("gradio", extra="demo")
-
+    gradio, name = import_extra("gradio", extra="demo"), type(model.net).__name__
     # Uploads are deleted after about an hour.
-    name = type(model.net).__name__
     with gradio.Blocks(title=f"Image classifier: {name}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gradio.Markdown(f"# Image classifier: {name}\n{text}", elem_id="about", latex_delimiters=[])
         options = {"sources": ["upload", "clipboard"], "height": 300, "elem_id": "picture"}

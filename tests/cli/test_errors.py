@@ -213,6 +213,7 @@ def test_a_fit_without_test_images_still_ends_with_results(tiny_args: list[str])
     assert main(["fit", *tiny_args, *FEW_EPOCHS, "--report", "--trainer.limit_test_batches", "0"]) == 0
     assert read_results()["num_test"] == 0
     assert read_results()["Accuracy/val"] > 0
+    assert "it was not tested" in Path(RUN, "report.html").read_text(encoding="utf-8")
 
 
 def test_a_layer_that_does_not_fit_is_named(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

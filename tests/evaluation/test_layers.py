@@ -167,5 +167,5 @@ def test_a_resnet_is_explained_in_80_columns() -> None:
     assert "floor((32 + 2*3 - 1*(7 - 1) - 1) / 2 + 1) = 16\n" in text
     assert "avgpool: AdaptiveAvgPool2d(output_size=(1, 1))\n  output          512 x 1 x 1\n" in text
     first, stage = 64 * 16 * 16 * 3 * 49, 128 * 4 * 4 * (64 * 9 + 3 * 128 * 9 + 64)  # which all stages but one have
-    assert 37_016_576 == first + 4 * 64 * 8 * 8 * 64 * 9 + 3 * stage + 512 * 10
+    assert first + 4 * 64 * 8 * 8 * 64 * 9 + 3 * stage + 512 * 10 == 37_016_576
     assert text.endswith("\n11,181,642 parameters, 37,016,576 multiplications per image")
