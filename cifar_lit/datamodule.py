@@ -39,7 +39,7 @@ class CIFAR10DataModule(LightningDataModule):
     Args:
         source: Where the images come from. cifar10: the official archive, downloaded to root if missing. images: a
             folder or archive of your own images (train/CLASS/*, test/CLASS/*, optionally val/CLASS/*), of any size.
-            synthetic: generated images of ten classes, without any files.
+            synthetic: generated images of ten shapes and patterns (disc, ring, stripes, ...), without any files.
         root: For cifar10, the folder of the archive. For images, the folder, .tar, .tar.gz or .zip file.
         mirror: For cifar10, a download URL to try before the known ones.
         batch_size: Number of images in a training batch, per device.
