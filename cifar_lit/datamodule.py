@@ -38,7 +38,7 @@ class CIFAR10DataModule(LightningDataModule):
         source: Where the images come from. cifar10: the official archive, downloaded to root if missing. images: a
             folder or archive of your own images, of any size: CLASS/*, or train/CLASS/*, test/CLASS/* and optionally
             val/CLASS/*. Without test, a fifth is held out for it, by a hash of each image: images that are added or
-            renamed move no other. synthetic: generated images of ten classes, without any files.
+            renamed move no other. synthetic: generated images of ten shapes and patterns, without any files.
         root: For cifar10, the folder of the archive. For images, the folder, .tar, .tar.gz or .zip file.
         mirror: For cifar10, a download URL to try before the known ones.
         batch_size: Number of images in a training batch, per device.

@@ -33,7 +33,7 @@ examples:
   cifar-lit fit --recipe tuned --seed_everything 1
   cifar-lit fit --trainer.max_epochs 3 --model.lr 0.05
   cifar-lit fit --recipe small --data.source images --data.root pictures
-  cifar-lit fit --data.source synthetic --trainer.max_epochs 3
+  cifar-lit fit --recipe quick
   cifar-lit fit --ckpt_path last
 """
 
