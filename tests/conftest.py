@@ -6,7 +6,6 @@ import functools
 import gc
 import io
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 
 from cifar_lit.main import main
 from tests.helpers.images import tiny_files, write_files
-from tests.helpers.runs import FEW_EPOCHS, RUN
+from tests.helpers.runs import FEW_EPOCHS, copy_run
 
 
 def pytest_configure() -> None:
@@ -76,14 +75,14 @@ def tiny_args(tiny_root: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, str]]:
-    """Return a function that trains once a session, and returns the folder, with the images, and what was printed."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, str]]:
+    """Return a function that trains on the tiny images, once a session, and returns where, and what was printed."""
 
     @functools.cache
-    def trained(report: str) -> tuple[Path, str]:
+    def train(report: str) -> tuple[Path, str]:
         folder = tmp_path_factory.mktemp("trained")
-        write_files(folder / "tiny", tiny_files())
-        data = ["--data.source", "images", "--data.root", "tiny", "--data.val_size", "12"]
+        root = write_files(folder / "tiny", tiny_files())
+        data = ["--data.source", "images", "--data.root", str(root), "--data.val_size", "12"]
         printed = io.StringIO()
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
             patch.setenv("HOME", str(folder / "home"))
@@ -92,26 +91,19 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
                 assert main(["fit", *data, *FEW_EPOCHS, report, "--seed_everything", "3"]) == 0
         return folder, printed.getvalue()
 
-    return trained
-
-
-def copy(trained: tuple[Path, str], tmp_path: Path) -> str:
-    """Copy a run to the folder of a test, where the tiny images are, and return what was printed."""
-    folder, printed = trained
-    shutil.copytree(folder / RUN, tmp_path / RUN)
-    return printed
+    return train
 
 
 @pytest.fixture
-def run(train: Callable[[str], tuple[Path, str]], tiny_root: Path, tmp_path: Path) -> str:
+def run(trained: Callable[[str], tuple[Path, str]], tiny_root: Path, tmp_path: Path) -> str:
     """Copy a run that was trained on the tiny images, and return what was printed."""
-    return copy(train("--no_report"), tmp_path)
+    return copy_run(*trained("--no_report"), tmp_path)
 
 
 @pytest.fixture
-def reported_run(train: Callable[[str], tuple[Path, str]], tiny_root: Path, tmp_path: Path) -> str:
+def reported_run(trained: Callable[[str], tuple[Path, str]], tiny_root: Path, tmp_path: Path) -> str:
     """Copy a run that was trained the same, with a report, and return what was printed."""
-    return copy(train("--report"), tmp_path)
+    return copy_run(*trained("--report"), tmp_path)
 
 
 @pytest.fixture

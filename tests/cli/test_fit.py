@@ -31,8 +31,8 @@ FIELDS = {
 }
 
 
-LARGE = {"fast10", "small", "strong"}
-"""Recipes with a network that takes long on a CPU, or the same one as another."""
+LARGE = {"fast", "fast10", "small", "strong"}
+"""Recipes with a network that takes long on a CPU; tests/callbacks/test_saver.py runs fast with fewer channels."""
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_the_last_checkpoint_is_that_of_the_last_epoch(
         module.log("Accuracy/val", next(worse))
 
     monkeypatch.setattr(ImageClassifier, "on_validation_epoch_end", on_validation_epoch_end)
-    options = [*tiny_args, "--data.batch_size", "8", "--trainer.num_sanity_val_steps", "0"]
+    options = [*tiny_args, "--data.batch_size", "8", "--no_report", "--trainer.num_sanity_val_steps", "0"]
     assert main(["fit", *options, "--trainer.max_epochs", "3"]) == 0
     epochs = {
         name: torch.load(RUN / f"checkpoints/{name}.ckpt", weights_only=True)["epoch"] for name in ("best", "last")

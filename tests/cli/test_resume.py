@@ -25,7 +25,7 @@ def test_a_run_that_was_moved_knows_its_best(tiny_args: list[str], tmp_path: Pat
     assert not RUN.exists()
 
 
-@pytest.mark.parametrize("step", [8, 12])
+@pytest.mark.parametrize("step", [8, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_checkpoint_away_from_its_run_resumes_in_a_new_folder(step: int, tiny_args: list[str]) -> None:
     assert run(["fit", *tiny_args, *EPOCHS]).code == 0
     undisturbed = state_of()

@@ -279,6 +279,7 @@ def browser() -> Iterator[Any]:
     started.quit()
 
 
+@pytest.mark.slow
 def test_an_image_is_dropped_in_a_browser(browser: Any, page: Page, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"http://127.0.0.1:{page[1]}/"
     path = odd_images(Path("odd"))[2]

@@ -37,8 +37,8 @@ SMALL_ARCHIVE = functools.partial(take_archive, ARCHIVE)  # packed once: the che
 @pytest.mark.parametrize(
     ("behaviour", "says"),
     [
-        (lambda whole: Behaviour(whole, statuses=[404] * 9), "answered 404"),
-        (lambda whole: Behaviour(whole, statuses=[503] * 99), "answered 503"),
+        pytest.param(lambda whole: Behaviour(whole, statuses=[404] * 9), "answered 404", marks=pytest.mark.slow),
+        pytest.param(lambda whole: Behaviour(whole, statuses=[503] * 99), "answered 503", marks=pytest.mark.slow),
         (lambda whole: Behaviour(whole, cut_at=1000, cuts=99, ranges=False), "the transfer ended at 1,000 of"),
         (lambda whole: Behaviour(whole[:-100] + bytes(100)), "sent another file (checksum mismatch)"),
     ],
@@ -120,7 +120,10 @@ def test_a_kill_in_the_middle_of_a_download(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("module", "name", "number"),
-    [("cifar_lit.data.cifar10", "write_atomic", 3), ("cifar_lit.data.cifar10", "extract", 1)],
+    [
+        ("cifar_lit.data.cifar10", "write_atomic", 3),
+        pytest.param("cifar_lit.data.cifar10", "extract", 1, marks=pytest.mark.slow),
+    ],
     ids=["between two files", "before the extraction"],
 )
 def test_a_kill_in_the_middle_of_an_extraction(module: str, name: str, number: int, folder: Path) -> None:

@@ -29,7 +29,11 @@ from tests.helpers.processes import (
 
 
 @pytest.mark.parametrize(
-    "net", ["TutorialCNN", pytest.param("FastCNN", marks=pytest.mark.slow), "tests.helpers.networks.DropoutNet"]
+    "net",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("TutorialCNN", "FastCNN")),
+        "tests.helpers.networks.DropoutNet",
+    ],
 )
 def test_an_exception_in_a_step_saves_once_and_keeps_its_traceback(net: str, folder: Path) -> None:
     options = ["fit", *BASE, *EPOCHS, "--model.net", net]

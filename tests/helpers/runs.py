@@ -1,9 +1,12 @@
 """What the tests of the command line share: the folder of their run, and the options of a short training."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 Refused = Callable[[list[str]], tuple[int, str]]
 """The fixture ``refused``: runs a command line that must fail, and returns its exit code and its one line."""
@@ -34,3 +37,26 @@ def callback(name: str, **options: object) -> list[str]:
     """Return the options that add a callback."""
     given = [part for key, value in options.items() for part in (f"--trainer.callbacks.{key}", str(value))]
     return ["--trainer.callbacks+", name, *given]
+
+
+def copy_run(folder: Path, printed: str, to: Path) -> str:
+    """Copy a run and its cache to another folder, as if it had been trained there; return what it printed."""
+    for name in ("home", RUN):
+        shutil.copytree(folder / name, to / name)
+    for path in (to / RUN).iterdir():
+        if path.suffix in (".yaml", ".json", ".html"):
+            path.write_text(path.read_text(encoding="utf-8").replace(str(folder), str(to)), encoding="utf-8")
+    for path in (to / RUN / "checkpoints").iterdir():
+        checkpoint = torch.load(path, weights_only=True)
+        _replace(checkpoint, str(folder), str(to))
+        torch.save(checkpoint, path)
+    return printed.replace(str(folder), str(to))
+
+
+def _replace(part: Any, old: str, new: str) -> None:
+    """Replace a text wherever it stands in nested dictionaries and lists."""
+    for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+        if isinstance(value, str):
+            part[key] = value.replace(old, new)
+        elif isinstance(value, dict | list):
+            _replace(value, old, new)
