@@ -19,7 +19,7 @@ from cifar_lit.module import ImageClassifier
 from cifar_lit.results import Results
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
-"""For ``Loss/train``, ``Accuracy/val``, ...: epoch (from 0) and value of each point."""
+"""For ``Loss/train``, ``Accuracy/val``, ...: epoch (from 1) and value of each point."""
 NUM_ERRORS = 30
 """Most confident errors that are shown."""
 MAX_COUNTS = 30
@@ -96,7 +96,7 @@ def draw_curves(curves: Curves) -> Figure:
     for axes, name in zip(figure.subplots(1, 2), ("Loss", "Accuracy"), strict=True):
         for split, label, style in (("train", "train", "--"), ("val", "validation", "-")):
             points = curves.get(f"{name}/{split}", [])
-            epochs, values = [epoch + 1 for epoch, _ in points], [value for _, value in points]
+            epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
             axes.plot(epochs, values, style, marker=".", label=label)
         axes.set_xlabel("epoch")
         axes.set_title(name.lower())

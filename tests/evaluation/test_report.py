@@ -181,7 +181,7 @@ def test_a_confusion_matrix_has_its_counts_unless_there_are_too_many(num_classes
 
 
 def test_curves_count_epochs_from_one() -> None:
-    loss, accuracy = draw_curves({"Loss/train": [(0, 2.0), (1, 1.0)], "Accuracy/val": [(1, 0.5)]}).axes
+    loss, accuracy = draw_curves({"Loss/train": [(1, 2.0), (2, 1.0)], "Accuracy/val": [(2, 0.5)]}).axes
     assert [np.asarray(line.get_xdata()).tolist() for line in loss.lines] == [[1, 2], []]
     assert [np.asarray(line.get_ydata()).tolist() for line in accuracy.lines] == [[], [0.5]]
 
