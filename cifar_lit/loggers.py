@@ -34,7 +34,8 @@ def log_options(logger: TensorBoardLogger, options: Mapping[str, Any], accuracy:
 
     metrics = {BEST_METRIC: accuracy}
     logger.log_metrics(metrics, step=num_epochs)
-    for summary in hparams(dict(options), metrics):  # type: ignore[no-untyped-call]
+    # Without the first, the columns: TensorBoard would take those of one run for all, and not put what differs first.
+    for summary in hparams(dict(options), metrics)[1:]:  # type: ignore[no-untyped-call]
         logger.experiment._get_file_writer().add_summary(summary)  # as Lightning does
 
 

@@ -62,7 +62,7 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
             best = Best(run.checkpoints if run else None) if cli.keeps_checkpoints and cli.has_val else None
             saver = Saver(run, keep=cli.keeps_checkpoints, **cli.config["checkpoint"])
             history = History(throughput, run)
-            lines = None if pruner else EpochLines(history)
+            lines = None if cli.trainer_options["enable_progress_bar"] is False else EpochLines(history)
             # The saving ones last, in this order: a checkpoint has the metrics of its epoch.
             own = [pruner, throughput, NonFiniteGuard(), history, lines, best, saver]
             trainer = build_trainer(cli, run, resumed, [callback for callback in own if callback])

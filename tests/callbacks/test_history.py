@@ -17,15 +17,15 @@ def test_a_report_has_curves_without_tensorboard_also_of_the_epochs_before_a_res
     assert main(["fit", *options, "--trainer.max_epochs", "1"]) == 0
     assert main(["fit", "--ckpt_path", str(RUN), "--trainer.max_epochs", "3", "--trust_run"]) == 0
     curves = read_curves(RUN)
-    assert [epoch for epoch, _ in curves["Loss/train"]] == [0, 1, 2]
-    assert [epoch for epoch, _ in curves["Accuracy/val"]] == [1]
+    assert [epoch for epoch, _ in curves["Loss/train"]] == [1, 2, 3]
+    assert [epoch for epoch, _ in curves["Accuracy/val"]] == [2]
     assert "<h2>Training</h2>" in (RUN / "report.html").read_text(encoding="utf-8")
     assert not list(RUN.glob("events*"))
 
 
-@pytest.mark.parametrize("curves", [1, {"Loss/train": 1}, {"Loss/train": {"x": "y"}}, {1: {0: [1]}}], ids=str)
-def test_odd_curves_are_left_out(curves: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("history", [1, {1: 1}, {"x": {}}, {1: {"Loss/train": "y"}}, {1: {0: [1]}}], ids=str)
+def test_an_odd_history_is_left_out(history: object, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     parts = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters")
-    torch.save({**{part: {} for part in parts}, "curves": curves}, tmp_path / "checkpoints" / "last.ckpt")
+    torch.save({**{part: {} for part in parts}, "history": history}, tmp_path / "checkpoints" / "last.ckpt")
     assert read_curves(tmp_path) == {}
