@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ActionYesNo
+from jsonargparse import ActionYesNo, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from cifar_lit.callbacks.saver import Saver
 from cifar_lit.checkpoint import check_exists
 from cifar_lit.cli.config import install_loader
 from cifar_lit.cli.options import WITHHELD, check_config
-from cifar_lit.cli.parser import TRUST_HELP, FitParser, building, naming_options, option_names
+from cifar_lit.cli.parser import GROUPS, TRUST_HELP, FitParser, building, naming_options
 from cifar_lit.cli.trust import check_config_of_run, given_options
+from cifar_lit.cli.words import option_names
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError, require
 from cifar_lit.evaluation.layers import explain_layers
@@ -153,6 +154,9 @@ class FitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
+        for group in GROUPS:
+            if not isinstance(self.config[group], Namespace):
+                raise UserError(f"--{group} is {self.config[group]}: must be a mapping of its settings")
         with naming_options(self.names):
             _check_options(self.config)
 

@@ -19,7 +19,7 @@ from tests.helpers.trainers import quiet_trainer
 
 def fit(root: Path, *callbacks: Callback, **options: Any) -> Trainer:
     data = CIFAR10DataModule(source="images", root=str(root), val_size=15, batch_size=9)
-    trainer = quiet_trainer(max_epochs=2, callbacks=list(callbacks), **options)
+    trainer = quiet_trainer(max_epochs=2, callbacks=list(callbacks), enable_checkpointing=True, **options)
     trainer.fit(ImageClassifier(classes=data.classes), datamodule=data)
     return trainer
 

@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 
-from cifar_lit.cli.options import METRICS, UNKNOWN, WITHHELD, check_callbacks
+from cifar_lit.cli.options import METRICS, WITHHELD, check_callbacks
+from cifar_lit.cli.words import UNKNOWN
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.machine import set_up

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cifar_lit.cli.parser import CommandParser, naming_options, option_names
+from cifar_lit.cli.parser import CommandParser, naming_options
+from cifar_lit.cli.words import option_names
 from cifar_lit.errors import UserError
 from cifar_lit.main import main
 from cifar_lit.recipes import RECIPES
