@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from cifar_lit.callbacks.saver import Saver
 from cifar_lit.checkpoint import check_exists
 from cifar_lit.cli.config import install_loader
+from cifar_lit.cli.help import EXAMPLES
 from cifar_lit.cli.options import WITHHELD, check_config
 from cifar_lit.cli.parser import GROUPS, TRUST_HELP, FitParser, building, naming_options
 from cifar_lit.cli.trust import check_config_of_run, given_options
@@ -29,16 +30,6 @@ from cifar_lit.schema import read_yaml
 
 # Lightning's Timer has such a default, which config.yaml would not take.
 yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, value: dumper.represent_data(value.value))
-
-EXAMPLES = """\
-examples:
-  cifar-lit fit
-  cifar-lit fit --recipe tuned --seed_everything 1
-  cifar-lit fit --trainer.max_epochs 3 --model.lr 0.05
-  cifar-lit fit --data.source images --data.root pictures --data.val_size 0.2
-  cifar-lit fit --data.source synthetic --trainer.max_epochs 3
-  cifar-lit fit --ckpt_path last
-"""
 
 
 def with_config(args: Sequence[str]) -> list[str]:
@@ -147,6 +138,7 @@ class FitCLI(LightningCLI):
             default=True,
             help="Write report.html into the run's folder: metrics per class, confusion matrix, errors, filters.",
         )
+        parser.add_argument("--help_all", action="help", help="Explain every option; --help those that people use.")
         for name in WITHHELD:
             parser._option_string_actions[f"--trainer.{name}"].help = argparse.SUPPRESS
         parser.link_arguments("seed_everything", "data.seed")

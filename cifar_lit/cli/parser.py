@@ -13,7 +13,7 @@ from lightning.pytorch import callbacks, loggers, profilers, strategies
 from lightning.pytorch.cli import LightningArgumentParser
 
 from cifar_lit.cli.config import expand_homes
-from cifar_lit.cli.words import in_english, instead_of, option_names, suggest_option
+from cifar_lit.cli.words import in_english, instead_of, is_of_fit, kind_in_english, option_names, suggest_option
 from cifar_lit.errors import UserError, suggest
 from cifar_lit.files import discard_output
 from cifar_lit.trust import RENAMED
@@ -53,11 +53,16 @@ def _refuse(message: str, options: Collection[str]) -> NoReturn:
     if value := re.fullmatch(r"argument (\S+?)(?:/\S+)?: invalid (\S+) value: (.*)", message):
         kinds = {"_boolean_type": "bool", "boolean": "bool", "number": "float", "count": "int"}
         message = f"{value[1]} is {value[3]}: must be {in_english([kinds.get(value[2], value[2])])}"
-    word = message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0]
+    word = _unknown(message)
     instead = instead_of(word) if "--recipe" in options and "--trust_run" in options else ""  # those of fit
     if instead:
         raise UserError(f"{word} is not an option of fit: {instead}")
     raise UserError(f"{message}{suggest_option(word, options) if word else ''}{HINT}")
+
+
+def _unknown(message: str) -> str:
+    """Return the first word that argparse did not recognise; empty for any other message."""
+    return message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0]
 
 
 def _in_one_line(message: str, options: Sequence[str]) -> str:
@@ -121,6 +126,19 @@ class Formatter(DefaultHelpFormatter):
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
 
+    def start_section(self, heading: str | None) -> None:
+        """Begin a group of options, whose title may be a whole sentence."""
+        super().start_section(heading and textwrap.fill(heading, 78))
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        """Return the text of an option, with the types in English and without the classes that ``fit`` adds itself."""
+        text = re.sub(r" cifar_lit\.(?!networks\.)[\w.]+,?", "", super()._expand_help(action))
+        return re.sub(r":\w+:`~?([^`]+)`", r"\1", text).replace(",)", ")")
+
+    def _get_type_str(self, action: argparse.Action) -> str | None:
+        kind = super()._get_type_str(action)
+        return kind and kind_in_english(kind)
+
 
 class FitParser(LightningArgumentParser):
     """Lightning's parser, with errors of one line and without abbreviated options."""
@@ -154,9 +172,11 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_args(expand_homes(sys.argv[1:] if args is None else args), namespace)
 
     def error(self, message: str) -> NoReturn:
-        if re.match(r"unrecognized arguments: --(config|ckpt_path|seed_everything|recipe|\w+\.\w+)\b", message):
+        word = _unknown(message)
+        options = self._option_string_actions
+        if "." in word or (is_of_fit(word) and not suggest_option(word, options)):
             message += "; a RUN has its own settings, and only some can be overridden"
-        _refuse(message, self._option_string_actions)
+        _refuse(message, options)
 
     def add_trust(self) -> None:
         """Add ``--trust_run``, for a command that reads a run."""

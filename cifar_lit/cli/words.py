@@ -40,6 +40,8 @@ INSTEAD = {
     **dict.fromkeys(
         ("tensorboard", "wandb", "mlflow", "csv"), "give --trainer.logger TensorBoardLogger, WandbLogger, ..."
     ),
+    **dict.fromkeys(("trials", "n_trials", "num_trials"), "cifar-lit sweep has --trials"),
+    "v": "cifar-lit --version shows the version",
     "pretrained": "there are no pretrained weights; --ckpt_path resumes a run of yours",
     "dropout": "it belongs to a network; its options are given as --model.net.NAME",
     "download": "the data is downloaded when it is needed",
@@ -78,7 +80,8 @@ SYNONYMS = {
     **dict.fromkeys(("cfg", "conf", "config_file"), "config"),
     **dict.fromkeys(("n_trials", "num_trials", "n"), "trials"),
     **dict.fromkeys(("topk", "top", "k"), "top_k"),
-    **{"nodes": "num_nodes", "num_gpus": "devices", "n_gpus": "devices", "device": "accelerator", "time": "max_time"},
+    **{"nodes": "num_nodes", "num_gpus": "devices", "n_gpus": "devices", "accelerator": "device", "time": "max_time"},
+    **dict.fromkeys(("device", "gpu", "gpus", "cuda", "cpu", "mps"), "accelerator"),
     **{"horizontal_flip": "flip", "hflip": "flip", "crop": "crop_padding", "padding": "crop_padding"},
     **{"server_port": "port", "server_name": "host", "address": "host", "format": "to"},
     **{"torch_compile": "compile", "study_name": "study", "db": "storage"},
@@ -104,9 +107,10 @@ def suggest_option(word: str, options: Collection[str]) -> str:
         kind = "--recipe" if word in RECIPES else "--config" if word.endswith((".yaml", ".yml")) else ""
         if kind:
             return f"; did you mean {kind} {word}?"
-    name = word.rpartition(".")[2].lstrip("-").replace("-", "_").lower()
+    name = _name(word)
     close = difflib.get_close_matches(name, [*known, *SYNONYMS], n=1, cutoff=0.75)
-    candidates = [SYNONYMS.get(name), name, *(SYNONYMS.get(one, one) for one in close)]
+    synonym = SYNONYMS.get(name, name)
+    candidates = [synonym, name, SYNONYMS.get(synonym), *(SYNONYMS.get(one, one) for one in close)]
     found = [known[one] for one in candidates if one in known]
     return f"; did you mean {found[0]}?" if found else ""
 
@@ -116,7 +120,18 @@ def instead_of(word: str) -> str:
     for option, instead in UNKNOWN.items():
         if word == option or word.startswith(f"{option}."):
             return instead
-    return INSTEAD.get(word.rpartition(".")[2].lstrip("-").replace("-", "_").lower(), "")
+    return INSTEAD.get(_name(word), "")
+
+
+def is_of_fit(word: str) -> bool:
+    """Return whether an option, of any spelling, is about a training; one for a place may be about anything."""
+    name = _name(word)
+    return SYNONYMS.get(name) != "default_root_dir" and name in {*SYNONYMS, *SYNONYMS.values(), *INSTEAD}
+
+
+def _name(word: str) -> str:
+    """Return the name of the argument that somebody means: ``batch_size`` of ``--Data.batch-size``."""
+    return word.rpartition(".")[2].lstrip("-").replace("-", "_").lower()
 
 
 TYPES = {
@@ -146,3 +161,12 @@ def in_english(types: Iterable[str]) -> str:
         choices += [choice for word in words for choice in others.get(word, ())]
         return f"one of {', '.join(dict.fromkeys(choices))}"
     return " or ".join(dict.fromkeys(words))
+
+
+def kind_in_english(kind: str) -> str:
+    """Return the text of a type, such as ``Union[int, float, null]``, as ``in_english`` says it."""
+    inner = re.sub(r"^(Union|Optional)\[(.*)\]$", r"\2", kind)
+    parts = re.findall(r"(?:Literal)?\[[^][]*\]|(?:\w+\[.*?\]+)|\w+", inner)
+    return in_english(
+        [*(part.removeprefix("Literal") for part in parts), *(["null"] if kind.startswith("Opt") else [])]
+    )

@@ -46,7 +46,7 @@ class Wrong(Network):
         (["--model.net", "ResNet"], "ResNet"),
         (["--model.net", "torch.nn.Linear"], "torch.nn.Linear"),
         (["--model.net.depth", "3"], "Option 'depth' is not accepted (--help lists all options)"),
-        (["--model.tta", "all"], "--model.tta is all: must be ['none', 'mirror', 'mirror_shift']"),
+        (["--model.tta", "all"], "--model.tta is all: must be one of none, mirror, mirror_shift"),
         (["--data.source", "imagenet"], "imagenet"),
         (["--data.batch_size", "0"], "--data.batch_size is 0"),
         (["--data.val_size", "5000"], "--data.val_size is 5000, and there are 60 training images"),
