@@ -26,6 +26,16 @@ COMMANDS = {
     "ladder": ("cifar_lit.commands.ladder", "train from the tutorial's settings to the best, one idea at a time"),
 }
 """Each command: the module whose ``main(args) -> exit code`` it is, and what it does."""
+SYNONYMS = {
+    **dict.fromkeys(("train", "training", "run", "resume", "learn"), "fit"),
+    **dict.fromkeys(("evaluate", "eval", "score"), "test"),
+    **dict.fromkeys(("infer", "inference", "classify"), "predict"),
+    **dict.fromkeys(("tune", "search", "optimize", "hpo"), "sweep"),
+    **dict.fromkeys(("serve", "app", "gui", "web"), "demo"),
+    **dict.fromkeys(("summary", "layers", "model"), "explain"),
+    **{"convert": "export", "onnx": "export", "val": "validate", "diff": "compare"},
+}
+"""What a command is called elsewhere, and here."""
 _ROWS = "\n".join(f"  {name:<11}{summary}" for name, (_, summary) in COMMANDS.items())
 OVERVIEW = f"""\
 usage: cifar-lit COMMAND [options]
@@ -71,7 +81,10 @@ def _run(args: Sequence[str]) -> int:
             print(cifar_lit.__version__)
             return 0
         if args[0] not in COMMANDS:
-            raise UserError(f"unknown command {args[0]}{suggest(args[0], COMMANDS)} (cifar-lit --help lists them)")
+            raise UserError(f"unknown command {args[0]}{_suggest_command(args[0])} (cifar-lit --help lists them)")
+        if args[0] == "fit" and not {"-h", "--help"}.isdisjoint(args):  # before torch is loaded
+            print(importlib.import_module("cifar_lit.cli.help").format_help(), end="")
+            return 0
         _check_working_folder()
         with exit_on_signals(), _quiet_threads():
             return int(importlib.import_module(COMMANDS[args[0]][0]).main(args[1:]))
@@ -88,6 +101,10 @@ def _run(args: Sequence[str]) -> int:
             raise
         ways_out = WAYS_OUT.items() if args[0] == "fit" else ()
         return _fail(explanation + "".join(way for start, way in ways_out if explanation.startswith(start)), 1)
+
+
+def _suggest_command(word: str) -> str:
+    return f"; did you mean {SYNONYMS[word]}?" if word in SYNONYMS else suggest(word, COMMANDS)
 
 
 def _fail(message: str, exit_code: int) -> int:

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,6 +14,7 @@ from cifar_lit.checkpoint import first_nonfinite, plain_value
 from cifar_lit.data.augment import to_float
 from cifar_lit.data.loader import check_batch, training_images
 from cifar_lit.errors import UserError, require
+from cifar_lit.loggers import SkipOnce, log_epoch, log_test
 from cifar_lit.metrics import MeanLoss, PredictionCollector, Predictions
 from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network, lay_out
 from cifar_lit.networks.tta import TTA, TTA_MODES, tta_logits
@@ -206,9 +205,10 @@ class ImageClassifier(Predictor):
         self.log_dict(computed, on_step=False, on_epoch=True, logger=False if is_fit else None)
         # Not through the Trainer, which logs after the checkpoint of the epoch: a run killed in between lacked a point.
         # The x-axis is the epoch, as in the tutorial. Validating a checkpoint later adds no point.
-        if self.trainer.state.fn != "validate" and not self.trainer.sanity_checking:
-            for logger in self.loggers:
-                logger.log_metrics(computed, step=self.current_epoch)
+        if is_fit and not self.trainer.sanity_checking:
+            log_epoch(self.loggers, computed, self.current_epoch + 1)
+        elif self.trainer.state.fn == "test":
+            log_test(self.loggers, computed, self.current_epoch)
         if not is_fit and self.loggers:
             self.trainer.loggers = [SkipOnce(self.trainer)]
 
@@ -221,17 +221,6 @@ class ImageClassifier(Predictor):
             return optimizer
         scheduler = fit_scheduler(self.trainer, optimizer, options["schedule"], options["warmup_epochs"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-class SkipOnce(DummyLogger):
-    """Takes the place of the loggers when the Trainer logs at the end of a test or validation, where they have all."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        super().__init__()
-        self.trainer, self.loggers = trainer, trainer.loggers
-
-    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
-        self.trainer.loggers = self.loggers
 
 
 def _check_options(options: dict[str, Any]) -> None:

@@ -17,9 +17,9 @@ from cifar_lit.trust import check_links, check_network, check_settings, limit_da
 LOGS = "lightning_logs"
 CHECKPOINTS = "checkpoints"
 BEST, LAST = "best.ckpt", "last.ckpt"
-CURVES = "curves"
-"""In a checkpoint: for ``Loss/train``, ``Accuracy/val``, ... the value of each epoch, from 0."""
-CONFIG, RESULTS, REPORT = "config.yaml", "results.json", "report.html"
+HISTORY = "history"
+"""In a checkpoint: for each epoch, from 1, its row of ``metrics.csv``."""
+CONFIG, RESULTS, REPORT, METRICS = "config.yaml", "results.json", "report.html", "metrics.csv"
 SAFETENSORS = "model.safetensors"
 
 
@@ -155,6 +155,15 @@ def find_checkpoint(path: Path) -> Path:
     raise UserError(
         f"{path} is neither a run's folder with {CHECKPOINTS}/{BEST} or {LAST}, nor an export with {SAFETENSORS}"
     )
+
+
+def read_history(checkpoint: dict[str, Any]) -> dict[int, dict[str, float]]:
+    """Return the rows of each epoch that a checkpoint holds; empty if there are none, or anything else."""
+    try:
+        rows = checkpoint.get(HISTORY, {}).items()
+        return {int(epoch): {str(name): float(value) for name, value in row.items()} for epoch, row in rows}
+    except (ValueError, AttributeError, TypeError, OverflowError):
+        return {}
 
 
 def run_folder(checkpoint: Path) -> Path | None:

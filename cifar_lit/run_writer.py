@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from cifar_lit.errors import UserError
 from cifar_lit.files import write_atomic
 from cifar_lit.results import Results
-from cifar_lit.run import CHECKPOINTS, CONFIG, LAST, LOGS, RESULTS
+from cifar_lit.run import CHECKPOINTS, CONFIG, LAST, LOGS, METRICS, RESULTS
 
 EVENTS = "events.out.tfevents."
 EMPTY = ("events", "hparams.yaml", ".")
@@ -86,6 +86,15 @@ class RunWriter:
     def save_results(self, results: Results) -> None:
         """Write ``results.json``."""
         write_atomic(self.path / RESULTS, results.to_json())
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether there is a ``metrics.csv``."""
+        return (self.path / METRICS).is_file()
+
+    def save_metrics(self, text: str) -> None:
+        """Write ``metrics.csv``."""
+        write_atomic(self.path / METRICS, text)
 
     def mark_last(self) -> None:
         """Give ``last.ckpt`` a later time than those of the runs beside it, even if the clock went back."""

@@ -18,7 +18,7 @@ LAYERS = (
     {"run"},
     {"trust"},
     {"module", "datamodule", "results"},
-    {"checkpoint", "prediction"},
+    {"checkpoint", "loggers", "prediction"},
     {"data", "networks", "optim", "metrics", "recipes", "schema"},
     {"machine", "errors", "files", "signals"},
 )

@@ -48,13 +48,20 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(len(line) <= 80 for line in OVERVIEW.splitlines())
 
 
+@pytest.mark.parametrize(("word", "meant"), [("train", "fit"), ("evaluate", "test"), ("tune", "sweep")])
+def test_commands_that_people_try_first_name_the_right_one(word: str, meant: str, refused: Refused) -> None:
+    assert refused([word])[1].startswith(f"error: unknown command {word}; did you mean {meant}?")
+
+
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"{cifar_lit.__version__}\n"
 
 
 @pytest.mark.parametrize(
-    ("args", "code"), [(["--help"], 0), (["--version"], 0), ([], 2), (["prdict", "cat.jpg"], 2)], ids=str
+    ("args", "code"),
+    [(["--help"], 0), (["fit", "--help"], 0), (["--version"], 0), ([], 2), (["prdict", "cat.jpg"], 2)],
+    ids=str,
 )
 def test_what_needs_no_torch_does_not_wait_for_it(args: list[str], code: int) -> None:
     done = python(

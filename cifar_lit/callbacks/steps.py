@@ -12,7 +12,7 @@ Point = tuple[int, float, float]
 class StepCurve(Callback):
     """Logs ``Loss/step`` (of the batch) and ``lr/step`` every so many optimizer steps; the x-axis is the step.
 
-    A checkpoint holds the points: TensorBoard, when a run resumes, drops all from the number of its epoch on.
+    A checkpoint holds the points: TensorBoard, when a run resumes, drops all steps from the number of its epoch on.
 
     Args:
         every: Steps between two points; each one waits for the device.
@@ -31,8 +31,12 @@ class StepCurve(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
-        for point in self.points:
-            self._log([logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)], point)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                first = logger._kwargs.get("purge_step", 0)  # what is before it is still there
+                for point in self.points:
+                    if point[0] >= first:
+                        self._log([logger], point)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

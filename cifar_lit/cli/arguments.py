@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionYesNo
+from jsonargparse import ActionYesNo, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from cifar_lit.callbacks.saver import Saver
 from cifar_lit.checkpoint import check_exists
 from cifar_lit.cli.config import install_loader
+from cifar_lit.cli.help import EXAMPLES
 from cifar_lit.cli.network import check_network, drop_odd_defaults, import_named, own_code
 from cifar_lit.cli.options import WITHHELD, check_config
-from cifar_lit.cli.parser import TRUST_HELP, FitParser, building, naming_options, option_names
+from cifar_lit.cli.parser import GROUPS, TRUST_HELP, FitParser, building, naming_options
 from cifar_lit.cli.trust import check_config_of_run, given_options
+from cifar_lit.cli.words import option_names
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError, require
 from cifar_lit.module import ImageClassifier
@@ -26,16 +28,6 @@ from cifar_lit.schema import read_yaml
 
 # Lightning's Timer has such a default, which config.yaml would not take.
 yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, value: dumper.represent_data(value.value))
-
-EXAMPLES = """\
-examples:
-  cifar-lit fit
-  cifar-lit fit --recipe tuned --seed_everything 1
-  cifar-lit fit --trainer.max_epochs 3 --model.lr 0.05
-  cifar-lit fit --recipe small --data.source images --data.root pictures
-  cifar-lit fit --recipe quick
-  cifar-lit fit --ckpt_path last
-"""
 
 
 def with_config(args: Sequence[str]) -> list[str]:
@@ -146,6 +138,7 @@ class FitCLI(LightningCLI):
             default=True,
             help="Write report.html into the run's folder: metrics per class, confusion matrix, errors, filters.",
         )
+        parser.add_argument("--help_all", action="help", help="Explain every option; --help those that people use.")
         for name in WITHHELD:
             parser._option_string_actions[f"--trainer.{name}"].help = argparse.SUPPRESS
         parser.link_arguments("seed_everything", "data.seed")
@@ -153,6 +146,9 @@ class FitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
+        for group in GROUPS:
+            if not isinstance(self.config[group], Namespace):
+                raise UserError(f"--{group} is {self.config[group]}: must be a mapping of its settings")
         drop_odd_defaults(self.config["model"]["net"])
         with naming_options(self.names):
             _check_options(self.config)

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from cifar_lit.callbacks.best import Best
 from cifar_lit.callbacks.history import History
 from cifar_lit.callbacks.nonfinite import NonFiniteGuard
+from cifar_lit.callbacks.progress import EpochLines
 from cifar_lit.callbacks.saver import Saver
 from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.checkpoint import load_checkpoint
@@ -28,11 +29,18 @@ from cifar_lit.evaluation.report import write_report
 from cifar_lit.evaluation.score import describe, score
 from cifar_lit.evaluation.table import format_table
 from cifar_lit.files import shorten
+from cifar_lit.loggers import log_options
 from cifar_lit.machine import describe_machine
 from cifar_lit.networks.base import needed_trust
 from cifar_lit.results import Results
 from cifar_lit.run import REPORT
 from cifar_lit.run_writer import RunWriter
+
+SHOWN = (
+    *("lr", "momentum", "weight_decay", "schedule", "muon_lr", "label_smoothing"),
+    *("batch_size", "crop_padding", "flip", "cutout"),
+)
+"""Options of model and data on TensorBoard's page of hyper-parameters."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -54,7 +62,10 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
             best = Best(run.checkpoints if run else None) if cli.keeps_checkpoints and cli.has_val else None
             saver = Saver(run, keep=cli.keeps_checkpoints, **cli.config["checkpoint"])
             guard = NonFiniteGuard(run.path if run and cli.keeps_checkpoints else None)
-            own = [pruner, throughput, guard, best, History(), saver]
+            history = History(throughput, run)
+            lines = None if cli.trainer_options["enable_progress_bar"] is False else EpochLines(history)
+            # The saving ones last, in this order: a checkpoint has the metrics of its epoch.
+            own = [pruner, throughput, guard, history, lines, best, saver]
             trainer = build_trainer(cli, run, resumed, [callback for callback in own if callback])
 
             saver.check_files(trainer)
@@ -127,8 +138,19 @@ def write(cli: FitCLI, trainer: Trainer, run: RunWriter | None, results: Results
     if isinstance(logger, TensorBoardLogger):
         log_figures(logger, results, model, trainer.current_epoch, images)
         accuracy = results.metrics.get("Accuracy/val")
-        # Never that of test: hyper-parameters are compared by this metric.
         if accuracy is not None and trainer.enable_autolog_hparams:
-            options = {**model.hparams, **datamodule.hparams}
-            logger.log_hyperparams(options, {"hp_metric": accuracy}, step=trainer.current_epoch)
+            log_options(logger, shown_options(cli, trainer), accuracy, trainer.current_epoch)
         logger.save()
+
+
+def shown_options(cli: FitCLI, trainer: Trainer) -> dict[str, Any]:
+    """Return the few options by which TensorBoard compares runs; of the network those that were given."""
+    net, config = cli.model.hparams["net"], {**cli.model.hparams, **cli.datamodule.hparams}
+    return {
+        "recipe": cli.config["recipe"],
+        "seed": cli.config["seed_everything"],
+        "epochs": trainer.current_epoch,
+        "net": net["class_path"].rpartition(".")[2],
+        **{f"net.{name}": str(value) for name, value in net["init_args"].items()},
+        **{name: config[name] for name in SHOWN},
+    }

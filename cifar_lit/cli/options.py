@@ -24,6 +24,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from cifar_lit.checkpoint import SafeCheckpointIO
+from cifar_lit.cli.words import FINDER
 from cifar_lit.errors import UserError, require, suggest
 from cifar_lit.schema import leaves
 
@@ -37,24 +38,6 @@ WITHHELD = {
 }
 """Arguments of the Trainer that can do nothing here. They keep their defaults, and are not in ``--help``."""
 
-FINDER = (
-    "in version 0.1 it suggested 0.132 for the synthetic images, with which the loss was nan in step 52 of epoch 1: "
-    "search with cifar-lit sweep --set model.lr=log:0.003:0.3"
-)
-"""What a learning-rate finder did, and what does better."""
-
-UNKNOWN = {
-    "--weights_only": "checkpoints are always read without running code in them",
-    "--lr_finder": f"the search was removed, because {FINDER}",
-    "--optimizer": "it is SGD, with Muon by --model.muon_lr; its options are those of --model",
-    "--lr_scheduler": "give --model.schedule",
-    "--trainer.resume_from_checkpoint": "give --ckpt_path",
-    "--trainer.gpus": "give --trainer.accelerator gpu and --trainer.devices",
-    "--trainer.amp_backend": "give --trainer.precision",
-    "--trainer.progress_bar_refresh_rate": "give --trainer.callbacks+ TQDMProgressBar",
-}
-"""Options of Lightning that ``fit`` does not have, and what to give."""
-
 REFUSED: dict[type[Callback], str] = {
     LearningRateFinder: f"would train with another `lr` than config.yaml says, and {FINDER}",
     BatchSizeFinder: "would train with another `batch_size` than config.yaml says: give a `batch_size`",
@@ -62,19 +45,6 @@ REFUSED: dict[type[Callback], str] = {
     "whose average is",
 }
 """Callbacks of Lightning that train otherwise than is written down or saved."""
-
-SYNONYMS = {
-    **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "max_epochs"),
-    **dict.fromkeys(("learning_rate", "rate"), "lr"),
-    **dict.fromkeys(("seed", "random_seed"), "seed_everything"),
-    **dict.fromkeys(("batch", "bs"), "batch_size"),
-    **dict.fromkeys(("data", "dataset"), "source"),
-    **dict.fromkeys(("arch", "network"), "net"),
-    **dict.fromkeys(("resume", "checkpoint_path"), "ckpt_path"),
-    **dict.fromkeys(("out", "output", "output_dir"), "default_root_dir"),
-    **{"wd": "weight_decay", "gpus": "devices", "val_split": "val_size"},
-}
-"""What an argument is called elsewhere, and here."""
 
 METRICS = {"train": ("Loss/train", "Accuracy/train", "lr"), "val": ("Loss/val", "Accuracy/val")}
 """What the module logs at the end of an epoch, and so what a callback can monitor."""

@@ -5,7 +5,7 @@ import contextlib
 import re
 import sys
 import textwrap
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter
@@ -13,7 +13,7 @@ from lightning.pytorch import callbacks, loggers, profilers, strategies
 from lightning.pytorch.cli import LightningArgumentParser
 
 from cifar_lit.cli.config import expand_homes
-from cifar_lit.cli.options import SYNONYMS, UNKNOWN
+from cifar_lit.cli.words import in_english, instead_of, is_of_fit, kind_in_english, option_names, suggest_option
 from cifar_lit.errors import UserError, suggest
 from cifar_lit.files import discard_output
 from cifar_lit.trust import RENAMED
@@ -28,14 +28,12 @@ BASES = {
     "strategy": strategies.Strategy,
 }
 """The options of the Trainer that name classes; others are plugins."""
+A_CLASS = "the name of a class, or a mapping with its class_path and init_args"
+GROUPS = {"model": "net", "data": "source", "checkpoint": "ckpt_path", "trainer": "max_epochs"}
+"""What somebody may mean who gives a group of options a value."""
 TRUST_HELP = (
     "Let a run do more than hold data: import its own classes, use its paths and URLs. Only for runs you trust."
 )
-
-
-def option_names(options: Iterable[str]) -> dict[str, str]:
-    """Map the name of each argument to its option: ``batch_size`` to ``--data.batch_size``."""
-    return {option.removeprefix("--").rpartition(".")[2]: option for option in options if option.startswith("--")}
 
 
 @contextlib.contextmanager
@@ -48,65 +46,74 @@ def naming_options(options: dict[str, str]) -> Iterator[None]:
         raise
 
 
-def suggest_option(word: str, options: Collection[str]) -> str:
-    """Return ``; did you mean --OPTION?``: of the same name in another group, of a synonym, or else close to it."""
-    name = word.rpartition(".")[2].removeprefix("--")
-    found = option_names(options).get(SYNONYMS.get(name, name))
-    return f"; did you mean {found}?" if found else suggest(word, options)
-
-
 def _refuse(message: str, options: Collection[str]) -> NoReturn:
-    """Raise a ``UserError`` for a message of argparse, with a suggestion for a misspelt option."""
-    word = message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0] or message
-    for option, instead in UNKNOWN.items():
-        if word == option or word.startswith(f"{option}."):
-            raise UserError(f"{word} is not an option of fit: {instead}")
-    raise UserError(f"{message}{suggest_option(word, options)}{HINT}")
+    """Raise a ``UserError`` for a message of argparse, with a suggestion for an option that there is not."""
+    if choice := re.fullmatch(r"argument (\S+?)(?:/\S+)?: invalid choice: (.*) \(choose from (.*)\)", message):
+        message = f"{choice[1]} is {choice[2]}: must be one of {choice[3]}".replace("'", "")
+    if value := re.fullmatch(r"argument (\S+?)(?:/\S+)?: invalid (\S+) value: (.*)", message):
+        kinds = {"_boolean_type": "bool", "boolean": "bool", "number": "float", "count": "int"}
+        message = f"{value[1]} is {value[3]}: must be {in_english([kinds.get(value[2], value[2])])}"
+    word = _unknown(message)
+    instead = instead_of(word) if "--recipe" in options and "--trust_run" in options else ""  # those of fit
+    if instead:
+        raise UserError(f"{word} is not an option of fit: {instead}")
+    raise UserError(f"{message}{suggest_option(word, options) if word else ''}{HINT}")
+
+
+def _unknown(message: str) -> str:
+    """Return the first word that argparse did not recognise; empty for any other message."""
+    return message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0]
 
 
 def _in_one_line(message: str, options: Sequence[str]) -> str:
     """Return a message of jsonargparse with the option as it is typed, and without its tree of types."""
-    if found := re.fullmatch(r"Group '(.*?)' does not accept option '(.*?)'.*", message, re.DOTALL):
-        name = RENAMED.get(found[2])
-        hint = f"; it is --{found[1]}.{name} now" if name else suggest_option(f"--{found[1]}.{found[2]}", options)
-        return f"there is no --{found[1]}.{found[2]}{hint}"
-    if of_name := _of_name(message, options):
-        return of_name
-    if message.startswith("Unexpected config:"):
-        return f"--config has no settings: must be a mapping, such as trainer: {{max_epochs: 3}}, and is{message[18:]}"
+    if text := _of_name(message, options):
+        return text
     if not (found := re.match(r'Parser key "(.*?)":', message)):
         return message
     option = f"--{found[1]}"  # of a class: within its own parser
     if module := re.search(r"No module named '([\w.]+)'", message):
         return f"{option}: there is no module {module[1]}; is its folder in PYTHONPATH?"
+    if "Errors:" not in message and (given := re.search(r"callable class: .*Got value: (.*)", message, re.DOTALL)):
+        return f"{option} is {given[1]}: must be {A_CLASS}"
     if "Errors:" not in message and (single := re.search(r"Expected an? (.*)\. Got value: (.*)", message, re.DOTALL)):
-        return f"{option} is {single[2]}: must be {_plain(single[1])}"
+        return f"{option} is {single[2]}: must be {in_english([single[1]])}"
     errors, _, value = message.partition("Given value type:")
     value = value.partition("Given value: ")[2].strip() or "''"
     reasons = dict.fromkeys(re.findall(r"^ *- (?!Expected a path but|Does not validate)(.*)$", errors, re.MULTILINE))
     named = next((reason.rpartition(":")[2].strip() for reason in reasons if "a dot import path" in reason), None)
     if named is not None:
         name = named or value
-        return f"{option} is {name}: there is no such class{suggest(name, CLASSES)}"
+        return f"{option} is {name}: there is no such class{_suggest_class(name)}"
     others = [reason for reason in reasons if not reason.startswith("Expected a ")]
+    if any("Not a valid subclass of" in reason for reason in others):
+        return f"{option} is {value}: must be {A_CLASS}"
     if others:
         return f"{option}: {'; '.join(others)}{f' ({value})' if len(value) < 100 else ''}"
     if reasons:
-        return f"{option} is {value}: must be {' or '.join(map(_plain, reasons))}"
+        return f"{option} is {value}: must be {in_english(reasons)}"
     return f"{option}: {message.partition(':')[2].strip()}"
 
 
 def _of_name(message: str, options: Sequence[str]) -> str:
-    """Return what is wrong with the name of an option in a file, or of a class that is a value; else an empty text."""
-    found = re.fullmatch(r"Option '(.*?)' is not accepted", message)
-    if found and (known := UNKNOWN.get(f"--{found[1]}")):
-        return f"there is no --{found[1]}, in a file either: {known}"
-    if "--trust_run" in options:  # the whole parser, not that of a class
-        return ""
-    if found:
-        return f"there is no --{found[1]}{suggest_option(f'--{found[1]}', options)}"
-    needed = re.fullmatch(r"the following arguments are required: (\w+).*", message)
-    return f"--{needed[1]} has no default, and must be given" if needed else ""
+    """Return a message about the name of an option, or about a file; empty for one about a value."""
+    if found := re.fullmatch(r"Group '(.*?)' does not accept option '(.*?)'.*", message, re.DOTALL):
+        name = RENAMED.get(found[2])
+        hint = f"; it is --{found[1]}.{name} now" if name else suggest_option(f"--{found[1]}.{found[2]}", options)
+        return f"there is no --{found[1]}.{found[2]}{hint}"
+    is_of_class = "--trust_run" not in options  # a value that is a class has a parser of its own
+    if found := re.fullmatch(r"Option '(.*?)' is not accepted", message):
+        instead = "" if is_of_class else instead_of(f"--{found[1]}")
+        hint = f": {instead}" if instead else suggest_option(f"--{found[1]}", options)
+        return f"there is no --{found[1]}{'' if is_of_class else ', in a file either'}{hint}"
+    if is_of_class and (found := re.fullmatch(r"the following arguments are required: (\w+).*", message)):
+        return f"--{found[1]} has no default, and must be given"
+    if message.startswith("Unexpected config:"):
+        return f"--config has no settings: must be a mapping, such as trainer: {{max_epochs: 3}}, and is{message[18:]}"
+    if found := re.match(r'Parser key "(\w+)":\s+Unable to load config (.*)', message):
+        hint = suggest_option(f"--{GROUPS.get(found[1], found[1])}", options)
+        return f"--{found[1]} is {found[2]}: must be a file with its settings{hint}".replace("'", "")
+    return ""
 
 
 def _of_class(error: UserError, message: str) -> UserError:
@@ -117,9 +124,10 @@ def _of_class(error: UserError, message: str) -> UserError:
     return UserError(re.sub(r"--(?=\w)", f"--{key[1]}.", str(error).replace(HINT, "")) + HINT)
 
 
-def _plain(expected: str) -> str:
-    """Return the name of a type as it is written in YAML."""
-    return re.sub(r"Expected an? |<class '(.*)'>|typing\.Literal", r"\1", expected).replace("NoneType", "null")
+def _suggest_class(name: str) -> str:
+    """Return ``; did you mean WandbLogger?`` for wandb; else a name that is close, or nothing."""
+    same = next((known for known in CLASSES if len(name) > 2 and known.lower().startswith(name.lower())), None)
+    return f"; did you mean {same}?" if same else suggest(name, CLASSES)
 
 
 class Formatter(DefaultHelpFormatter):
@@ -127,6 +135,19 @@ class Formatter(DefaultHelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
+
+    def start_section(self, heading: str | None) -> None:
+        """Begin a group of options, whose title may be a whole sentence."""
+        super().start_section(heading and textwrap.fill(heading, 78))
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        """Return the text of an option, with the types in English and without the classes that ``fit`` adds itself."""
+        text = re.sub(r" cifar_lit\.(?!networks\.)[\w.]+,?", "", super()._expand_help(action))
+        return re.sub(r":\w+:`~?([^`]+)`", r"\1", text).replace(",)", ")")
+
+    def _get_type_str(self, action: argparse.Action) -> str | None:
+        kind = super()._get_type_str(action)
+        return kind and kind_in_english(kind)
 
 
 class FitParser(LightningArgumentParser):
@@ -161,9 +182,11 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_args(expand_homes(sys.argv[1:] if args is None else args), namespace)
 
     def error(self, message: str) -> NoReturn:
-        if re.match(r"unrecognized arguments: --(config|ckpt_path|seed_everything|recipe|\w+\.\w+)\b", message):
+        word = _unknown(message)
+        options = self._option_string_actions
+        if "." in word or (is_of_fit(word) and not suggest_option(word, options)):
             message += "; a RUN has its own settings, and only some can be overridden"
-        _refuse(message, self._option_string_actions)
+        _refuse(message, options)
 
     def add_trust(self) -> None:
         """Add ``--trust_run``, for a command that reads a run."""

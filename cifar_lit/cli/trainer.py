@@ -125,7 +125,8 @@ def _share_folder(loggers: Sequence[Any], run: RunWriter) -> None:
     for logger in loggers:
         is_file_logger = isinstance(logger, TensorBoardLogger | CSVLogger) and logger._version is None
         if is_file_logger and Path(logger.root_dir).resolve() == run.path.parent.resolve():
-            logger._version = run.path.name
+            # The CSVLogger's file has the name of ours.
+            logger._version = f"{run.path.name}/csv" if isinstance(logger, CSVLogger) else run.path.name
 
 
 def _tensorboard_logger(run: RunWriter | None, resumed: Run | None, root: str | None) -> TensorBoardLogger:
@@ -133,7 +134,7 @@ def _tensorboard_logger(run: RunWriter | None, resumed: Run | None, root: str | 
     if run is None:  # in all processes but the first, where it writes nothing
         return TensorBoardLogger(root or ".", name=LOGS, **options)
     if resumed and resumed.folder:  # hides what the curves have of later epochs than the checkpoint
-        options["purge_step"] = epochs_done(resumed.checkpoint)
+        options["purge_step"] = epochs_done(resumed.checkpoint) + 1
         run.order_events()
     folder = run.path
     return TensorBoardLogger(folder.parent.parent, name=folder.parent.name, version=folder.name, **options)

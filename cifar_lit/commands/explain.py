@@ -7,7 +7,8 @@ from jsonargparse import Namespace
 from torch import nn
 
 from cifar_lit.cli.network import import_named, own_code
-from cifar_lit.cli.parser import TRUST_HELP, FitParser, naming_options, option_names, reader_may_leave
+from cifar_lit.cli.parser import TRUST_HELP, FitParser, naming_options, reader_may_leave
+from cifar_lit.cli.words import option_names
 from cifar_lit.errors import UserError, require
 from cifar_lit.evaluation.layers import explain_layers, format_layers
 from cifar_lit.networks import NetworkFactory, TutorialCNN, build_network, describe_network

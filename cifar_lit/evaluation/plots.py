@@ -23,7 +23,7 @@ from cifar_lit.module import ImageClassifier
 from cifar_lit.results import Results
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
-"""For ``Loss/train``, ``Accuracy/val``, ...: epoch (from 0) and value of each point."""
+"""For ``Loss/train``, ``Accuracy/val``, ...: epoch (from 1) and value of each point."""
 NUM_ERRORS = 30
 """Most confident errors that are shown."""
 MAX_COUNTS = 30
@@ -101,9 +101,8 @@ def draw_curve(name: str, curves: Curves) -> Figure:
     for split, label, style in (("train", "train", "--"), ("val", "validation", "-")):
         points = curves.get(f"{name}/{split}", [])
         if points:
-            axes.plot(
-                [epoch + 1 for epoch, _ in points], [value for _, value in points], style, marker=".", label=label
-            )
+            epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
+            axes.plot(epochs, values, style, marker=".", label=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch")
     axes.set_title(name.lower())

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from cifar_lit.checkpoint import load_checkpoint
+from cifar_lit.errors import UserError
 from cifar_lit.evaluation import plots, summary, templates
 from cifar_lit.evaluation.layers import Layer, explain_layers, format_layers
 from cifar_lit.evaluation.table import describe_data
@@ -20,7 +21,7 @@ from cifar_lit.files import write_atomic
 from cifar_lit.metrics import NUM_BINS, Predictions
 from cifar_lit.module import ImageClassifier
 from cifar_lit.results import Results
-from cifar_lit.run import CHECKPOINTS, CURVES, LAST
+from cifar_lit.run import CHECKPOINTS, LAST, read_history
 
 NUM_CONFUSIONS = 5
 """Most frequent confusions that are shown, each with at most ``NUM_EXAMPLES`` images."""
@@ -105,20 +106,20 @@ def _explain(model: ImageClassifier, shape: tuple[int, ...]) -> tuple[list[Layer
 def read_curves(folder: Path) -> plots.Curves:
     """Read the curves of a run from its last checkpoint, or else from TensorBoard's files; empty if there are none."""
     try:
-        curves = load_checkpoint(folder / CHECKPOINTS / LAST).get(CURVES)
-        if curves:
-            return {
-                str(name): [(int(epoch), float(points[epoch])) for epoch in sorted(points)]
-                for name, points in curves.items()
-            }
-    except (ValueError, AttributeError, TypeError, OverflowError):  # there is none, or it has anything in it
-        pass
+        history = read_history(load_checkpoint(folder / CHECKPOINTS / LAST))
+    except UserError:  # there is none
+        history = {}
+    if history:
+        tags = {tag for row in history.values() for tag in row if "/" in tag}
+        return {tag: [(epoch, row[tag]) for epoch, row in sorted(history.items()) if tag in row] for tag in tags}
     if not list(folder.glob("events.out.tfevents.*")):
         return {}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder)).Reload()
-    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    curves = {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    shift = any(epoch == 0 for points in curves.values() for epoch, _ in points)  # version 0.1 counted from 0
+    return {tag: [(epoch + shift, value) for epoch, value in points] for tag, points in curves.items()}
 
 
 def _to_png(image: NDArray[np.uint8]) -> str:

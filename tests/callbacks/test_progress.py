@@ -1,55 +1,86 @@
 """What a training shows in the terminal."""
 
+import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, Trainer
 
-from cifar_lit.callbacks.progress import NetworkSummary, ProgressBar
+from cifar_lit.callbacks.history import History
+from cifar_lit.callbacks.progress import EpochLines, NetworkSummary, ProgressBar, count_epoch
+from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.module import ImageClassifier
 from tests.helpers.trainers import quiet_trainer
 
 
-def fit(root: Path, callback: Callback, **options: Any) -> Trainer:
+def fit(root: Path, *callbacks: Callback, **options: Any) -> Trainer:
     data = CIFAR10DataModule(source="images", root=str(root), val_size=15, batch_size=9)
-    trainer = quiet_trainer(max_epochs=2, callbacks=[callback], **options)
+    trainer = quiet_trainer(max_epochs=2, callbacks=list(callbacks), enable_checkpointing=True, **options)
     trainer.fit(ImageClassifier(classes=data.classes), datamodule=data)
     return trainer
 
 
-def test_without_a_terminal_there_is_a_line_per_epoch(tiny_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trainer = fit(tiny_root, ProgressBar(), enable_progress_bar=True)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
-    assert len(lines) == 2
-    accuracy = float(trainer.callback_metrics["Accuracy/val"])
-    assert lines[1].startswith("epoch 2/2  loss ")
-    assert lines[1].endswith(f"Accuracy/val {accuracy:.4f}")
-    assert 0 < float(lines[1].split()[3]) < 2
+def bar_and_lines() -> tuple[Callback, ...]:
+    """Return the callbacks in the order of ``fit``."""
+    throughput = Throughput()
+    history = History(throughput)
+    return ProgressBar(), throughput, history, EpochLines(history)
 
 
-def test_the_loss_is_that_of_a_batch_also_with_accumulated_gradients(
+LINE = r"epoch {epoch}/2   loss (\d\.\d{{4}})   accuracy train (0\.\d{{4}})  val {accuracy:.4f}   \d+\.\d s"
+
+
+def test_without_a_terminal_there_is_a_line_per_epoch_and_no_bar(
     tiny_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit(tiny_root, ProgressBar(), enable_progress_bar=True, accumulate_grad_batches=5)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
-    assert 0.8 < float(lines[0].split()[3]) < 1.5  # near log(3) after one step
+    trainer = fit(tiny_root, *bar_and_lines(), enable_progress_bar=True)
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line)
+    assert first.startswith("epoch 1/2   loss ")
+    found = re.fullmatch(LINE.format(epoch=2, accuracy=float(trainer.callback_metrics["Accuracy/val"])), second)
+    assert found, second
+    assert float(found[1]) == pytest.approx(float(trainer.callback_metrics["Loss/train"]), abs=1e-4)
+    assert float(found[2]) == pytest.approx(float(trainer.callback_metrics["Accuracy/train"]), abs=1e-4)
+    assert len(second) < 80
 
 
-def test_on_a_terminal_there_is_a_bar_with_the_loss(
-    tiny_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_accuracy_on_validation_is_that_of_the_epoch_or_none(
+    tiny_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tiny_root, *bar_and_lines(), enable_progress_bar=True, check_val_every_n_epoch=2)
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line)
+    assert " val " not in first
+    assert " val " in second
+
+
+@pytest.mark.parametrize(("max_epochs", "expected"), [(20, "epoch  3/20"), (3, "epoch 3/3"), (-1, "epoch 3")])
+def test_epochs_are_counted_from_one(max_epochs: int, expected: str) -> None:
+    trainer: Any = SimpleNamespace(current_epoch=2, max_epochs=max_epochs)
+    assert count_epoch(trainer) == expected
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_on_a_terminal_the_lines_stay_above_a_bar_that_is_redrawn(
+    term: str, tiny_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    bar = ProgressBar()
+    monkeypatch.setenv("TERM", term)
+    callbacks = bar_and_lines()
     monkeypatch.undo()
-    trainer = fit(tiny_root, bar, enable_progress_bar=True)
+    fit(tiny_root, *callbacks, enable_progress_bar=True, accumulate_grad_batches=5)
     out = capsys.readouterr().out
-    assert "5/5" in out
-    assert "loss=" in out
-    assert f"Accuracy/val={float(trainer.callback_metrics['Accuracy/val']):.4f}" in out
-    assert not any(line.startswith("epoch ") for line in out.splitlines())
+    lines = [line.rpartition("\r")[2] for line in out.split("\n") if "accuracy" in line]
+    assert [line.partition("   loss")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    assert "Epoch" not in out  # Lightning's, from 0
+    drawn = re.findall(r"epoch (\d)/2: 100%.*? 5/5 .*?loss=(\d\.\d+)", out)
+    if term == "dumb":
+        assert not drawn
+    else:
+        assert {epoch for epoch, _ in drawn} == {"1", "2"}
+        assert 0.8 < float(drawn[0][1]) < 1.5  # of a batch, near log(3) after one step, also with added gradients
 
 
 def test_the_summary_lists_the_layers_and_no_metrics(tiny_root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -128,6 +128,7 @@ def test_a_stopped_run_says_how_it_is_resumed(tiny_args: list[str]) -> None:
         "checkpoints",
         "config.yaml",
         "hparams.yaml",
+        "metrics.csv",
     ]
 
 

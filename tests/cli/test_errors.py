@@ -46,7 +46,7 @@ class Wrong(Network):
         (["--model.net", "ResNet"], "ResNet"),
         (["--model.net", "torch.nn.Linear"], "--model.net.in_features has no default, and must be given"),
         (["--model.net.depth", "3"], "there is no --model.net.depth (--help lists all options)"),
-        (["--model.tta", "all"], "--model.tta is all: must be ['none', 'mirror', 'mirror_shift']"),
+        (["--model.tta", "all"], "--model.tta is all: must be one of none, mirror, mirror_shift"),
         (["--data.source", "imagenet"], "imagenet"),
         (["--data.batch_size", "0"], "--data.batch_size is 0"),
         (["--data.val_size", "5000"], "--data.val_size is 5000, and there are 60 training images"),
@@ -182,7 +182,9 @@ def test_a_bug_of_ours_keeps_its_traceback(tiny_args: list[str], monkeypatch: py
 
 
 def no_official_server() -> None:
-    CIFAR10.__init__.__kwdefaults__["archive"] = dataclasses.replace(ARCHIVE, urls=())
+    defaults = CIFAR10.__init__.__kwdefaults__
+    assert defaults is not None
+    defaults["archive"] = dataclasses.replace(ARCHIVE, urls=())
 
 
 def test_with_no_network_it_says_what_was_tried_and_the_ways_out() -> None:

@@ -13,8 +13,11 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
 
+from cifar_lit.callbacks.history import COLUMNS
 from cifar_lit.data.synthetic import Synthetic
+from cifar_lit.loggers import BEST_METRIC
 from cifar_lit.main import main
 from cifar_lit.metrics import wilson_interval
 from cifar_lit.module import ImageClassifier
@@ -51,7 +54,7 @@ def test_every_recipe_fits_and_tests(recipe: str, tiny_args: list[str], capsys: 
 
 def test_a_run_leaves_its_configuration_checkpoints_events_and_results(reported_run: str) -> None:
     names = {path.relative_to(RUN).as_posix().split(".out.tfevents")[0] for path in RUN.rglob("*") if path.is_file()}
-    expected = {"config.yaml", "hparams.yaml", "results.json", "report.html", "events"}
+    expected = {"config.yaml", "hparams.yaml", "metrics.csv", "results.json", "report.html", "events"}
     assert names == expected | {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     results = read_results()
     assert results.keys() >= FIELDS
@@ -87,12 +90,31 @@ def test_tensorboard_has_graph_curves_hyperparameters_and_images(reported_run: s
     results = read_results()
     for tag in ("Loss/train", "Accuracy/train", "Loss/val", "Accuracy/val"):
         points = events.Scalars(tag)
-        assert [point.step for point in points] == [0, 1], tag  # one for each epoch
+        assert [point.step for point in points] == [1, 2], tag  # one for each epoch
         if tag.endswith("/val"):
             assert results[tag] == pytest.approx(points[results["best_epoch"] - 1].value)
     assert [point.value for point in events.Scalars("lr")] == pytest.approx([0.01, 0.01])
-    assert [point.value for point in events.Scalars("Accuracy/test")] == pytest.approx([results["Accuracy/test"]])
-    assert [point.value for point in events.Scalars("hp_metric")] == pytest.approx([results["Accuracy/val"]])
+    # No curves of one point: a test is a table. Only what TensorBoard compares runs by is a number.
+    assert {*tags["scalars"]} == {*COLUMNS[3:], BEST_METRIC}
+    assert [point.value for point in events.Scalars(BEST_METRIC)] == pytest.approx([results["Accuracy/val"]])
+    (table,) = events.Tensors("Metrics/test/text_summary")
+    rows = table.tensor_proto.string_val[0].decode().splitlines()
+    assert f"| Accuracy/test | {results['Accuracy/test']:.4f} |" in rows
+    assert f"| ClassAccuracy/test/dark | {results['ClassAccuracy/test/dark']:.4f} |" in rows
+
+
+def test_tensorboards_page_of_hyperparameters_has_the_few_that_matter_and_hparams_yaml_all(run: str) -> None:
+    plugin = EventAccumulator(str(RUN)).Reload().SummaryMetadata("_hparams_/session_start_info").plugin_data
+    shown = parse_session_start_info_plugin_data(plugin.content).hparams
+    values = {name: shown[name].string_value or shown[name].number_value for name in shown}
+    assert {**values, "lr": pytest.approx(0.01)} == {
+        **{"recipe": "tutorial", "seed": 3, "epochs": 2, "net": "TutorialCNN", "lr": pytest.approx(0.01)},
+        **{"momentum": 0, "weight_decay": 0, "schedule": "constant", "muon_lr": 0, "label_smoothing": 0},
+        **{"batch_size": 8, "crop_padding": 0, "flip": "none", "cutout": 0},
+    }
+    saved = yaml.safe_load((RUN / "hparams.yaml").read_text())
+    best = ImageClassifier.load_from_checkpoint(RUN / "checkpoints/best.ckpt", weights_only=True)
+    assert {**best.hparams, "batch_size": 8, "seed": 3}.items() <= saved.items()
 
 
 def test_the_best_checkpoint_rebuilds_the_model_that_was_tested(run: str) -> None:
@@ -313,8 +335,8 @@ def test_a_run_has_one_folder_whatever_the_logger(
     assert main(["fit", *tiny_args, *options, "--trainer.logger", *logger]) == 0
     assert f"run         {RUN}\n" in capsys.readouterr().out
     files = {path.relative_to(RUN).as_posix() for path in RUN.rglob("*") if path.is_file()}
-    expected = {"config.yaml", "results.json", "report.html", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
-    assert files == expected
+    expected = {"config.yaml", "metrics.csv", "results.json", "report.html"}
+    assert files == expected | {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     if log:
         assert list(Path().glob(log))
     assert read_results()["epochs"] == 2
@@ -374,8 +396,10 @@ def test_two_hundred_steps_on_real_images_learn_more_than_chance(real_images: Pa
 
 
 def test_a_synthetic_run_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = Synthetic.__init__.__kwdefaults__
+    assert defaults is not None
     for name, number in (("num_train", 250), ("num_test", 60)):  # of 25,000 and 5,000
-        monkeypatch.setitem(Synthetic.__init__.__kwdefaults__, name, number)
+        monkeypatch.setitem(defaults, name, number)
     few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3", "--data.val_size", "50"]
     assert main(["fit", "--data.source", "synthetic", *few]) == 0
     out = capsys.readouterr().out

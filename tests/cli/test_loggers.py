@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_lit.evaluation.report import read_curves
+from cifar_lit.loggers import BEST_METRIC
 from cifar_lit.main import main
 from tests.helpers.processes import curves
 from tests.helpers.runs import FEW_EPOCHS, RUN, Refused
@@ -42,9 +42,10 @@ def test_two_runs_have_two_folders_and_their_logs_lie_where_the_logger_says(
 def test_a_logger_of_the_users_writes_into_the_runs_folder_where_that_is_its_place(tiny_args: list[str]) -> None:
     assert main(["fit", *tiny_args, *FEW_EPOCHS, f"--trainer.logger=[{CSV}, {HERE}]"]) == 0
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
-    with (RUN / "metrics.csv").open() as file:
-        assert [row["step"] for row in csv.DictReader(file) if row["Loss/val"]] == ["0", "1"]
-    assert [epoch for epoch, _ in read_curves(RUN)["Loss/val"]] == [0, 1]
+    for path, column in ((RUN / "metrics.csv", "epoch"), (RUN / "csv/metrics.csv", "step")):  # ours, and the logger's
+        with path.open() as file:
+            assert [row[column] for row in csv.DictReader(file) if row["Loss/val"]] == ["1", "2"]
+    assert [epoch for epoch, _ in curves(RUN)["Loss/val"]] == [1, 2]
 
 
 def test_the_report_has_the_curves_whatever_the_logger(tiny_args: list[str]) -> None:
@@ -55,7 +56,7 @@ def test_the_report_has_the_curves_whatever_the_logger(tiny_args: list[str]) -> 
 
 def test_hyper_parameters_are_logged_unless_told_otherwise(tiny_args: list[str]) -> None:
     assert main(["fit", *tiny_args, *FEW_EPOCHS, "--trainer.enable_autolog_hparams", "false"]) == 0
-    assert "hp_metric" not in curves(RUN)
+    assert BEST_METRIC not in curves(RUN)
     assert "Loss/val" in curves(RUN)
 
 

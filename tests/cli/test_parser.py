@@ -1,15 +1,20 @@
 """What ``fit`` offers: its help, its defaults, its configuration."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cifar_lit.cli.parser import CommandParser, naming_options, option_names
+from cifar_lit.cli.arguments import with_config
+from cifar_lit.cli.help import USED, format_help, other_options
+from cifar_lit.cli.options import WITHHELD
+from cifar_lit.cli.parser import GROUPS, CommandParser, naming_options
+from cifar_lit.cli.words import option_names
 from cifar_lit.errors import UserError
 from cifar_lit.main import main
 from cifar_lit.recipes import RECIPES
-from tests.helpers.runs import Refused
+from tests.helpers.options import Workbench
 
 
 def test_print_config_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,10 +54,18 @@ def test_a_recipe_is_overridden_by_a_file_and_that_by_an_option(capsys: pytest.C
     assert config["model"]["momentum"] == 0.5
 
 
-def test_help_lists_the_recipes_and_the_documented_options(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", "--help"]) == 0
-    text = " ".join(capsys.readouterr().out.split())
+def test_help_all_explains_the_recipes_and_all_options_in_english(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["fit", "--help_all"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    text = " ".join(" ".join(lines).split())
     assert text.startswith("usage: cifar-lit fit [options] Train, keep the checkpoint")
+    assert "lightning.pytorch.callbacks.EarlyStopping" in text
+    assert not re.search(r"cifar_lit\.(callbacks|module|loggers)|Union\[|Optional\[|Literal\[|:class:", text)
+    assert "(type: a number or null, default: null)" in text
     for recipe, path in RECIPES.items():
         assert f"{recipe} ({path.read_text().splitlines()[0].removeprefix('# ')})" in text
     assert "Peak learning rate of SGD, above 0." in text
@@ -108,22 +121,138 @@ def test_an_empty_value_and_the_options_of_fit_are_refused_by_name(args: list[st
     assert expected in str(error.value)
 
 
+@pytest.fixture(scope="module")
+def workbench() -> Workbench:
+    return Workbench()
+
+
+def test_help_has_the_options_that_people_use_with_their_defaults_and_then_the_names_of_all(
+    workbench: Workbench,
+) -> None:
+    lines = format_help().splitlines()
+    assert lines[0] == "usage: cifar-lit fit [options]"
+    assert [line for line in lines if len(line) > 80] == []
+    used = [option.partition(" ")[0] for option in USED]
+    assert [line.split()[0] for line in lines[4 : 4 + len(used)]] == used
+    assert 20 <= len(used) <= 22
+    shown = [option for option in workbench.cli.parser._option_string_actions if option.startswith("--")]
+    withheld = {f"--trainer.{name}" for name in WITHHELD} | {f"--{group}" for group in GROUPS}
+    expected = {option for option in shown if not option.endswith((".help", "+"))} - withheld - {"--help", "--report"}
+    assert {*used, *other_options()} == expected
+    config = workbench.cli.parser.parse_args(with_config([]))
+    for option, (_, default) in USED.items():
+        if default is not None:
+            value = config[option.split()[0].removeprefix("--")]
+            known = value.class_path.rpartition(".")[2] if "net" in option else value
+            assert known == default or (known is None and option.startswith(("--trainer.precision",))), option
+
+
+MEANT = {
+    "--model.lr": "--lr --learning_rate --learning-rate --model.learning_rate --data.lr --modle.lr --model.lrr lr=0.1",
+    "--trainer.max_epochs": "--epochs --epoch --num-epochs --trainer.epochs --trainer.max_epoch --max-epochs",
+    "--data.batch_size": "--batch_size --batch-size -b --bs --model.batch_size",
+    "--seed_everything": "--seed --trainer.seed --manual-seed",
+    "--data.source": "--source --dataset",
+    "--data.root": "--root --data_dir --data-path",
+    "--model.net": "--net --arch --network --backbone",
+    "--model.weight_decay": "--wd --weight-decay",
+    "--model.schedule": "--scheduler --lr-scheduler",
+    "--trainer.default_root_dir": "--output --out-dir --logdir --save_dir",
+    "--ckpt_path": "--resume --ckpt --checkpoint_path",
+    "--trainer.accelerator": "--device",
+    "--trainer.gradient_clip_val": "--clip --grad_clip",
+    "--data.val_size": "--val-split",
+    "--recipe tuned": "tuned",
+    "--config my.yaml": "my.yaml",
+    "--recipe": "--recipie --preset",
+}
+
+
+@pytest.mark.parametrize("meant", MEANT)
+def test_options_that_people_try_first_name_the_right_one(meant: str, workbench: Workbench) -> None:
+    for option in MEANT[meant].split():
+        expected = f"unrecognized arguments: {option} 1; did you mean {meant}? (--help lists all options)"
+        assert workbench.refusal([option, "1"]) == expected
+
+
 @pytest.mark.parametrize(
-    ("option", "meant"),
+    ("options", "expected"),
     [
-        ("--lr", "--model.lr"),
-        ("--epochs", "--trainer.max_epochs"),
-        ("--batch_size", "--data.batch_size"),
-        ("--seed", "--seed_everything"),
-        ("--source", "--data.source"),
-        ("--model.learning_rate", "--model.lr"),
-        ("--trainer.epochs", "--trainer.max_epochs"),
-        ("--trainer.max_epoch", "--trainer.max_epochs"),
+        ("--workers", "--workers is not an option of fit: the images are in memory"),
+        ("-j", "-j is not an option of fit: the images are in memory"),
+        ("--gpu", "--gpu is not an option of fit: give --trainer.accelerator gpu, mps or cpu"),
+        ("--optim", "--optim is not an option of fit: it is SGD, with Muon by --model.muon_lr"),
+        ("--patience", "--patience is not an option of fit: give --trainer.callbacks+ EarlyStopping"),
+        ("--pretrained", "--pretrained is not an option of fit: there are no pretrained weights"),
+        ("--version", "--version is not an option of fit: cifar-lit --version shows it"),
+        ("--dropout", "--dropout is not an option of fit: it belongs to a network"),
+        ("--model", "--model is 1: must be a file with its settings; did you mean --model.net?"),
+        ("--data", "--data is 1: must be a file with its settings; did you mean --data.source?"),
+        ("--checkpoint", "--checkpoint is 1: must be a file with its settings; did you mean --ckpt_path?"),
+        ("--zzz", "unrecognized arguments: --zzz 1 (--help lists all options)"),
     ],
 )
-def test_options_that_people_try_first_name_the_right_one(option: str, meant: str, refused: Refused) -> None:
-    code, line = refused(["fit", option, "1"])
-    assert (code, line) == (
-        2,
-        f"error: unrecognized arguments: {option} 1; did you mean {meant}? (--help lists all options)",
-    )
+def test_other_options_get_an_answer(options: str, expected: str, workbench: Workbench) -> None:
+    assert workbench.refusal([options, "1"]).startswith(expected)
+
+
+WRONG = [
+    ("trainer.max_epochs", "ten", "a whole number or null"),
+    ("trainer.max_epochs", "true", "a whole number or null"),
+    ("trainer.limit_train_batches", "[1]", "a number or null"),
+    ("trainer.deterministic", "maybe", "one of warn, true, false, null"),
+    ("trainer.callbacks", "[1]", "the name of a class, or a mapping with its class_path and init_args"),
+    ("model.lr", "high", "a number"),
+    ("model.nesterov", "maybe", "true or false"),
+    ("model.schedule", "step", "one of constant, linear, cosine"),
+    ("model.mean", "3", "a list"),
+    ("model.mean", "[1, 2]", "a list of 3 values"),
+    ("data.batch_size", "3.5", "a whole number"),
+    ("data.image_sizes", "3", "a list"),
+    ("checkpoint.every_n_minutes", "x", "a number"),
+    ("seed_everything", "x", "a whole number"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), WRONG)
+def test_a_wrong_type_is_said_in_english_on_the_command_line_and_in_a_file(
+    name: str, value: str, expected: str, workbench: Workbench
+) -> None:
+    refusal = f"--{name} is {value}: must be {expected} (--help lists all options)"
+    assert workbench.refusal([f"--{name}={value}"]) == refusal
+    group, _, key = name.rpartition(".")
+    Path("wrong.yaml").write_text(f"{group}: {{{key}: {value}}}" if group else f"{key}: {value}")
+    assert workbench.refusal(["--config", "wrong.yaml"]).lower() == refusal.lower()  # true becomes True
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("trainer: 3", "--trainer is 3: must be a mapping of its settings"),
+        ("model: ResNet", "--model is ResNet: must be a file with its settings; did you mean --model.net?"),
+        ("lr: 0.1", "there is no --lr, in a file either; did you mean --model.lr?"),
+        ("trainer: {logger: wandb}", "--trainer.logger is wandb: there is no such class; did you mean WandbLogger?"),
+    ],
+)
+def test_a_file_with_other_content_is_one_line(text: str, expected: str, workbench: Workbench) -> None:
+    Path("odd.yaml").write_text(text)
+    assert workbench.refusal(["--config", "odd.yaml"]).startswith(expected)
+
+
+def test_the_options_of_a_command_are_meant_too() -> None:
+    parser = CommandParser("try", "RUN", "Try.", "cifar-lit try x")
+    parser.add_argument("--device")
+    parser.add_argument("--top_k", type=int)
+    parser.add_argument("--to", choices=["onnx", "pt2"])
+    for args, expected in (
+        (["--gpu"], "unrecognized arguments: --gpu; did you mean --device?"),
+        (["-k", "3"], "unrecognized arguments: -k 3; did you mean --top_k?"),
+        (["--epochs", "3"], "unrecognized arguments: --epochs 3; a RUN has its own settings"),
+        (["--workers", "3"], "unrecognized arguments: --workers 3; a RUN has its own settings"),
+        (["--output", "x"], "unrecognized arguments: --output x (--help lists all options)"),
+        (["--top_k", "few"], "--top_k is 'few': must be a whole number"),
+        (["--to", "tflite"], "--to is tflite: must be one of onnx, pt2"),
+    ):
+        with pytest.raises(UserError) as error:
+            parser.parse_args(args)
+        assert str(error.value).startswith(expected)

@@ -116,7 +116,7 @@ TABLE: dict[str, list[Row]] = {
     "precision": [
         sets("precision", "64-true", "64-true"),
         sets("precision", "32", "32-true"),
-        refused("99", "--trainer.precision is 99: must be [64, 32, 16] or "),
+        refused("99", "--trainer.precision is 99: must be one of 64, 32, 16, transformer-engine, "),
         refused("transformer-engine", "pip install -U 'transformer_engine>="),
     ],
     "logger": [
@@ -146,14 +146,14 @@ TABLE: dict[str, list[Row]] = {
         sets("fast_dev_run", "2", 2),
         sets("fast_dev_run", "false", False),
         refused("-1", "fast_dev_run=-1 is not a valid configuration"),
-        refused("some", "--trainer.fast_dev_run is some: must be int or bool"),
+        refused("some", "--trainer.fast_dev_run is some: must be a whole number or true or false"),
     ],
     "max_epochs": [
         sets("max_epochs", "3", 3),
         sets("max_epochs", "-1", -1),
         refused("0", "--trainer.max_epochs is 0: must be above 0"),
         refused("-2", "must be a non-negative integer or -1"),
-        refused("1.5", "--trainer.max_epochs is 1.5: must be int or null"),
+        refused("1.5", "--trainer.max_epochs is 1.5: must be a whole number or null"),
         refused(HUGE, "--trainer.max_epochs is 1000"),
     ],
     "min_epochs": [
@@ -193,7 +193,7 @@ TABLE: dict[str, list[Row]] = {
         sets("limit_val_batches", "2", 2),
         sets("limit_val_batches", "0", 0),
         refused("1.5", "has to be in [0.0, 1.0] or an int"),
-        refused("all", "--trainer.limit_val_batches is all: must be int or float or null"),
+        refused("all", "--trainer.limit_val_batches is all: must be a number or null"),
     ],
     "limit_test_batches": [
         sets("limit_test_batches", "2", 2),
@@ -241,18 +241,18 @@ TABLE: dict[str, list[Row]] = {
     "enable_checkpointing": [
         acts("false", "no checkpoint (test_fit.py)", lambda _: True),
         acts("true", "checkpoints (test_fit.py)", lambda _: True),
-        refused("maybe", "--trainer.enable_checkpointing is maybe: must be bool or null"),
+        refused("maybe", "--trainer.enable_checkpointing is maybe: must be true or false or null"),
         refused("false", "and --trainer.callbacks has one that saves", "--trainer.callbacks=ModelCheckpoint"),
     ],
     "enable_progress_bar": [
         acts("false", "no bar", is_none_of(ProgressBar)),
         acts("true", "a bar", has(ProgressBar)),
-        refused("maybe", "--trainer.enable_progress_bar is maybe: must be bool or null"),
+        refused("maybe", "--trainer.enable_progress_bar is maybe: must be true or false or null"),
     ],
     "enable_model_summary": [
         acts("false", "no summary", is_none_of(ModelSummary)),
         acts("true", "a summary", has(ModelSummary)),
-        refused("[1]", "--trainer.enable_model_summary is [1]: must be bool or null"),
+        refused("[1]", "--trainer.enable_model_summary is [1]: must be true or false or null"),
     ],
     "accumulate_grad_batches": [
         sets("accumulate_grad_batches", "2", 2),
@@ -275,22 +275,22 @@ TABLE: dict[str, list[Row]] = {
     "deterministic": [
         acts("true", "torch's algorithms", lambda _: torch.are_deterministic_algorithms_enabled()),
         acts("warn", "torch's warning", lambda _: torch.is_deterministic_algorithms_warn_only_enabled()),
-        refused("foo", "--trainer.deterministic is foo: must be bool or ['warn'] or null"),
+        refused("foo", "--trainer.deterministic is foo: must be one of warn, true, false, null"),
     ],
     "benchmark": [
         acts("true", "cudnn.benchmark", lambda _: torch.backends.cudnn.benchmark),
         acts("false", "not cudnn.benchmark", lambda _: not torch.backends.cudnn.benchmark),
-        refused("3", "--trainer.benchmark is 3: must be bool or null"),
+        refused("3", "--trainer.benchmark is 3: must be true or false or null"),
     ],
     "inference_mode": [
         sets("validate_loop.inference_mode", "false", False),
         sets("validate_loop.inference_mode", "true", True),
-        refused("null", "--trainer.inference_mode is None: must be bool"),
+        refused("null", "--trainer.inference_mode is None: must be true or false"),
     ],
     "use_distributed_sampler": [
         refused("false", f"--trainer.use_distributed_sampler False {NO_USE}"),
         acts("true", "the loader shares each batch (test_loader.py)", lambda _: True),
-        refused("3", "--trainer.use_distributed_sampler is 3: must be bool"),
+        refused("3", "--trainer.use_distributed_sampler is 3: must be true or false"),
     ],
     "profiler": [
         acts("simple", "SimpleProfiler", lambda trainer: type(trainer.profiler) is SimpleProfiler),
@@ -301,12 +301,12 @@ TABLE: dict[str, list[Row]] = {
     "detect_anomaly": [
         sets("_detect_anomaly", "true", True),
         sets("_detect_anomaly", "false", False),
-        refused("3", "--trainer.detect_anomaly is 3: must be bool"),
+        refused("3", "--trainer.detect_anomaly is 3: must be true or false"),
     ],
     "barebones": [
         refused("true", f"--trainer.barebones True {NO_USE}"),
         sets("barebones", "false", False),
-        refused("3", "--trainer.barebones is 3: must be bool"),
+        refused("3", "--trainer.barebones is 3: must be true or false"),
     ],
     "plugins": [
         sets("precision", DOUBLE, "64-true"),
@@ -318,7 +318,7 @@ TABLE: dict[str, list[Row]] = {
     "sync_batchnorm": [
         acts("true", "a layer sync", lambda trainer: trainer.strategy._layer_sync, "--trainer.strategy=ddp"),
         acts("false", "none", lambda trainer: not trainer.strategy._layer_sync, "--trainer.strategy=ddp"),
-        refused("3", "--trainer.sync_batchnorm is 3: must be bool"),
+        refused("3", "--trainer.sync_batchnorm is 3: must be true or false"),
     ],
     "reload_dataloaders_every_n_epochs": [
         refused("1", f"--trainer.reload_dataloaders_every_n_epochs 1 {NO_USE}"),
@@ -335,7 +335,7 @@ TABLE: dict[str, list[Row]] = {
     "enable_autolog_hparams": [
         sets("enable_autolog_hparams", "false", False),
         sets("enable_autolog_hparams", "true", True),
-        refused("3", "--trainer.enable_autolog_hparams is 3: must be bool"),
+        refused("3", "--trainer.enable_autolog_hparams is 3: must be true or false"),
     ],
     "model_registry": [
         refused("mine", f"--trainer.model_registry mine {NO_USE}"),

@@ -159,7 +159,7 @@ def test_damaged_exports_are_refused(run: str, refused: Refused) -> None:
 def test_bad_arguments_end_in_one_line(run: str, refused: Refused) -> None:
     for args, expected in (
         ([str(RUN)], "the following arguments are required: --to"),
-        ([str(RUN), "--to", "tflite"], "argument --to: invalid choice: 'tflite'"),
+        ([str(RUN), "--to", "tflite"], "--to is tflite: must be one of onnx, pt2, safetensors"),
         (["nothing", "--to", "pt2"], "nothing: no such checkpoint"),
         ([str(RUN), "--to", "safetensors", "--input", "float"], "--input is float: only onnx and pt2 have an input"),
         ([str(RUN), "--to", "pt2", "--output", "tiny/train/dark/1.png"], "--output is tiny/train/dark/1.png"),

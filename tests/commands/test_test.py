@@ -146,7 +146,10 @@ def test_bad_options_end_in_one_line(run: str, tmp_path: Path, refused: Refused)
         (["--trainer.precision", "7"], "--trainer: Precision '7' is invalid"),
         (["--trainer.limit_test_batches", "few"], "--trainer.limit_test_batches"),
         (["--trainer.limit_test_batches", "-1"], "--trainer: "),
-        (["--trainer.enable_progress_bar", "perhaps"], "--trainer.enable_progress_bar: invalid boolean value"),
+        (
+            ["--trainer.enable_progress_bar", "perhaps"],
+            "--trainer.enable_progress_bar is 'perhaps': must be true or false",
+        ),
     ):
         code, line = refused(["test", str(RUN), *args])
         assert code == 2

@@ -142,7 +142,7 @@ def test_the_errors_are_shown_with_their_own_images(model: ImageClassifier, tmp_
 def test_a_model_without_errors_filters_and_curves(model: ImageClassifier, tmp_path: Path) -> None:
     assert model.predictions is not None
     model.predictions = Predictions(model.predictions.log_probs, PREDICTED, torch.arange(10))
-    model.net = torch.nn.Linear(3, 3)  # type: ignore[assignment]
+    model.net = torch.nn.Linear(3, 3)
     write_report(tmp_path / "report.html", results_of(model), model, IMAGES)
     page = (tmp_path / "report.html").read_text()
     assert page.count("<p>None.</p>") == 2
@@ -160,7 +160,7 @@ def test_a_report_says_why_it_cannot_show_the_layers_and_does_without_a_test(
     model: ImageClassifier, tmp_path: Path
 ) -> None:
     results = results_of(model)
-    model.predictions, model.net = None, Untraceable()  # type: ignore[assignment]
+    model.predictions, model.net = None, Untraceable()
     results.metrics, results.num_test, results.num_val = {"Accuracy/val": 0.5}, 0, 4
     write_report(tmp_path / "report.html", results, model, None)
     page = (tmp_path / "report.html").read_text()
@@ -226,7 +226,7 @@ def test_a_confusion_matrix_has_its_counts_unless_there_are_too_many(num_classes
 
 
 def test_curves_count_whole_epochs_from_one() -> None:
-    curves = {"Loss/train": [(0, 2.0), (1, 1.0)], "Loss/val": [(1, 1.5)]}
+    curves = {"Loss/train": [(1, 2.0), (2, 1.0)], "Loss/val": [(2, 1.5)]}
     (axes,) = draw_curve("Loss", curves).axes
     lines = [(np.asarray(line.get_xdata()).tolist(), np.asarray(line.get_ydata()).tolist()) for line in axes.lines]
     assert lines == [([1, 2], [2.0, 1.0]), ([2], [1.5])]
