@@ -14,7 +14,6 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from cifar_lit.data.synthetic import Synthetic
 from cifar_lit.main import main
 from cifar_lit.metrics import wilson_interval
 from cifar_lit.module import ImageClassifier
@@ -373,13 +372,11 @@ def test_two_hundred_steps_on_real_images_learn_more_than_chance(real_images: Pa
     assert results["images_per_second"] > 0
 
 
-def test_a_synthetic_run_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, number in (("num_train", 250), ("num_test", 60)):  # of 25,000 and 5,000
-        monkeypatch.setitem(Synthetic.__init__.__kwdefaults__, name, number)
-    few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3", "--data.val_size", "50"]
+def test_a_synthetic_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"]
     assert main(["fit", "--data.source", "synthetic", *few]) == 0
     out = capsys.readouterr().out
-    assert "data        synthetic: 200 train, 50 validation, 60 test" in out
+    assert "data        synthetic: 20,000 train, 5,000 validation, 5,000 test" in out
     assert "CIFAR" not in out
     assert read_results()["source"] == read_results()["title"] == "synthetic"
 
