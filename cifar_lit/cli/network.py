@@ -29,7 +29,7 @@ def import_named(args: Sequence[str], configs: Sequence[str | Path] = ()) -> Non
     for config in configs:
         with contextlib.suppress(UserError, AttributeError):  # what is wrong with a file is said when it is parsed
             net = read_yaml(Path(config)).get("model", {}).get("net")
-            named.append(net["class_path"] if isinstance(net, dict) else net)
+            named.append(net.get("class_path") if isinstance(net, dict) else net)
     for word, following in zip(args, [*args, ""][1:], strict=True):
         option, is_joined, value = word.partition("=")
         if option in OPTIONS:
@@ -53,7 +53,8 @@ def _import(name: str) -> None:
         except UserError as error:
             raise UserError(f"--model.net is {name}: {error}") from error
         return
-    own = [f"{path.stem}.{name}" for path in Path().glob("*.py") if re.search(rf"(?m)^class {name}\b", _text(path))]
+    head = re.compile(rf"(?m)^class {re.escape(name)}\b")
+    own = [f"{path.stem}.{name}" for path in Path().glob("*.py") if head.search(_text(path))]
     near = f"; did you mean {own[0]}?" if own else suggest(name, ours)
     raise UserError(
         f"--model.net is {name}: there are {', '.join(sorted(ours))}; give one of your own with its module, as "

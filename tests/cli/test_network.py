@@ -142,18 +142,25 @@ def test_the_check_leaves_the_network_and_the_random_numbers_as_they_were() -> N
     [
         (
             "MyModel",
-            "there are FastCNN, .*; give one of your own with its module, as .*; did you mean net_of_mine.MyModel",
+            "there are ConvNet, .*; give one of your own with its module, as .*; did you mean net_of_mine.MyModel",
         ),
         ("FastNN", r"did you mean FastCNN\?$"),
         ("net_of_mine.py", "--model.net is net_of_mine.py: give the class in it, too, as net_of_mine.Typed"),
         ("net_of_mine", "give the class in it, too, as net_of_mine.Typed"),
         ("net_of_mine.MyModl", r"did you mean MyModel\?$"),
         ("net_of_mine:MyModel", r"did you mean|there are"),
+        ("MyModel(", r"--model.net is MyModel\(: there are"),
     ],
 )
 def test_a_name_that_is_not_found_is_answered(name: str, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         import_named([f"--model.net={name}"])
+
+
+def test_a_configuration_with_options_of_the_network_alone_names_none() -> None:
+    Path("step.yaml").write_text("model: {net: {init_args: {activation: relu}}}")
+    import_named([], ["step.yaml"])
+    assert not FOLDER.names
 
 
 def test_a_network_is_named_by_an_option_or_a_configuration() -> None:
