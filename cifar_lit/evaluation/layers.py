@@ -9,11 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cifar_lit.evaluation.formulas import Shape, Window, size_rows
 from cifar_lit.networks import evaluation_mode
-
-Shape = tuple[int, ...]
-Window = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | nn.LPPool2d
-"""Layers with a kernel that slides over height and width."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ def _describe(
     own = [(key, value) for key, value in module.named_parameters(recurse=False) if id(value) not in seen]
     seen.update(id(value) for _, value in own)
     num_parameters = sum(value.numel() for _, value in own)
-    rows = [*_size_rows(module, shape_in)]
+    rows = [*size_rows(module, shape_in)]
     if own:
         rows.append(("parameters", _sum_of_products([tuple(value.shape) for _, value in own])))
     elif any(True for _ in module.parameters(recurse=False)):
@@ -133,63 +130,6 @@ def _factors(module: nn.Module, shape_in: Shape, shape_out: Shape) -> tuple[int,
     return ()
 
 
-def _size_rows(module: nn.Module, shape_in: Shape) -> list[tuple[str, str]]:
-    """Return the output-size formula of a layer with a window, filled in for height and width."""
-    if not isinstance(module, Window | nn.ConvTranspose2d) or len(shape_in) != 3:
-        return []
-    formula = _transposed if isinstance(module, nn.ConvTranspose2d) else _formula
-    height, width = (formula(module, axis, shape_in[1 + axis]) for axis in (0, 1))
-    return [("height, width", height)] if height == width else [("height", height), ("width", width)]
-
-
-def _setting(module: nn.Module, name: str, axis: int, default: int) -> int:
-    value = getattr(module, name, default)
-    if value is None:  # the stride of LPPool2d
-        return _setting(module, "kernel_size", axis, default)
-    return int(value[axis] if isinstance(value, tuple) else value)
-
-
-def _transposed(module: nn.Module, axis: int, size: int) -> str:
-    """Return the formula of ``torch.nn.ConvTranspose2d`` with numbers and result."""
-    names = ("stride", "padding", "dilation", "kernel_size", "output_padding")
-    stride, padding, dilation, kernel, more = (_setting(module, name, axis, 1) for name in names)
-    result = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + more + 1
-    return f"({size} - 1)*{stride} - 2*{padding} + {dilation}*({kernel} - 1) + {more} + 1 = {result}"
-
-
-def _padding(module: nn.Module, axis: int) -> int:
-    """Return the padding of both sides together."""
-    padding = getattr(module, "padding", 0)
-    if padding == "same":
-        return _setting(module, "dilation", axis, 1) * (_setting(module, "kernel_size", axis, 1) - 1)
-    return 0 if padding == "valid" else 2 * _setting(module, "padding", axis, 0)
-
-
-def _formula(module: nn.Module, axis: int, size: int) -> str:
-    """Return ``(size + 2*padding - dilation*(kernel - 1) - 1) / stride + 1``, rounded down, with numbers and result."""
-    kernel, dilation = _setting(module, "kernel_size", axis, 1), _setting(module, "dilation", axis, 1)
-    stride, padding = _setting(module, "stride", axis, 1), _padding(module, axis)
-    both = f"{padding}" if padding % 2 else f"2*{padding // 2}"
-    rounding = "ceil" if getattr(module, "ceil_mode", False) else "floor"
-    result = output_size(size, kernel, stride, padding, dilation, rounding == "ceil")
-    is_skipped = rounding == "ceil" and result == output_size(size + stride - 1, kernel, stride, padding, dilation) - 1
-    skipped = " - 1 (a window in the padding)" if is_skipped else ""
-    return f"{rounding}(({size} + {both} - {dilation}*({kernel} - 1) - 1) / {stride} + 1){skipped} = {result}"
-
-
-def output_size(
-    size: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1, ceil_mode: bool = False
-) -> int:
-    """Return the height or width after a convolution or pooling; ``padding`` is that of both sides together.
-
-    The formula is that of ``torch.nn.Conv2d`` and ``torch.nn.MaxPool2d``. In ``ceil_mode`` a last window that would
-    begin in the padding of the far side is left out, as there.
-    """
-    steps = (size + padding - dilation * (kernel - 1) - 1) / stride
-    result = (math.ceil(steps) if ceil_mode else math.floor(steps)) + 1
-    return result - 1 if ceil_mode and (result - 1) * stride >= size + padding // 2 else result
-
-
 def _why(module: nn.Module, shape_in: Shape, before: Sequence[Layer]) -> str:
     """Return why a layer does not fit what it was given; empty if that is not known."""
     given = "x".join(map(str, shape_in))
@@ -204,10 +144,9 @@ def _why(module: nn.Module, shape_in: Shape, before: Sequence[Layer]) -> str:
             return f"expects {module.in_features:,} features, and gets {shape_in[-1]:,}{_source(before)}"
         case nn.BatchNorm2d() | nn.BatchNorm1d() if shape_in and shape_in[0] != module.num_features:
             return f"expects {module.num_features:,} channels, and gets {shape_in[0]:,}{_source(before)}"
-    if isinstance(module, Window) and len(shape_in) == 3:
-        sizes = [_formula(module, axis, shape_in[1 + axis]) for axis in (0, 1)]
-        if any(int(text.rpartition("= ")[2]) < 1 for text in sizes):
-            return f"has a window larger than its input {given}, padding included"
+    sizes = size_rows(module, shape_in) if isinstance(module, Window) else []
+    if any(int(text.rpartition("= ")[2]) < 1 for _, text in sizes):
+        return f"has a window larger than its input {given}, padding included"
     return ""
 
 

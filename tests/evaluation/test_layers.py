@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cifar_lit.evaluation.layers import explain_layers, format_layers, output_size
+from cifar_lit.evaluation.formulas import output_size
+from cifar_lit.evaluation.layers import explain_layers, format_layers
 from cifar_lit.networks import FastCNN, TutorialCNN
 
 IMAGE = (3, 32, 32)
