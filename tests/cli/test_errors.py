@@ -1,6 +1,7 @@
 """Errors of ``fit``: one line that names the option, and nothing left behind; bugs keep their traceback."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +166,12 @@ def test_a_bug_in_a_callback_keeps_its_traceback(where: str, tiny_args: list[str
     ("net", "expected"),
     [("BrokenNet", "object of type 'int' has no len"), ("BrokenForward", "takes 2 positional arguments but 3")],
 )
-def test_a_bug_in_a_network_keeps_its_traceback(net: str, expected: str, tiny_args: list[str]) -> None:
-    with pytest.raises(TypeError, match=expected):
-        main(["fit", *tiny_args, *FEW_EPOCHS, "--model.net", f"tests.cli.test_errors.{net}"])
+def test_a_bug_in_a_network_is_named_by_file_and_line(
+    net: str, expected: str, tiny_args: list[str], refused: Refused
+) -> None:
+    code, line = refused(["fit", *tiny_args, *FEW_EPOCHS, "--model.net", f"tests.cli.test_errors.{net}"])
+    assert code == 2
+    assert re.search(rf"--model.net: .*test_errors.py, line \d+, in \w+: TypeError: .*{expected}", line)
     assert not Path("lightning_logs").exists()  # no step was made
 
 
@@ -224,7 +228,8 @@ def test_a_layer_that_does_not_fit_is_named(refused: Refused, monkeypatch: pytes
     code, line = refused(["fit", "--data.source", "synthetic", "--model.net", "wrong_net.Wrong"])
     assert code == 2
     assert line == (
-        "error: --model.net is Wrong: its layer linear expects 100 features, and gets 3,072; "
+        "error: --model.net is Wrong: its layer linear expects 100 features, and gets 3,072, "
+        "from the image; "
         "cifar-lit explain shows all layers"
     )
     code, line = refused(["fit", "--data.source", "synthetic", "--model.net", "missing_net.Wrong"])

@@ -21,6 +21,7 @@ class Near(nn.Module):
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
     before, named = set(sys.modules), set(NAMED)
+    FOLDER.names.clear()  # of other tests: this module's package may be one
     yield
     FOLDER.names.clear()
     NAMED.intersection_update(named)
