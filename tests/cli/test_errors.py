@@ -234,4 +234,4 @@ def test_a_layer_that_does_not_fit_is_named(refused: Refused, monkeypatch: pytes
     )
     code, line = refused(["fit", "--data.source", "synthetic", "--model.net", "missing_net.Wrong"])
     assert code == 2
-    assert "there is no module missing_net; is its folder in PYTHONPATH?" in line
+    assert "there is no module missing_net in this folder, and none is installed" in line
