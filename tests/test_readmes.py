@@ -5,6 +5,7 @@ then run in this process, in a folder with runs and pictures. A block that canno
 comment above it: ``<!-- not run: REASON -->``.
 """
 
+import ast
 import contextlib
 import functools
 import gc
@@ -199,7 +200,7 @@ def test_python_of_a_readme_runs(block: Block, monkeypatch: pytest.MonkeyPatch) 
         assert names["probabilities"].sum(1).tolist() == pytest.approx([1] * len(names["probabilities"]))
     if "trainer.fit" in block.text:
         check_training(names)
-        assert len([line for line in block.text.splitlines() if line]) == 8
+        assert len(ast.parse(block.text).body) == 8
 
 
 def check_training(names: dict[str, Any]) -> None:
