@@ -446,7 +446,7 @@ class Buggy(TutorialCNN):
     ("net", "expected"),
     [
         (Seven, r"`net`: Seven gives \(2, 7\) for 2 images: must give \(2, 3\)"),
-        (Pair, r"`net`: Pair gives tuple for 2 images: must give \(2, 3\)"),
+        (Pair, r"`net`: Pair returns a tuple of \(2, 3\), \(2, 3, 32, 32\): must return logits \(2, 3\) alone"),
     ],
 )
 def test_a_network_with_other_logits_is_named_before_anything_starts(
