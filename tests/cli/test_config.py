@@ -138,7 +138,7 @@ def test_report_takes_a_value(workbench: Workbench) -> None:
     ):
         workbench.parse(option)
         assert workbench.cli.config["report"] is expected
-    assert "invalid" in workbench.refusal(["--report=maybe"])
+    assert "must be true or false" in workbench.refusal(["--report=maybe"])
 
 
 def test_what_is_read_is_what_is_said_about_it() -> None:

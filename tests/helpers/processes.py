@@ -311,11 +311,12 @@ def state_of(path: Path = LAST) -> dict[str, str]:
 
 
 def curves(folder: Path = Path("lightning_logs/version_0")) -> dict[str, list[tuple[int, float]]]:
-    """Read the curves of a run as TensorBoard shows them."""
+    """Read the curves of a run as TensorBoard shows them; the best accuracy is a point for each end of a training."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder)).Reload()
-    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("best/")]
+    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
