@@ -148,7 +148,7 @@ def test_a_model_without_errors_filters_and_curves(model: ImageClassifier, tmp_p
     assert page.count("<p>None.</p>") == 2
     assert "Filters" not in page
     assert "Training" not in page
-    assert "does not fit: it expects 3 features, and gets 32\n" in page
+    assert "does not fit: it expects 3 features, and gets 32, from the image\n" in page
 
 
 class Untraceable(torch.nn.Module):
