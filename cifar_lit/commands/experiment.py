@@ -138,7 +138,9 @@ class Experiment:
             if not is_free or (setting.name, seed) in self._done(file):
                 return False
             row = {"setting": setting.name, "seed": seed, "hash": setting.hash, **work(setting, seed)}
-            self._append(row, file)
+            with self.locked(SETTINGS):
+                self._note_settings()  # another process may have begun with others, and have been first
+                self._append(row, file)
         result = "diverged" if row["accuracy"] is None else f"{row['accuracy']:.4f}"
         seconds = f"{row['seconds']:.0f} s" if "seconds" in row else "test" * (file == TESTS)
         progress = f"{len(self.jobs) - self.num_left} of {len(self.jobs)} runs"
@@ -167,9 +169,14 @@ class Experiment:
             os.fsync(stream.fileno())
 
     def _note_settings(self) -> None:
-        """Write down what each name stands for, and refuse other settings under the same name."""
+        """Write down what each name stands for, and refuse other settings under the same name once there is a row."""
         path = self.folder / SETTINGS
-        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        known: dict[str, Any] = {}
+        if path.is_file() and self.rows():
+            try:
+                known = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"{path} is damaged ({error}): give another folder") from error
         for setting in self.settings:
             values = json.loads(json.dumps(setting.values))
             before = known.setdefault(setting.name, values)

@@ -25,8 +25,13 @@ cifar-lit ladder --steps 0,16 --seeds 5-9 --to lightning_logs/ends
 cifar-lit ladder --show 5 > step5.yaml
 """
 TABLE, PLOT = "ladder.md", "ladder.png"
-SET_BY_STEPS = {"seed_everything": "seeds", "trainer.max_epochs": "epochs", "recipe": "steps", "ckpt_path": "to"}
-"""Options of ``fit`` that are none here, and which is."""
+INSTEAD = {
+    "seed_everything": "give --seeds",
+    "trainer.max_epochs": "give --epochs",
+    "recipe": "each step has its own settings: give --steps",
+    "ckpt_path": "the same command resumes",
+}
+"""What there is for options of ``fit`` that are none here."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -35,8 +40,9 @@ def main(args: Sequence[str]) -> int:
     with naming_options(parser.names):
         require("epochs", options.epochs, options.epochs >= 1, "at least 1")
         for word in training:
-            if instead := SET_BY_STEPS.get(word.partition("=")[0].removeprefix("--")):
-                raise UserError(f"{word.partition('=')[0]}: each step has its own: give --{instead}")
+            option = word.partition("=")[0]
+            if instead := INSTEAD.get(option.removeprefix("--")):
+                raise UserError(f"{option} is not an option of ladder: {instead}")
         common = [f"--trainer.max_epochs={options.epochs}", *training]
         if options.show is not None:
             require("show", options.show, 0 <= options.show < len(LADDER), f"a step from 0 to {len(LADDER) - 1}")

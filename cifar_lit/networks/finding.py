@@ -118,15 +118,16 @@ def find_network(class_path: str) -> object:
             f"the network {class_name:.200} was defined in a script or notebook, and is found only there: put it into "
             "a module, and train that"
         )
-    if is_network(found) and not is_ours(class_path) and _is_installed(found) and found not in NAMED:
+    if is_network(found) and not is_ours(class_path) and not _is_of_user(found) and found not in NAMED:
         raise UserError(f"the network {class_path:.200} is of another package: give `trust`, if you trust this file")
     return found
 
 
-def _is_installed(kind: Any) -> bool:
-    """Return whether a class is of an installed package, and not of the user's own code."""
+def _is_of_user(kind: type) -> bool:
+    """Return whether a class is of the user's own code, and not of this or of an installed package."""
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
-    return bool({"site-packages", "dist-packages"} & {*Path(file or "").parts})
+    is_installed = {"site-packages", "dist-packages"} & {*Path(file or "").parts}
+    return not is_installed and kind.__module__.partition(".")[0] != OURS.partition(".")[0]
 
 
 def _check_name(class_path: str) -> None:
@@ -140,7 +141,7 @@ def _no_network(module: ModuleType, name: str, found: object) -> str:
     file = getattr(module, "__file__", None)
     where = f"{module.__name__}" + (f" ({_shown(file)})" if file else "")
     if found is not None:
-        kind = "a class that is none" if isinstance(found, type) else f"a {type(found).__name__}"
+        kind = "a class of another kind" if isinstance(found, type) else f"a {type(found).__name__}"
         return f"{name} of {where} is {kind}: must be a class, a subclass of torch.nn.Module"
     others = [key for key, value in vars(module).items() if is_network(value) and value.__module__.startswith(top)]
     text = f"the module {where} has no {name}"

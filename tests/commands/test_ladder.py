@@ -164,7 +164,7 @@ def test_other_settings_are_not_mixed_in(folder: Path, refused: Refused) -> None
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["--seed_everything", "3"], "--seed_everything: each step has its own: give --seeds"),
+        (["--seed_everything", "3"], "--seed_everything is not an option of ladder: give --seeds"),
         (["--trainer.max_epochs=3"], "give --epochs"),
         (["--steps", "0-99"], f"--steps is 0-99: must be numbers from 0 to {len(LADDER) - 1}, as 0-3,7"),
         (["--data.val_size", "0"], "--data.val_size: the runs are judged on validation"),
@@ -177,7 +177,16 @@ def test_bad_options_are_refused(args: list[str], expected: str, folder: Path, r
     assert expected in line
 
 
+def test_settings_that_trained_nothing_are_forgotten(folder: Path, refused: Refused) -> None:
+    own = [*options(folder), "--to", "other", "--steps", "0", "--seeds", "1"]
+    refused(["ladder", *own, "--model.lrr", "3"])
+    assert main(["ladder", *own]) == 0
+
+
 def test_a_damaged_file_is_named(folder: Path, refused: Refused) -> None:
+    (folder / "to/settings.json").write_text("{nothing")
+    _, line = refused(["ladder", *ENDS, *options(folder)])
+    assert "settings.json is damaged" in line
     (folder / "to/runs.jsonl").write_text("{nothing\n")
     _, line = refused(["ladder", *ENDS, *options(folder)])
     assert "runs.jsonl is damaged" in line

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cifar_lit.errors import UserError
+from cifar_lit.module import ImageClassifier
 from cifar_lit.networks.finding import FOLDER, NAMED, find_network, import_network
 
 NET = """\
@@ -54,7 +55,7 @@ def test_what_is_installed_is_not_hidden_and_says_that_it_hides() -> None:
     [
         (NET, "Naer", r"^the module net_b \(net_b.py\) has no Naer; did you mean Near\?$"),
         (NET, "nn", r"^nn of net_b \(net_b.py\) is a module: must be a class"),
-        ("class Near: pass", "Near", "is a class that is none"),
+        ("class Near: pass", "Near", "is a class of another kind"),
         ("x = 1\ndef f(:", "Near", r"^net_b.py, line 2: SyntaxError: invalid syntax$"),
         ("def f():\n    import nothing_b\nf()", "Near", r"^net_b.py, line 2, in f: ModuleNotFoundError: No module"),
         ("int('x')", "Near", r"^net_b.py, line 1: ValueError: invalid literal"),
@@ -73,7 +74,8 @@ def test_a_module_of_a_similar_name_is_suggested() -> None:
 
 
 def test_an_imported_class_of_an_installed_package_needs_to_be_named() -> None:
-    with pytest.raises(UserError, match="is of another package"):
-        find_network("torch.nn.Flatten")
+    for name in ("torch.nn.Flatten", f"{ImageClassifier.__module__}.ImageClassifier"):  # a model is no network
+        with pytest.raises(UserError, match=r"is of another package: give `trust`, if you trust this file$"):
+            find_network(name)
     import_network("torch.nn.Flatten")
     assert getattr(find_network("torch.nn.Flatten"), "__name__", None) == "Flatten"
