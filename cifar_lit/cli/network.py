@@ -86,8 +86,7 @@ def own_code() -> Iterator[None]:
 def check_network(model: ImageClassifier, sizes: Sequence[int]) -> None:
     """Refuse a network that does not compute logits of two images; of a layer that does not fit, say why."""
     net, name = model.net, type(model.net).__name__
-    if type(net).forward is nn.Module.forward:
-        raise UserError(f"`net`: {name} has no method forward{suggest('forward', vars(type(net)))}")
+    require_forward(net)
     try:
         model.check_network()
     except UserError:
@@ -106,6 +105,12 @@ def check_network(model: ImageClassifier, sizes: Sequence[int]) -> None:
                 net(torch.zeros(1, 3, size, size))
         except RuntimeError as error:
             raise UserError(f"`image_sizes` has {size}, which {name} does not take: leave it out") from error
+
+
+def require_forward(net: nn.Module) -> None:
+    """Refuse a network without a method ``forward``, such as one with a slip in its name."""
+    if type(net).forward is nn.Module.forward:
+        raise UserError(f"`net`: {type(net).__name__} has no method forward{suggest('forward', vars(type(net)))}")
 
 
 def _check_training(model: ImageClassifier) -> None:

@@ -6,12 +6,19 @@ import torch
 from jsonargparse import Namespace
 from torch import nn
 
-from cifar_lit.cli.network import import_named, own_code
+from cifar_lit.cli.network import import_named, own_code, require_forward
 from cifar_lit.cli.parser import TRUST_HELP, FitParser, naming_options, reader_may_leave
 from cifar_lit.cli.words import option_names
 from cifar_lit.errors import UserError, require
 from cifar_lit.evaluation.layers import explain_layers, format_layers
-from cifar_lit.networks import NetworkFactory, TutorialCNN, build_network, describe_network
+from cifar_lit.networks import (
+    NetworkFactory,
+    TutorialCNN,
+    build_network,
+    check_logits,
+    describe_network,
+    evaluation_mode,
+)
 from cifar_lit.run import Run
 
 MAX_SIZE, MAX_CLASSES = 1024, 100_000
@@ -36,10 +43,16 @@ def main(args: Sequence[str]) -> int:
         num_classes = options["num_classes"]
         require("num_classes", num_classes, 1 <= num_classes <= MAX_CLASSES, f"from 1 to {MAX_CLASSES}")
         net = _network(options, parser.instantiate_classes(options)["model"]["net"], num_classes)
+        require_forward(net)
         shape = (3, options["height"], options["width"])
         layers = explain_layers(net, torch.zeros(1, *shape))
         print(format_layers(layers, shape, sum(parameter.numel() for parameter in net.parameters())))
-    return int(bool(layers and layers[-1].problem))
+        if layers and layers[-1].problem:
+            return 1
+        if options["run"] is None:  # the layers fit; is what the network returns one logit for each class?
+            with torch.no_grad(), evaluation_mode(net):
+                check_logits(net(torch.zeros(2, *shape)), net, 2, num_classes)
+    return 0
 
 
 def _parser() -> FitParser:

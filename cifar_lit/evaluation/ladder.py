@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from cifar_lit.evaluation.paired import Estimate, mean_interval, paired_interval
 
-HEADER = ("step", "", "accuracy", "difference", "seconds", "products")
+HEADER = ("step", "", "accuracy", "difference", "seconds", "10^12 multiplications")
 INK, GRID, LINE, GAIN, LOSS, COST = "#1f2328", "#d9dde2", "#8c959f", "#0a7d4f", "#c0392b", "#3b6fb5"
 
 
@@ -74,7 +74,7 @@ def _percent(estimate: Estimate | None, *, signed: bool = False) -> str:
 
 
 def cells(steps: Sequence[Step]) -> list[tuple[str, ...]]:
-    """Return the table as text: accuracies and differences in percent, products in 10^12 multiplications."""
+    """Return the table as text: accuracies and differences in percent."""
     rows = []
     for step, difference in zip(steps, differences(steps), strict=True):
         title = step.title + f" ({step.num_diverged} diverged)" * (step.num_diverged > 0)

@@ -29,6 +29,18 @@ class MyModel(nn.Module):
 class Failing(nn.Module):
     def __init__(self):
         super.__init__(Failing, self)
+class Untyped(MyModel):
+    def __init__(self, classes):
+        super().__init__()
+class Misspelt(nn.Module):
+    def foward(self, x):
+        return x
+class NoReturn(MyModel):
+    def forward(self, x):
+        super().forward(x)
+class Nine(MyModel):
+    def __init__(self):
+        super().__init__(9)
 class Typed(MyModel):
     def __init__(self, depth: int):
         super().__init__()
@@ -176,10 +188,29 @@ def test_options_that_do_not_fit_are_named_as_they_are_typed(refused: Refused) -
         (["net_of_mine.Typed"], "--model.net.depth has no default, and must be given"),
         (["net_of_mine.MyModel", "--model.net.widht", "3"], "no --model.net.widht; did you mean --model.net.width?"),
         (["net_of_mine.Failing"], "--model.net: net_of_mine.py, line 11, in __init__: TypeError: descriptor"),
+        (
+            ["net_of_mine.Untyped"],
+            "classes of net_of_mine.Untyped has neither a type nor a default: write classes: int",
+        ),
     ):
         code, line = refused(["explain", "--model.net", *args])
         assert code == 2
         assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Misspelt", "--model.net: Misspelt has no method forward; did you mean foward?"),
+        ("NoReturn", "--model.net: NoReturn gives NoneType for 2 images: must give (2, 10)"),
+        ("Nine", "--model.net: Nine gives (2, 9) for 2 images: must give (2, 10), for 10 classes; let its constructor"),
+    ],
+)
+def test_explain_names_a_slip_outside_of_the_layers(
+    name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", "--model.net", f"net_of_mine.{name}"]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_run_of_a_network_of_the_users_is_read_resumed_and_explained(

@@ -27,7 +27,7 @@ STEPS = [
 
 def test_the_table() -> None:
     lines = format_ladder(STEPS).splitlines()
-    assert lines[0].split() == ["step", "accuracy", "difference", "seconds", "products"]
+    assert lines[0].split() == ["step", "accuracy", "difference", "seconds", "10^12", "multiplications"]
     assert lines[1].split() == ["0", "First", "52.00", "±", "4.97", "11", "2.5"]
     assert lines[2].split() == [
         "1",
