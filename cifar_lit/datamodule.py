@@ -15,7 +15,7 @@ from cifar_lit.checkpoint import plain_value
 from cifar_lit.data import Source, SourceName, Split, expand_home, make_source
 from cifar_lit.data.augment import Augmentation, Flip, resize, to_float
 from cifar_lit.data.loader import BatchLoader
-from cifar_lit.data.split import check_state, fingerprint, hash_images, hold_out
+from cifar_lit.data.split import check_state, fingerprint, hash_images, hold_out, mix_classes
 from cifar_lit.errors import UserError, require
 
 CACHE_DIR = "~/.cache/cifar_lit"
@@ -117,8 +117,8 @@ class CIFAR10DataModule(LightningDataModule):
         """Load the images of a stage, once: ``test`` and ``predict`` the test split, others training and validation."""
         if stage in ("test", "predict"):
             if self.test is None:
-                self.test = self.source.load("test")
-                self._take_fingerprint("test", self.test, hash_images(self.test.images, seed=0))
+                test = self.source.load("test")
+                self.test = self._take_fingerprint("test", test, hash_images(test.images, seed=0))
                 self._compare("test")
             return
         if self.train is None:
@@ -131,11 +131,11 @@ class CIFAR10DataModule(LightningDataModule):
         train, val = self.source.load("train"), self.source.load("val") if self.source.has_val else None
         hashes = hash_images(train.images, seed=split_seed)
         if val is not None:
-            self._take_fingerprint("val", val, hash_images(val.images, seed=split_seed))
+            val = self._take_fingerprint("val", val, hash_images(val.images, seed=split_seed))
         elif val_size != 0:
             is_val, self._limits = hold_out(hashes, train.labels, val_size, self.classes, known=self._limits)
             train, val = train.part(~is_val), train.part(is_val)
-            self._take_fingerprint("val", val, hashes[is_val])
+            val = self._take_fingerprint("val", val, hashes[is_val])
             hashes = hashes[~is_val]
         self._take_fingerprint("train", train, hashes)
         batch_size, num_train = self.hparams["batch_size"], len(train.labels)
@@ -143,9 +143,10 @@ class CIFAR10DataModule(LightningDataModule):
         require("batch_size", given, batch_size <= num_train, "smaller")
         self.train, self.val = train, val
 
-    def _take_fingerprint(self, name: str, split: Split, hashes: Tensor) -> None:
+    def _take_fingerprint(self, name: str, split: Split, hashes: Tensor) -> Split:
         # The order and augmentation of training images go by their positions.
         self.fingerprints[name] = fingerprint(hashes, split.labels, self.classes, ordered=name == "train")
+        return mix_classes(split, hashes)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint holds: the fingerprints of the training and validation images, and their limits."""

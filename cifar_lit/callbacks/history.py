@@ -16,20 +16,14 @@ COLUMNS = ("epoch", "step", "seconds", "lr", "Loss/train", "Accuracy/train", "Lo
 
 
 class History(Checkpoint):
-    """Keeps a row per epoch (from 1) in the checkpoint, and writes all to ``metrics.csv``, whatever the logger.
+    """Keeps a row per epoch (from 1) in the checkpoint.
 
     A ``Checkpoint`` only by name: Lightning calls those after the module has computed the metrics of the epoch.
     """
 
-    def __init__(self, throughput: Throughput, run: RunWriter | None = None) -> None:
+    def __init__(self, throughput: Throughput) -> None:
         self.throughput = throughput
-        self.run = run
         self.rows: dict[int, dict[str, float]] = {}
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop what a run that resumes from an earlier epoch has of the later ones."""
-        if self.run is not None and self.run.has_metrics:
-            self.run.save_metrics(self.to_csv())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -39,8 +33,6 @@ class History(Checkpoint):
         row = self._add(trainer, "/train")
         seconds, lr = self.throughput.train_seconds, float(trainer.callback_metrics["lr"])
         row |= {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "seconds": seconds, "lr": lr}
-        if self.run is not None:
-            self.run.save_metrics(self.to_csv())
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[HISTORY] = {epoch: dict(row) for epoch, row in self.rows.items()}
@@ -63,3 +55,19 @@ class History(Checkpoint):
         row = self.rows.setdefault(trainer.current_epoch + 1, {})
         row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.endswith(split)}
         return row
+
+
+class MetricsFile(Checkpoint):
+    """Writes ``metrics.csv``, whatever the logger. It is the last: the epoch is saved before, should this fail."""
+
+    def __init__(self, history: History, run: RunWriter) -> None:
+        self.history = history
+        self.run = run
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop what a run that resumes from an earlier epoch has of the later ones."""
+        if self.run.has_metrics:
+            self.run.save_metrics(self.history.to_csv())
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.run.save_metrics(self.history.to_csv())

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from cifar_lit.callbacks.best import Best
-from cifar_lit.callbacks.history import History
+from cifar_lit.callbacks.history import History, MetricsFile
 from cifar_lit.callbacks.nonfinite import NonFiniteGuard
 from cifar_lit.callbacks.progress import EpochLines
 from cifar_lit.callbacks.saver import Saver
@@ -62,10 +62,11 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
             best = Best(run.checkpoints if run else None) if cli.keeps_checkpoints and cli.has_val else None
             saver = Saver(run, keep=cli.keeps_checkpoints, **cli.config["checkpoint"])
             guard = NonFiniteGuard(run.path if run and cli.keeps_checkpoints else None)
-            history = History(throughput, run)
+            history = History(throughput)
             lines = None if cli.trainer_options["enable_progress_bar"] is False else EpochLines(history)
+            metrics_file = MetricsFile(history, run) if run else None
             # The saving ones last, in this order: a checkpoint has the metrics of its epoch.
-            own = [pruner, throughput, guard, history, lines, best, saver]
+            own = [pruner, throughput, guard, history, lines, best, saver, metrics_file]
             trainer = build_trainer(cli, run, resumed, [callback for callback in own if callback])
 
             saver.check_files(trainer)

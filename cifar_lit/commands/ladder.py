@@ -50,6 +50,8 @@ def main(args: Sequence[str]) -> int:
         experiment = _experiment(options, common)
         experiment.run()
         if options.test:
+            num_left = experiment.num_left
+            require("test", f"given, and {num_left} runs are not done", not num_left, "given again after them")
             experiment.test()
         with reader_may_leave():
             print(f"\n{write_ladder(experiment)}")

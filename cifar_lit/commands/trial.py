@@ -101,6 +101,13 @@ class Watch(Callback):
     ) -> None:
         self.num_images[batch[0].shape[-1]] += len(batch[1])
 
+    def _count(self) -> int | None:
+        """Return the multiplications; None for a network of the user's that does not run on torch's meta device."""
+        try:
+            return count_multiplications(self.model, self.num_images, self.trainer.global_step)
+        except Exception:  # of the network's own code, which may raise anything: the run is done, and is kept
+            return None
+
     def result(self) -> Row:
         """Return the validation accuracy of the last weights, and what the training took."""
         trainer, model, datamodule = self.trainer, self.model, self.trainer.datamodule  # type: ignore[attr-defined]
@@ -109,7 +116,7 @@ class Watch(Callback):
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
             "seconds": round(throughput.train_seconds, 3),
-            "multiplications": count_multiplications(model, self.num_images, trainer.global_step),
+            "multiplications": self._count(),
             "val_images": datamodule.fingerprints["val"],
         }
         # As a test, which knows test-time augmentation; without the data module, which would load the test images.

@@ -28,6 +28,14 @@ class Split(NamedTuple):
         return Split(self.images[is_in], self.labels[is_in])
 
 
+def mix_classes(split: Split, hashes: Tensor) -> Split:
+    """Put images that lie class by class into the order of their hashes, so that some of them are of all classes."""
+    if (split.labels.diff() < 0).any():
+        return split
+    order = hashes.argsort(stable=True)
+    return Split(split.images[order], split.labels[order])
+
+
 def hash_images(images: Tensor, *, seed: int) -> Tensor:
     """Hash the bytes of each image together with a seed: ``(N,)``, int64, uniform in [0, 2**63)."""
     key = hashlib.blake2b(str(seed).encode()).digest()

@@ -24,6 +24,8 @@ from cifar_lit.results import Results
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 """For ``Loss/train``, ``Accuracy/val``, ...: epoch (from 1) and value of each point."""
+Shown = tuple[NDArray[np.uint8], str, str, float]
+"""An image, its true class, the predicted one, and the confidence."""
 NUM_ERRORS = 30
 """Most confident errors that are shown."""
 MAX_COUNTS = 30
@@ -141,11 +143,21 @@ def confident_errors(
     limit: int,
     predicted: int | None = None,
     true: int | None = None,
-) -> list[tuple[NDArray[np.uint8], str, str, float]]:
+) -> list[Shown]:
     """Return image, true class, predicted class and confidence of wrong predictions, the most confident first."""
     rows = predictions.most_confident_errors(predicted)
     if true is not None:
         rows = rows[predictions.labels[rows] == true]
+    return _shown(predictions, images, classes, rows[:limit])
+
+
+def one_of_each_class(predictions: Predictions, images: Tensor, classes: Sequence[str], *, limit: int) -> list[Shown]:
+    """Return the same of the first image of each class, for at most so many classes."""
+    rows = [(predictions.labels == label).nonzero()[:1].flatten() for label in range(min(limit, len(classes)))]
+    return _shown(predictions, images, classes, torch.cat(rows))
+
+
+def _shown(predictions: Predictions, images: Tensor, classes: Sequence[str], rows: Tensor) -> list[Shown]:
     return [
         (
             images[predictions.index[row]].numpy(),
@@ -153,7 +165,7 @@ def confident_errors(
             classes[int(predictions.predicted[row])],
             float(predictions.confidence[row]),
         )
-        for row in rows[:limit]
+        for row in rows
     ]
 
 

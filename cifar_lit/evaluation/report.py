@@ -26,6 +26,8 @@ from cifar_lit.run import CHECKPOINTS, LAST, read_history
 NUM_CONFUSIONS = 5
 """Most frequent confusions that are shown, each with at most ``NUM_EXAMPLES`` images."""
 NUM_EXAMPLES = 8
+NUM_CLASSES = 10
+"""Classes of which an image is shown at the top."""
 MAX_CLASSES = 100
 """Classes that the confusion matrix shows; of more, those in the most errors."""
 
@@ -62,12 +64,14 @@ def _mistakes(results: Results, model: ImageClassifier, images: Tensor | None) -
     """Return the confusion matrix of the classes that are shown, and wrong predictions with their images."""
     matrix, predictions, classes = results.metrics.get("Confusion/test") or [], model.predictions, model.classes
     if not matrix:
-        return {"confusion": [], "shown": [], "groups": [], "errors": []}
+        return {"confusion": [], "shown": [], "groups": [], "errors": [], "examples": []}
     shown = summary.most_confused(matrix, MAX_CLASSES)
     found = summary.confusions(matrix, NUM_CONFUSIONS)
     errors: list[Any] = []
+    of_each: list[Any] = []
     examples: list[list[Any]] = [[] for _ in found]
     if predictions is not None and images is not None:
+        of_each = plots.one_of_each_class(predictions, images, classes, limit=NUM_CLASSES)
         errors = plots.confident_errors(predictions, images, classes, limit=plots.NUM_ERRORS)
         examples = [
             plots.confident_errors(predictions, images, classes, limit=NUM_EXAMPLES, true=c.true, predicted=c.predicted)
@@ -78,6 +82,7 @@ def _mistakes(results: Results, model: ImageClassifier, images: Tensor | None) -
         "shown": [(classes[label], max(1, sum(matrix[label]))) for label in shown],
         "groups": [(confusion.text(classes), group) for confusion, group in zip(found, examples, strict=True)],
         "errors": errors,
+        "examples": of_each,
     }
 
 

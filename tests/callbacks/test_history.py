@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from cifar_lit.callbacks.history import COLUMNS, History
+from cifar_lit.callbacks.history import COLUMNS, History, MetricsFile
 from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.evaluation.report import read_curves
 from cifar_lit.main import main
@@ -43,18 +43,21 @@ def read_metrics_csv() -> list[dict[str, str]]:
 
 def test_a_run_that_resumes_from_an_earlier_epoch_has_no_row_of_the_later_ones() -> None:
     trainer: Any = SimpleNamespace(current_epoch=0, global_step=5, callback_metrics={"Loss/train": 2.0, "lr": 0.1})
-    history = History(Throughput(), RunWriter.create(Path(), ""))
-    history.on_train_start(trainer, trainer)
+    history = History(Throughput())
+    file = MetricsFile(history, RunWriter.create(Path(), ""))
+    file.on_train_start(trainer, trainer)
     assert not (RUN / "metrics.csv").exists()  # the folder of a training without a step is removed
     history.on_train_epoch_end(trainer, trainer)
+    file.on_train_epoch_end(trainer, trainer)
     saved: dict[str, Any] = {}
     history.on_save_checkpoint(trainer, trainer, saved)
     trainer.current_epoch, trainer.callback_metrics["Own, one/train"] = 1, 3.0
     history.on_train_epoch_end(trainer, trainer)
+    file.on_train_epoch_end(trainer, trainer)
     assert [row["Own, one/train"] for row in read_metrics_csv()] == ["", "3"]
     history.on_load_checkpoint(trainer, trainer, saved)
     assert len(read_metrics_csv()) == 2
-    history.on_train_start(trainer, trainer)
+    file.on_train_start(trainer, trainer)
     assert [row["epoch"] for row in read_metrics_csv()] == ["1"]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cifar_lit.data.split import Split, check_state, fingerprint, hash_images, hold_out, hold_out_test
+from cifar_lit.data.split import Split, check_state, fingerprint, hash_images, hold_out, hold_out_test, mix_classes
 from cifar_lit.errors import UserError
 
 
@@ -204,3 +204,14 @@ def test_the_state_of_a_strangers_checkpoint_is_checked(state: dict[str, object]
         check_state(state, ["a", "b"])
     check_state({"limits": [-1, 5], "train": "1 images", "val": "2 images"}, ["a", "b"])
     check_state({}, ["a", "b"])
+
+
+def test_images_that_lie_class_by_class_are_mixed_and_others_stay() -> None:
+    images = torch.arange(60, dtype=torch.uint8).view(60, 1, 1, 1).expand(60, 2, 2, 3).contiguous()
+    by_class = Split(images, torch.arange(60) // 20)
+    mixed = mix_classes(by_class, hash_images(images, seed=0))
+    assert set(mixed.labels[:20].tolist()) == {0, 1, 2}
+    order = mixed.images[:, 0, 0, 0].long()
+    assert sorted(order.tolist()) == list(range(60))
+    assert torch.equal(by_class.labels[order], mixed.labels)
+    assert mix_classes(mixed, hash_images(mixed.images, seed=0)) is mixed
