@@ -1,6 +1,7 @@
 """A network of the user's: found in the working folder, and checked with one batch before anything starts."""
 
 import contextlib
+import inspect
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def import_named(args: Sequence[str], configs: Sequence[str | Path] = ()) -> Non
     for config in configs:
         with contextlib.suppress(UserError, AttributeError):  # what is wrong with a file is said when it is parsed
             net = read_yaml(Path(config)).get("model", {}).get("net")
-            named.append(net["class_path"] if isinstance(net, dict) else net)
+            named.append(net.get("class_path") if isinstance(net, dict) else net)
     for word, following in zip(args, [*args, ""][1:], strict=True):
         option, is_joined, value = word.partition("=")
         if option in OPTIONS:
@@ -82,11 +83,21 @@ def own_code() -> Iterator[None]:
         raise UserError(f"`net`: {place}: {describe(error)}") from error
 
 
+def check_forward(net: nn.Module) -> None:
+    """Refuse a network that cannot be called with images alone."""
+    name = type(net).__name__
+    if type(net).forward is nn.Module.forward:
+        raise UserError(f"`net`: {name} has no method forward{suggest('forward', vars(type(net)))}")
+    try:
+        inspect.signature(net.forward).bind(None)
+    except TypeError as error:
+        raise UserError(f"`net`: forward of {name} must take the images, and nothing else: {error}") from error
+
+
 def check_network(model: ImageClassifier, sizes: Sequence[int]) -> None:
     """Refuse a network that does not compute logits of two images; of a layer that does not fit, say why."""
     net, name = model.net, type(model.net).__name__
-    if type(net).forward is nn.Module.forward:
-        raise UserError(f"`net`: {name} has no method forward{suggest('forward', vars(type(net)))}")
+    check_forward(net)
     try:
         model.check_network()
     except UserError:

@@ -13,7 +13,7 @@ from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
 from cifar_lit.commands.experiment import TESTS, Experiment, Setting
 from cifar_lit.commands.sweep import MACHINE_OPTIONS
 from cifar_lit.commands.trial import Row
-from cifar_lit.errors import UserError, require
+from cifar_lit.errors import UserError, require, suggest
 from cifar_lit.evaluation.ladder import Step, format_ladder, format_tests, markdown_ladder, plot_ladder
 from cifar_lit.files import shorten, write_atomic
 from cifar_lit.recipes import LADDER, title_of
@@ -27,6 +27,7 @@ cifar-lit ladder --show 5 > step5.yaml
 TABLE, PLOT = "ladder.md", "ladder.png"
 SET_BY_STEPS = {"seed_everything": "seeds", "trainer.max_epochs": "epochs", "recipe": "steps", "ckpt_path": "to"}
 """Options of ``fit`` that are none here, and which is."""
+OWN_OPTIONS = ("--steps", "--seeds", "--epochs", "--test", "--show")
 
 
 def main(args: Sequence[str]) -> int:
@@ -37,6 +38,8 @@ def main(args: Sequence[str]) -> int:
         for word in training:
             if instead := SET_BY_STEPS.get(word.partition("=")[0].removeprefix("--")):
                 raise UserError(f"{word.partition('=')[0]}: each step has its own: give --{instead}")
+            if word.startswith("--") and (near := suggest(word.partition("=")[0], OWN_OPTIONS)):
+                raise UserError(f"unrecognized arguments: {word.partition('=')[0]}{near}")  # before fit has its guess
         common = [f"--trainer.max_epochs={options.epochs}", *training]
         if options.show is not None:
             require("show", options.show, 0 <= options.show < len(LADDER), f"a step from 0 to {len(LADDER) - 1}")

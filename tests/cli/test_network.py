@@ -29,6 +29,9 @@ class MyModel(nn.Module):
 class Failing(nn.Module):
     def __init__(self):
         super.__init__(Failing, self)
+class Untyped(MyModel):
+    def __init__(self, depth, num_classes):
+        super().__init__(num_classes, depth)
 class Typed(MyModel):
     def __init__(self, depth: int):
         super().__init__()
@@ -101,6 +104,11 @@ class Misspelt(nn.Module):
         return x
 
 
+class Masked(Base):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        return x * mask
+
+
 class Outside(Base):
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.conv(x).reshape(3, -1))  # type: ignore[no-any-return]
@@ -119,6 +127,7 @@ class Outside(Base):
         (Outside, "RuntimeError: shape '.3, -1.' is invalid for input of size 256; conv gives 2x8x8$"),
         (Auxiliary, r"returns a tuple of \(2, 3\), \(2, 3, 32, 32\): must return"),
         (Frozen, "`net`: no parameter of Frozen is trained by its logits"),
+        (Masked, "forward of Masked must take the images, and nothing else: missing a required argument: 'mask'"),
         (Misspelt, "Misspelt has no method forward; did you mean foward"),
     ],
 )
@@ -142,7 +151,7 @@ def test_the_check_leaves_the_network_and_the_random_numbers_as_they_were() -> N
     [
         (
             "MyModel",
-            "there are FastCNN, .*; give one of your own with its module, as .*; did you mean net_of_mine.MyModel",
+            "there are ConvNet, .*; give one of your own with its module, as .*; did you mean net_of_mine.MyModel",
         ),
         ("FastNN", r"did you mean FastCNN\?$"),
         ("net_of_mine.py", "--model.net is net_of_mine.py: give the class in it, too, as net_of_mine.Typed"),
@@ -158,10 +167,35 @@ def test_a_name_that_is_not_found_is_answered(name: str, expected: str) -> None:
 
 def test_a_network_is_named_by_an_option_or_a_configuration() -> None:
     Path("own.yaml").write_text("model: {net: {class_path: net_of_mine.MyModel}}")
-    for args, configs in ((["--model.net", "net_of_mine.MyModel"], []), ([], ["own.yaml", "none.yaml"])):
+    Path("part.yaml").write_text("model: {net: {init_args: {width: 3}}}")
+    for args, configs in ((["--model.net", "net_of_mine.MyModel"], []), ([], ["part.yaml", "own.yaml", "none.yaml"])):
         import_named(args, configs)
         assert "net_of_mine" in sys.modules
         forget()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            b"import sys\nsys.exit('bye')",
+            r"net_of_mine.py, line 2: it ends the process .*bye.*: put that below if __name",
+        ),
+        (
+            MODULE.encode("utf-16"),
+            r"net_of_mine \(save it as UTF-8\): \w+Error: source code string cannot contain null",
+        ),
+        (b"# coding: none", "net_of_mine.py, line 1: SyntaxError: unknown encoding: none"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_named(content: bytes, expected: str) -> None:
+    Path("net_of_mine.py").write_bytes(content)
+    with pytest.raises(UserError, match=expected):
+        import_named(["--model.net=net_of_mine.Net"])
+
+
+def test_explain_takes_arguments_without_a_type() -> None:
+    assert main(["explain", "--model.net", "net_of_mine.Untyped", "--model.net.depth", "3"]) == 0
 
 
 def test_options_that_do_not_fit_are_named_as_they_are_typed(refused: Refused) -> None:
