@@ -1,6 +1,7 @@
 """A network of the user's: found in the working folder, and checked with one batch before anything starts."""
 
 import contextlib
+import inspect
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -83,10 +84,21 @@ def own_code() -> Iterator[None]:
         raise UserError(f"`net`: {place}: {describe(error)}") from error
 
 
+def check_forward(net: nn.Module) -> None:
+    """Refuse a network that cannot be called with images alone."""
+    name = type(net).__name__
+    if type(net).forward is nn.Module.forward:
+        raise UserError(f"`net`: {name} has no method forward{suggest('forward', vars(type(net)))}")
+    try:
+        inspect.signature(net.forward).bind(None)
+    except TypeError as error:
+        raise UserError(f"`net`: forward of {name} must take the images, and nothing else: {error}") from error
+
+
 def check_network(model: ImageClassifier, sizes: Sequence[int]) -> None:
     """Refuse a network that does not compute logits of two images; of a layer that does not fit, say why."""
     net, name = model.net, type(model.net).__name__
-    require_forward(net)
+    check_forward(net)
     try:
         model.check_network()
     except UserError:

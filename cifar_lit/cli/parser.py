@@ -92,19 +92,7 @@ def _in_one_line(message: str, options: Sequence[str]) -> str:
         return f"{option}: {'; '.join(others)}{f' ({value})' if len(value) < 100 else ''}"
     if reasons:
         return f"{option} is {value}: must be {in_english(reasons)}"
-    return f"{option}: {_untyped(message) or message.partition(':')[2].strip()}"
-
-
-def _untyped(message: str) -> str:
-    """Return what to do about an argument of a class that an option cannot be made of; empty for other messages."""
-    found = re.search(r"Parameter '(\w+)' from '(.+)\.__init__' does not specify a type", message)
-    if found is None:
-        return ""
-    name, kind = found.groups()
-    return (
-        f"the argument {name} of {kind} has neither a type nor a default: write {name}: int or {name}=10, or name it "
-        "num_classes if it is the number of classes"
-    )
+    return f"{option}: {message.partition(':')[2].strip()}"
 
 
 def _of_name(message: str, options: Sequence[str]) -> str:

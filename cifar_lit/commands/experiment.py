@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -18,7 +19,9 @@ from cifar_lit.files import printable, write_atomic
 from cifar_lit.recipes import RECIPES
 from cifar_lit.schema import parse_yaml, read_yaml
 
-ROWS, TESTS, SETTINGS, WEIGHTS = "runs.jsonl", "test.jsonl", "settings.json", "weights"
+ROWS, TESTS, SETTINGS, WEIGHTS, LOCKS = "runs.jsonl", "test.jsonl", "settings.json", "weights", ".locks"
+MEASURED = ("seconds", "multiplications", "epochs", "num_val")
+"""Numbers of each row of a run that has an accuracy."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ class Experiment:
         by_name = {setting.name: setting for setting in settings}
         self.jobs = [(by_name[name], seed) for seed in seeds for name in (by_name if chosen is None else chosen)]
         try:
-            (folder / ".locks").mkdir(parents=True, exist_ok=True)
+            _check_links(folder)
+            (folder / LOCKS).mkdir(parents=True, exist_ok=True)
             with self.locked(SETTINGS):
                 self._note_settings()
         except (OSError, NotImplementedError) as error:  # the latter is filelock's, where there are no locks
@@ -104,9 +108,13 @@ class Experiment:
         path = self.folder / file
         lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
         try:
-            return [json.loads(line) for line in lines]
-        except ValueError as error:
+            rows = [json.loads(line) for line in lines]
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is damaged ({error}): remove the line that is no JSON") from error
+        for number, row in enumerate(rows, start=1):
+            if not _is_row(row, MEASURED if file == ROWS else ()):
+                raise UserError(f"{path} is damaged: line {number} is not of a run, remove it")
+        return rows
 
     def run(self) -> None:
         """Do the runs that nobody has done or does, seed by seed, so that early rows already make pairs."""
@@ -125,7 +133,7 @@ class Experiment:
         return sum((setting.name, seed) not in done for setting, seed in self.jobs)
 
     def locked(self, name: str) -> FileLock:
-        return FileLock(self.folder / ".locks" / f"{name}.lock")
+        return FileLock(self.folder / LOCKS / f"{name}.lock")
 
     def _done(self, file: str) -> set[tuple[str, int]]:
         return {(row["setting"], row["seed"]) for row in self.rows(file)}
@@ -138,9 +146,7 @@ class Experiment:
             if not is_free or (setting.name, seed) in self._done(file):
                 return False
             row = {"setting": setting.name, "seed": seed, "hash": setting.hash, **work(setting, seed)}
-            with self.locked(SETTINGS):
-                self._note_settings()  # another process may have begun with others, and have been first
-                self._append(row, file)
+            self._append(row, file)
         result = "diverged" if row["accuracy"] is None else f"{row['accuracy']:.4f}"
         seconds = f"{row['seconds']:.0f} s" if "seconds" in row else "test" * (file == TESTS)
         progress = f"{len(self.jobs) - self.num_left} of {len(self.jobs)} runs"
@@ -154,14 +160,16 @@ class Experiment:
         return train([*setting.args, *machine, f"--seed_everything={seed}"], val_images=judged, save=save)
 
     def _test(self, setting: Setting, seed: int) -> Row:
-        return score_test(self._weights(setting, seed), accelerator=self.machine.get("trainer.accelerator"))
+        network = setting.values.get("model.net.class_path")
+        return score_test(self._weights(setting, seed), network=network, machine=self.machine)
 
     def _weights(self, setting: Setting, seed: int) -> Path:
         return self.folder / WEIGHTS / f"{setting.name}_seed{seed}.ckpt"
 
     def _append(self, row: Row, file: str) -> None:
         """Add a row to a file, whole, whatever other processes do."""
-        with self.locked(file), (self.folder / file).open("a+b") as stream:
+        with self.locked(SETTINGS), self.locked(file), (self.folder / file).open("a+b") as stream:
+            self._note_settings()  # another process may have begun with others, and have been first
             stream.seek(0)
             stream.truncate(stream.read().rfind(b"\n") + 1)  # the beginning of a line, of a process that died
             stream.write(json.dumps(row).encode() + b"\n")
@@ -169,14 +177,9 @@ class Experiment:
             os.fsync(stream.fileno())
 
     def _note_settings(self) -> None:
-        """Write down what each name stands for, and refuse other settings under the same name once there is a row."""
+        """Write down what each name stands for, and refuse other settings under the same name, once there is a row."""
         path = self.folder / SETTINGS
-        known: dict[str, Any] = {}
-        if path.is_file() and self.rows():
-            try:
-                known = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise UserError(f"{path} is damaged ({error}): give another folder") from error
+        known = _read_settings(path) if path.is_file() and self.rows() else {}
         for setting in self.settings:
             values = json.loads(json.dumps(setting.values))
             before = known.setdefault(setting.name, values)
@@ -201,3 +204,31 @@ class Experiment:
             yield True
         finally:
             lock.release()
+
+
+def _is_row(row: Any, measured: Collection[str]) -> bool:
+    """Return whether a line of JSON is what is kept of a run: with an accuracy, with all that is measured."""
+    if not (isinstance(row, dict) and isinstance(row.get("setting"), str) and type(row.get("seed")) is int):
+        return False
+    if row.get("accuracy", "") is None:
+        return not isinstance(row.get("device"), dict | list)
+    numbers = [row.get(name) for name in ("accuracy", *measured)]
+    return all(type(number) in (int, float) and math.isfinite(float(number or 0)) for number in numbers)
+
+
+def _read_settings(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        known = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        known = None
+    if not (isinstance(known, dict) and all(isinstance(values, dict) for values in known.values())):
+        raise UserError(f"{path} is damaged: give another folder")
+    return known
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse links, pipes and the like in place of what is written to, locked or read."""
+    for pattern in (ROWS, TESTS, SETTINGS, LOCKS, WEIGHTS, f"{LOCKS}/*", f"{WEIGHTS}/*"):
+        for path in folder.glob(pattern):
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise UserError(f"`to` is {folder}: {path.name} in it is a link, or no file; give another folder")

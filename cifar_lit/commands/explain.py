@@ -1,12 +1,13 @@
 """``cifar-lit explain``: what each layer of a network does to an image, with the formulas filled in."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jsonargparse import Namespace
 from torch import nn
 
-from cifar_lit.cli.network import import_named, own_code, require_forward
+from cifar_lit.cli.network import check_forward, import_named, own_code
 from cifar_lit.cli.parser import TRUST_HELP, FitParser, naming_options, reader_may_leave
 from cifar_lit.cli.words import option_names
 from cifar_lit.errors import UserError, require
@@ -33,7 +34,7 @@ examples:
 
 def main(args: Sequence[str]) -> int:
     parser = _parser()
-    names = option_names(parser._option_string_actions)
+    names = {**option_names(parser._option_string_actions), "trust": "--trust_run"}
     with naming_options(names):
         import_named(args)
     options = parser.parse_args(list(args))
@@ -43,7 +44,7 @@ def main(args: Sequence[str]) -> int:
         num_classes = options["num_classes"]
         require("num_classes", num_classes, 1 <= num_classes <= MAX_CLASSES, f"from 1 to {MAX_CLASSES}")
         net = _network(options, parser.instantiate_classes(options)["model"]["net"], num_classes)
-        require_forward(net)
+        check_forward(net)
         shape = (3, options["height"], options["width"])
         layers = explain_layers(net, torch.zeros(1, *shape))
         print(format_layers(layers, shape, sum(parameter.numel() for parameter in net.parameters())))
@@ -64,9 +65,10 @@ def _parser() -> FitParser:
     )
     parser.add_argument("run", metavar="RUN", nargs="?", help="a run or a checkpoint, whose network is explained")
     parser.add_argument("--trust_run", action="store_true", help=TRUST_HELP)
-    parser.add_argument(
+    net: Any = parser.add_argument(
         "--model.net", type=NetworkFactory, default=None, help="The network, as for fit (default: TutorialCNN)."
     )
+    net.sub_add_kwargs = {"fail_untyped": False}  # as those of fit, of which an argument without a type is an option
     parser.add_argument("--height", type=int, default=32, help="Height of the image in pixels.")
     parser.add_argument("--width", type=int, default=32, help="Width of the image in pixels.")
     parser.add_argument("--num_classes", type=int, default=10, help="Classes of the data.")

@@ -13,7 +13,7 @@ from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
 from cifar_lit.commands.experiment import TESTS, Experiment, Setting
 from cifar_lit.commands.sweep import MACHINE_OPTIONS
 from cifar_lit.commands.trial import Row
-from cifar_lit.errors import UserError, require
+from cifar_lit.errors import UserError, require, suggest
 from cifar_lit.evaluation.ladder import Step, format_ladder, format_tests, markdown_ladder, plot_ladder
 from cifar_lit.files import shorten, write_atomic
 from cifar_lit.recipes import LADDER, title_of
@@ -32,6 +32,7 @@ INSTEAD = {
     "ckpt_path": "the same command resumes",
 }
 """What there is for options of ``fit`` that are none here."""
+OWN_OPTIONS = ("--steps", "--seeds", "--epochs", "--test", "--show")
 
 
 def main(args: Sequence[str]) -> int:
@@ -43,6 +44,8 @@ def main(args: Sequence[str]) -> int:
             option = word.partition("=")[0]
             if instead := INSTEAD.get(option.removeprefix("--")):
                 raise UserError(f"{option} is not an option of ladder: {instead}")
+            if word.startswith("--") and (near := suggest(option, OWN_OPTIONS)):
+                raise UserError(f"unrecognized arguments: {option}{near}")  # before fit has its guess
         common = [f"--trainer.max_epochs={options.epochs}", *training]
         if options.show is not None:
             require("show", options.show, 0 <= options.show < len(LADDER), f"a step from 0 to {len(LADDER) - 1}")

@@ -2,7 +2,7 @@
 
 import gc
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from cifar_lit.evaluation.score import score
 from cifar_lit.machine import describe_machine
 from cifar_lit.metrics import Predictions
 from cifar_lit.module import ImageClassifier
+from cifar_lit.networks.finding import import_network
 from cifar_lit.run import Run
 
 Row = dict[str, Any]
@@ -53,15 +54,20 @@ def train(args: Sequence[str], *, val_images: str | None, save: Path | None) -> 
     return row
 
 
-def score_test(file: Path, *, accelerator: str | None) -> Row:
-    """Score weights that ``train`` saved on the test images."""
+def score_test(file: Path, *, network: object, machine: Mapping[str, str]) -> Row:
+    """Score weights that ``train`` saved on the test images; ``network`` is the one that the options name."""
     filter_logs()
-    run = Run(file, trust=True)  # our own
+    if isinstance(network, str) and "." in network:
+        import_network(network)  # the file alone is not trusted: the folder may be somebody else's
+    run = Run(file)
+    places = {name: value for name in ("root", "cache_dir", "mirror") if (value := machine.get(f"data.{name}"))}
     off = ("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar")
     with without_notices():
-        trainer = make_trainer({"accelerator": accelerator or "auto", "devices": 1, **dict.fromkeys(off, False)})
+        trainer = make_trainer(
+            {"accelerator": machine.get("trainer.accelerator", "auto"), "devices": 1, **dict.fromkeys(off, False)}
+        )
         model = run.model()
-        score(trainer, model, run.datamodule(), splits=("test",))
+        score(trainer, model, run.datamodule(**places), splits=("test",))
     assert model.predictions is not None
     return {**_accuracies(model.predictions, model.classes), "num_test": len(model.predictions.labels)}
 

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 from torch import nn
 
-from cifar_lit.errors import UserError, suggest
+from cifar_lit.errors import UserError, raised_in, suggest
 from cifar_lit.files import shorten
 
 OURS = "cifar_lit.networks"
@@ -70,9 +70,17 @@ def import_network(class_path: str) -> None:
         FOLDER.name(module_name)
     try:
         module = importlib.import_module(module_name)
+    except SystemExit as error:
+        if raised_in(error)[-1][0] == "cifar_lit.signals":
+            raise
+        raise UserError(
+            f"{place_of(error) or module_name}: it ends the process when it is imported ({describe(error)}): put that "
+            "below if __name__ == '__main__'"
+        ) from error
     except Exception as error:
         if not (isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")):
-            if is_ours(class_path) or not (place := place_of(error)):
+            place = place_of(error) or ("null bytes" in str(error) and f"{module_name} (save it as UTF-8)")
+            if is_ours(class_path) or not place:
                 raise
             raise UserError(f"{place}: {describe(error)}") from error
         near = suggest(module_name, {path.stem for path in Path().iterdir() if path.suffix == ".py" or path.is_dir()})
@@ -159,8 +167,8 @@ def place_of(error: BaseException) -> str:
         for frame, number in traceback.walk_tb(error.__traceback__)
         if str(frame.f_globals.get("__name__")).partition(".")[0] in FOLDER.names
     ]
-    if isinstance(error, SyntaxError) and error.filename and error.lineno:
-        frames.append((error.filename, error.lineno, ""))
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno or 1, ""))
     if not frames:
         return ""
     file, number, function = frames[-1]

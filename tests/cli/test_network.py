@@ -41,6 +41,9 @@ class NoReturn(MyModel):
 class Nine(MyModel):
     def __init__(self):
         super().__init__(9)
+class Deep(MyModel):
+    def __init__(self, depth, num_classes):
+        super().__init__(num_classes, depth)
 class Typed(MyModel):
     def __init__(self, depth: int):
         super().__init__()
@@ -113,6 +116,11 @@ class Misspelt(nn.Module):
         return x
 
 
+class Masked(Base):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        return x * mask
+
+
 class Outside(Base):
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.conv(x).reshape(3, -1))  # type: ignore[no-any-return]
@@ -131,6 +139,7 @@ class Outside(Base):
         (Outside, "RuntimeError: shape '.3, -1.' is invalid for input of size 256; conv gives 2x8x8$"),
         (Auxiliary, r"returns a tuple of \(2, 3\), \(2, 3, 32, 32\): must return"),
         (Frozen, "`net`: no parameter of Frozen is trained by its logits"),
+        (Masked, "forward of Masked must take the images, and nothing else: missing a required argument: 'mask'"),
         (Misspelt, "Misspelt has no method forward; did you mean foward"),
     ],
 )
@@ -177,10 +186,35 @@ def test_a_configuration_with_options_of_the_network_alone_names_none() -> None:
 
 def test_a_network_is_named_by_an_option_or_a_configuration() -> None:
     Path("own.yaml").write_text("model: {net: {class_path: net_of_mine.MyModel}}")
-    for args, configs in ((["--model.net", "net_of_mine.MyModel"], []), ([], ["own.yaml", "none.yaml"])):
+    Path("part.yaml").write_text("model: {net: {init_args: {width: 3}}}")
+    for args, configs in ((["--model.net", "net_of_mine.MyModel"], []), ([], ["part.yaml", "own.yaml", "none.yaml"])):
         import_named(args, configs)
         assert "net_of_mine" in sys.modules
         forget()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            b"import sys\nsys.exit('bye')",
+            r"net_of_mine.py, line 2: it ends the process .*bye.*: put that below if __name",
+        ),
+        (
+            MODULE.encode("utf-16"),
+            r"net_of_mine \(save it as UTF-8\): \w+Error: source code string cannot contain null",
+        ),
+        (b"# coding: none", "net_of_mine.py, line 1: SyntaxError: unknown encoding: none"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_named(content: bytes, expected: str) -> None:
+    Path("net_of_mine.py").write_bytes(content)
+    with pytest.raises(UserError, match=expected):
+        import_named(["--model.net=net_of_mine.Net"])
+
+
+def test_explain_takes_arguments_without_a_type() -> None:
+    assert main(["explain", "--model.net", "net_of_mine.Deep", "--model.net.depth", "3"]) == 0
 
 
 def test_options_that_do_not_fit_are_named_as_they_are_typed(refused: Refused) -> None:
@@ -188,10 +222,7 @@ def test_options_that_do_not_fit_are_named_as_they_are_typed(refused: Refused) -
         (["net_of_mine.Typed"], "--model.net.depth has no default, and must be given"),
         (["net_of_mine.MyModel", "--model.net.widht", "3"], "no --model.net.widht; did you mean --model.net.width?"),
         (["net_of_mine.Failing"], "--model.net: net_of_mine.py, line 11, in __init__: TypeError: descriptor"),
-        (
-            ["net_of_mine.Untyped"],
-            "classes of net_of_mine.Untyped has neither a type nor a default: write classes: int",
-        ),
+        (["net_of_mine.Untyped"], "--model.net: Untyped has no default for classes: give --model.net.classes"),
     ):
         code, line = refused(["explain", "--model.net", *args])
         assert code == 2

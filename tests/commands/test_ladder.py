@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from filelock import FileLock
 
@@ -177,19 +178,45 @@ def test_bad_options_are_refused(args: list[str], expected: str, folder: Path, r
     assert expected in line
 
 
-def test_settings_that_trained_nothing_are_forgotten(folder: Path, refused: Refused) -> None:
-    own = [*options(folder), "--to", "other", "--steps", "0", "--seeds", "1"]
-    refused(["ladder", *own, "--model.lrr", "3"])
-    assert main(["ladder", *own]) == 0
+def test_a_misspelt_option_is_answered_and_costs_no_folder(folder: Path, refused: Refused) -> None:
+    args = ["ladder", "--steps", "0", "--seeds", "1", *options(folder)[:4], "--to", "new", *SHORT[:-2]]
+    _, line = refused([*args, "--step", "3"])
+    assert "did you mean --steps?" in line
+    _, line = refused([*args, "--lrr", "3"])
+    assert "unrecognized arguments: --lrr" in line
+    assert main([*args, "--epochs", "1"]) == 0
 
 
-def test_a_damaged_file_is_named(folder: Path, refused: Refused) -> None:
-    (folder / "to/settings.json").write_text("{nothing")
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("runs.jsonl", "{nothing\n", "runs.jsonl is damaged"),
+        ("runs.jsonl", "{}\n", "line 1 is not of a run"),
+        ("runs.jsonl", '{"setting": "a", "seed": 0, "accuracy": NaN}\n', "line 1 is not of a run"),
+        ("settings.json", "", "settings.json is damaged: give another folder"),
+        ("settings.json", '{"00_tutorial": 3}', "settings.json is damaged: give another folder"),
+    ],
+)
+def test_a_damaged_file_is_named(name: str, text: str, expected: str, folder: Path, refused: Refused) -> None:
+    (folder / "to" / name).write_text(text)
+    if name == "runs.jsonl":
+        (folder / "to/settings.json").unlink()
     _, line = refused(["ladder", *ENDS, *options(folder)])
-    assert "settings.json is damaged" in line
-    (folder / "to/runs.jsonl").write_text("{nothing\n")
+    assert expected in line
+
+
+def test_a_folder_of_somebody_else_is_only_data(folder: Path, refused: Refused) -> None:
+    file = folder / f"to/weights/{FIRST}_seed0.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["hyper_parameters"]["net"] = {"class_path": "not_imported.Net", "init_args": {}}
+    torch.save(checkpoint, file)
+    (folder / "not_imported.py").write_text("raise AssertionError")
+    _, line = refused(["ladder", *ENDS, *options(folder), "--test"])
+    assert "the network not_imported.Net is of another package" in line
+    (folder / "mine").write_text("mine")
+    (folder / "to/test.jsonl").symlink_to(folder / "mine")
     _, line = refused(["ladder", *ENDS, *options(folder)])
-    assert "runs.jsonl is damaged" in line
+    assert "--to is to: test.jsonl in it is a link" in line
 
 
 def test_numbers() -> None:

@@ -93,8 +93,8 @@ def test_the_page_is_one_file_and_shows_everything(model: ImageClassifier, tmp_p
     assert "<fox>" not in page
     assert "<mine>" not in page
     assert "dog &amp; &lt;fox&gt;" in page
-    sections = ["Metrics", "Classes", "Frequent confusions", "Confusion matrix", "Calibration", "Most confident errors"]
-    sections += ["Training", "Layers", "Filters of the first layer", "Run"]
+    sections = ["Images", "Metrics", "Classes", "Frequent confusions", "Confusion matrix", "Calibration"]
+    sections += ["Most confident errors", "Training", "Layers", "Filters of the first layer", "Run"]
     assert re.findall("<h2>(.*?)</h2>", page) == sections
     assert len(re.findall("<h2>.*?</h2>\n(?:<p>|$)", page)) == len(sections)  # each says what it is
     assert "prefers-color-scheme: dark" in page
