@@ -30,6 +30,10 @@ INSTEAD = {
     "trainer.max_epochs": "give --epochs",
     "recipe": "each step has its own settings: give --steps",
     "ckpt_path": "the same command resumes",
+    **dict.fromkeys(
+        ("trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+        "a run takes one device, and several processes with the same command share the runs",
+    ),
 }
 """What there is for options of ``fit`` that are none here."""
 OWN_OPTIONS = ("--steps", "--seeds", "--epochs", "--test", "--show")

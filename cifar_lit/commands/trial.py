@@ -38,7 +38,7 @@ def train(args: Sequence[str], *, val_images: str | None, save: Path | None) -> 
         save: Where the last weights are saved, if they are.
     """
     watch = Watch(val_images)
-    own = [*TRIAL_OPTIONS, "--trainer.limit_val_batches=0"]  # validated once, at the end
+    own = [*TRIAL_OPTIONS, "--trainer.devices=1", "--trainer.limit_val_batches=0"]  # validated once, at the end
     try:
         with without_notices():
             fit([*own, *args], pruner=watch)

@@ -109,7 +109,7 @@ def test_the_page_is_one_file_and_shows_everything(model: ImageClassifier, tmp_p
     assert "currentColor" in page
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
-    assert sum(link.startswith("data:") for link in links) == 3 + 3 + 32  # confusions, errors, filters
+    assert sum(link.startswith("data:") for link in links) == 3 + 3 + 3 + 32  # images, confusions, errors, filters
     assert 'alt=""' not in page
 
     checker = Checker()
