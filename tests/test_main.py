@@ -107,7 +107,7 @@ def test_a_script_is_its_command(
 
 def test_an_unknown_command_is_named(refused: Refused) -> None:
     for word, expected in (
-        ("train", "error: unknown command train (cifar-lit --help lists them)"),
+        ("train", "error: unknown command train; did you mean fit? (cifar-lit --help lists them)"),
         ("prdict", "error: unknown command prdict; did you mean predict? (cifar-lit --help lists them)"),
     ):
         assert refused([word, "x"]) == (2, expected)

@@ -114,6 +114,8 @@ def suggest_option(word: str, options: Collection[str]) -> str:
         kind = "--recipe" if word in RECIPES else "--config" if word.endswith((".yaml", ".yml")) else ""
         if kind:
             return f"; did you mean {kind} {word}?"
+    if "." in word and (same := difflib.get_close_matches(word, known.values(), n=1, cutoff=0.94)):
+        return f"; did you mean {same[0]}?"  # a letter is wrong, and the group is right
     name = _name(word)
     close = difflib.get_close_matches(name, [*known, *SYNONYMS], n=1, cutoff=0.75)
     synonym = SYNONYMS.get(name, name)
