@@ -220,8 +220,8 @@ FAULTS = [
     Fault("loss: NaN", ["--model.lr", "1e20"], "the loss is nan in step 2 of epoch 1", 1, keeps=True),
     Fault(
         "loss: infinite, in the second epoch",
-        says="the loss is inf in step 3 of epoch 2, at a learning rate of 0.01: start again with a lower --model.lr, or "
-        "resume before that with",
+        says="the loss is inf in step 3 of epoch 2, at a learning rate of 0.01: start again with a lower --model.lr, "
+        "or resume before that with",
         code=1,
         inside=functools.partial(before_step, 9, functools.partial(float, "inf")),
         after=best_is_kept,
