@@ -75,7 +75,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_files(folder / "more", {"x.webp": next(data for name, data in files.items() if name.endswith(".webp"))})
     picture = next(data for name, data in files.items() if name.endswith(".jpg"))
     network = next(block.text for block in blocks("python") if "class MyNet" in block.text)
-    network += "\n\nclass MyModel(MyNet):\n    pass\n"  # the tutorial's has ten logits, and the tiny images have three classes
+    network += "\n\nclass MyModel(MyNet):\n    pass\n"  # that of the tutorial has ten logits
     write_files(folder, {"cat.jpg": picture, "dog.jpg": picture, "my_net.py": network.encode()})
     return folder
 
