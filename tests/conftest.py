@@ -30,9 +30,9 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _own_garbage() -> Iterator[None]:
-    """Blame a test, and none after it, for the sockets, files and event loops that it leaves open."""
+    """Blame a module, and none after it, for the sockets, files and event loops that its tests leave open."""
     yield
     asyncio.set_event_loop(None)  # which keeps the last one
     gc.collect()
