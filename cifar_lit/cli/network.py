@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from cifar_lit.evaluation.layers import explain_layers
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import Network, check_logits, evaluation_mode
 from cifar_lit.networks.base import needed_trust, without_odd_defaults
-from cifar_lit.networks.finding import describe, find_network, import_network, is_network, place_of
+from cifar_lit.networks.finding import describe, find_network, import_network, is_network, is_of_user, place_of
 from cifar_lit.schema import read_yaml
 
 OPTIONS = ("--model.net", "--model.net.class_path")
@@ -78,10 +79,16 @@ def own_code() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        place = "" if is_out_of_memory(error) else place_of(error)
+        place = place_of(error) if _is_of_network(error) and not is_out_of_memory(error) else ""
         if not place:
             raise
         raise UserError(f"`net`: {place}: {describe(error)}") from error
+
+
+def _is_of_network(error: BaseException) -> bool:
+    """Return whether an error was raised in a method of a network, and not of a callback, say, beside it."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(isinstance(frame.f_locals.get("self"), nn.Module) and is_of_user(frame) for frame in frames)
 
 
 def check_forward(net: nn.Module) -> None:

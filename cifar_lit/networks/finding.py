@@ -6,7 +6,7 @@ import sys
 import traceback
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, TypeGuard
 
 from torch import nn
@@ -160,12 +160,17 @@ def _no_network(module: ModuleType, name: str, found: object) -> str:
     return text
 
 
+def is_of_user(frame: FrameType) -> bool:
+    """Return whether code that runs is of a module that the user named, or of one beside it."""
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in FOLDER.names
+
+
 def place_of(error: BaseException) -> str:
     """Return file, line and function, in the code of a network that the user named, of an error; empty if of none."""
     frames = [
         (frame.f_code.co_filename, number, f", in {frame.f_code.co_name}")
         for frame, number in traceback.walk_tb(error.__traceback__)
-        if str(frame.f_globals.get("__name__")).partition(".")[0] in FOLDER.names
+        if is_of_user(frame)
     ]
     if isinstance(error, SyntaxError) and error.filename:
         frames.append((error.filename, error.lineno or 1, ""))

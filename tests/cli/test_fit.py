@@ -374,7 +374,15 @@ def some_real_images(real_images: Path, tmp_path: Path) -> Path:
 @pytest.mark.realdata
 def test_a_hundred_steps_on_some_real_images_learn_more_than_chance(some_real_images: Path) -> None:
     options = ["--data.source", "images", "--data.root", str(some_real_images), "--data.val_size", "500"]
-    options += ["--trainer.max_epochs", "2", "--data.batch_size", "50", "--trainer.limit_train_batches", "50"]
+    options += [
+        "--trainer.max_epochs",
+        "2",
+        "--data.batch_size",
+        "50",
+        "--trainer.limit_train_batches",
+        "50",
+        "--no_report",
+    ]
     assert main(["fit", *options, "--model.lr", "0.02", "--model.momentum", "0.9"]) == 0
     results = read_results()
     assert results["Accuracy/test"] > 0.2  # chance is 0.1
