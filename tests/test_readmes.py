@@ -103,7 +103,7 @@ class Stopped:
 
 
 @pytest.mark.parametrize("block", params(blocks("bash")))
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("folder", "gradio")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Gradio's sockets, after the demo
 def test_commands_of_a_readme_run(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in expand(block.text):
