@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -15,6 +15,7 @@ from cifar_lit.checkpoint import plain_value
 from cifar_lit.data import Source, SourceName, Split, expand_home, make_source
 from cifar_lit.data.augment import Augmentation, Flip, resize, to_float
 from cifar_lit.data.loader import BatchLoader
+from cifar_lit.data.options import check_options
 from cifar_lit.data.split import check_state, fingerprint, hash_images, hold_out, mix_classes
 from cifar_lit.errors import UserError, require
 
@@ -85,7 +86,7 @@ class CIFAR10DataModule(LightningDataModule):
         super().__init__()
         if val_size is None:
             options["val_size"] = None if source == "images" else 5000
-        _check_options(options | {"val_size": options["val_size"] or 0})
+        check_options(options | {"val_size": options["val_size"] or 0})
         folder, cache = expand_home("root", root), expand_home("cache_dir", cache_dir)
         # The default cache stays as it is: another folder for each user.
         saved = {"root": folder, **({} if cache_dir == CACHE_DIR else {"cache_dir": cache})}
@@ -232,18 +233,3 @@ class CIFAR10DataModule(LightningDataModule):
             world_size=self.trainer.world_size if self.trainer else 1,
             **options,
         )
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    minimums = {"batch_size": 1, "val_size": 0, "split_seed": 0, "seed": 0, "crop_padding": 0, "cutout": 0}
-    for name, minimum in minimums.items():
-        require(name, options[name], options[name] >= minimum, f"at least {minimum}")
-        is_number = isinstance(options[name], int) or name == "val_size"
-        require(name, options[name], is_number, "a whole number")
-    padding, sizes, val_size = (options[name] for name in ("crop_padding", "image_sizes", "val_size"))
-    require("crop_padding", padding, padding < 32, "less than 32, the image size")
-    require("cutout", options["cutout"], options["cutout"] <= 32, "at most 32, the image size")
-    require("image_sizes", sizes, all(isinstance(size, int) and size >= 8 for size in sizes), "sizes of at least 8")
-    require("flip", options["flip"], options["flip"] in get_args(Flip), f"one of {', '.join(get_args(Flip))}")
-    is_fraction = isinstance(val_size, float)
-    require("val_size", val_size, not is_fraction or val_size < 1, "a whole number of images, or a fraction below 1")
