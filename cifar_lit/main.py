@@ -24,6 +24,7 @@ COMMANDS = {
     "export": ("cifar_lit.commands.export", "write the model as ONNX, torch.export or safetensors"),
     "sweep": ("cifar_lit.commands.sweep", "search for hyper-parameters, judged on validation"),
     "ladder": ("cifar_lit.commands.ladder", "train from the tutorial's settings to the best, one idea at a time"),
+    "paired": ("cifar_lit.commands.paired", "train two settings with the same seeds, and say what the second adds"),
 }
 """Each command: the module whose ``main(args) -> exit code`` it is, and what it does."""
 SYNONYMS = {
@@ -34,6 +35,7 @@ SYNONYMS = {
     **dict.fromkeys(("serve", "app", "gui", "web"), "demo"),
     **dict.fromkeys(("summary", "layers", "model"), "explain"),
     **{"convert": "export", "onnx": "export", "val": "validate", "diff": "compare"},
+    **dict.fromkeys(("experiment", "pair", "ab", "ablation", "ablate"), "paired"),
 }
 """What a command is called elsewhere, and here."""
 _ROWS = "\n".join(f"  {name:<11}{summary}" for name, (_, summary) in COMMANDS.items())

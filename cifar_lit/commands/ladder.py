@@ -67,13 +67,10 @@ def main(args: Sequence[str]) -> int:
 
 def _experiment(options: argparse.Namespace, common: Sequence[str]) -> Experiment:
     steps = parse_numbers("steps", options.steps or f"0-{len(LADDER) - 1}", largest=len(LADDER) - 1)
-    is_count = re.fullmatch(r"\d{1,10}", options.seeds) is not None
-    require("seeds", options.seeds, not is_count or 1 <= int(options.seeds) <= 1000, "from 1 to 1000, or a list as 0,7")
-    seeds = list(range(int(options.seeds))) if is_count else parse_numbers("seeds", options.seeds)
     return Experiment(
         Path(options.to),
         [step_setting(step, common) for step in range(len(LADDER))],
-        seeds,
+        parse_seeds(options.seeds),
         chosen=[LADDER[step].stem for step in steps],
         machine={name: value for name in MACHINE_OPTIONS if (value := vars(options)[name]) is not None},
         kept=[LADDER[0].stem, LADDER[-1].stem],
@@ -151,6 +148,14 @@ def parse_numbers(name: str, text: str, largest: int = 2**32 - 1) -> list[int]:
         direction = 1 if ends[1] >= ends[0] else -1
         numbers += range(ends[0], ends[1] + direction, direction)
     return list(dict.fromkeys(numbers))
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Return the seeds from 0 of a number of them, or those that a list names."""
+    if re.fullmatch(r"\d{1,10}", text) is None:
+        return parse_numbers("seeds", text)
+    require("seeds", text, 1 <= int(text) <= 1000, "from 1 to 1000, or a list as 0,7")
+    return list(range(int(text)))
 
 
 def _parser() -> CommandParser:

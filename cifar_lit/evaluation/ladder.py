@@ -66,7 +66,8 @@ def differences(steps: Sequence[Step]) -> list[Estimate | None]:
     return [None, *(paired_interval(first.accuracies, second.accuracies) for first, second in pairs)][: len(steps)]
 
 
-def _percent(estimate: Estimate | None, *, signed: bool = False) -> str:
+def in_percent(estimate: Estimate | None, *, signed: bool = False) -> str:
+    """Return a mean with its interval in percent; nothing for none."""
     if estimate is None or math.isnan(estimate.mean):
         return ""
     text = f"{100 * estimate.mean:{'+' if signed else ''}.2f}"
@@ -82,7 +83,7 @@ def cells(steps: Sequence[Step]) -> list[tuple[str, ...]]:
             "" if math.isnan(value) else f"{value:,.{digits}f}"
             for value, digits in ((step.seconds, 1 if step.seconds < 10 else 0), (step.multiplications / 1e12, 1))
         )
-        rows.append((str(step.number), title, _percent(step.accuracy), _percent(difference, signed=True), *costs))
+        rows.append((str(step.number), title, in_percent(step.accuracy), in_percent(difference, signed=True), *costs))
     return rows
 
 
@@ -115,7 +116,7 @@ def markdown_ladder(steps: Sequence[Step], notes: Sequence[str]) -> str:
 def format_tests(steps: Sequence[Step]) -> list[str]:
     """Return a line for each step whose weights were scored on the test images."""
     return [
-        f"step {step.number} on the test images: {_percent(mean_interval(list(step.tests.values())))} % "
+        f"step {step.number} on the test images: {in_percent(mean_interval(list(step.tests.values())))} % "
         f"({len(step.tests)} seeds)"
         for step in steps
         if step.tests
@@ -148,7 +149,7 @@ def _plot_accuracies(axes: Axes, steps: Sequence[Step]) -> None:
     axes.plot(means, places, color=LINE, linewidth=1, zorder=1)
     axes.errorbar(means, places, xerr=widths, fmt="o", markersize=4, color=INK, elinewidth=1.5, capsize=2.5, zorder=2)
     for place, (mean, difference) in enumerate(zip(means, differences(steps), strict=True)):
-        text = _percent(difference, signed=True) or f"{mean:.1f}"
+        text = in_percent(difference, signed=True) or f"{mean:.1f}"
         is_clear = difference is not None and abs(difference.mean) > difference.half_width
         colour = INK if not is_clear or difference is None else GAIN if difference.mean > 0 else LOSS
         is_left = mean - left > 0.55 * (right - left)

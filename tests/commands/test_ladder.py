@@ -11,7 +11,6 @@ import torch
 import yaml
 from filelock import FileLock
 
-import cifar_lit.commands
 from cifar_lit.cli.fit import fit
 from cifar_lit.commands.experiment import Experiment, Setting
 from cifar_lit.commands.ladder import parse_numbers
@@ -234,15 +233,6 @@ def test_options_have_the_values_that_they_set() -> None:
     assert setting.values["no_report"] is True
     assert setting.values["model.muon_lr"] == 0.2
     assert setting.hash == Setting("other", ["--recipe=fast", *setting.args[2:]]).hash
-
-
-@pytest.mark.slow
-def test_two_settings_are_compared_as_the_readme_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = Path(cifar_lit.commands.__path__[0], "README.md").read_text(encoding="utf-8")
-    (block,) = (part.partition("```")[0] for part in text.split("```python\n") if "Experiment(" in part)
-    (folder / "tiny").rename("pictures")
-    exec(block.replace("batch_size=16", 'batch_size=16", "--trainer.max_epochs=1'), {})
-    assert capsys.readouterr().out.splitlines()[-1].startswith("Estimate(mean=")
 
 
 @pytest.mark.slow

@@ -79,6 +79,12 @@ ROWS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "--show": (("0",), (*NUMBERS, "99")),
         "--to": (("own",), ("", "\0", "{root}/tiny/train/dark/1.png")),
     },
+    "paired": {
+        "--first": (("--recipe tuned",), ("'", "tuned", "--seed_everything 1", "--data.root x")),
+        "--second": (("--model.lr=0.1",), ("", "'", "tuned", "--trainer.devices 2")),
+        "--seeds": (("2", "0,7", "3-5"), (*NUMBERS, "0", "1.5", HUGE)),
+        "--to": (("own",), ("", "\0", "{root}/tiny/train/dark/1.png")),
+    },
 }
 """For each option of each command: values that act, and values that are refused. A new option asks for a row."""
 OTHERS = {
@@ -86,6 +92,7 @@ OTHERS = {
     "predict": ["{root}/tiny/test/dark/101.png"],
     "export": ["--to", "safetensors"],
     "sweep": ["--set", "model.momentum=lin:0:0.9"],
+    "paired": ["--second", "--model.momentum 0.9"],
 }
 
 
@@ -102,7 +109,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command_line(command: str, option: str, value: str, root: Path) -> list[str]:
-    run = [] if command in ("explain", "sweep", "ladder") else ["{root}/run"]
+    run = [] if command in ("explain", "sweep", "ladder", "paired") else ["{root}/run"]
     given = option + value if value == "=false" else f"{option}={value}"
     others = [] if option == OTHERS.get(command, [""])[0] else OTHERS.get(command, [])
     return [text.format(root=root) for text in (command, *run, *others, given)]
@@ -164,7 +171,7 @@ def test_an_option_of_fit_reaches_what_it_is_for(
     ("command", "option", "value"),
     [
         (command, option, value)
-        for command in ("predict", "demo", "sweep", "ladder")
+        for command in ("predict", "demo", "sweep", "ladder", "paired")
         for option in ROWS[command]
         for value in ROWS[command][option][0]
     ],

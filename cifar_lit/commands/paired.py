@@ -1,0 +1,146 @@
+"""``cifar-lit paired``: two settings trained in pairs of equal seeds, and their difference with its interval."""
+
+import argparse
+import hashlib
+import json
+import shlex
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
+from cifar_lit.commands.experiment import Experiment, Setting
+from cifar_lit.commands.ladder import INSTEAD, parse_seeds
+from cifar_lit.commands.sweep import MACHINE_OPTIONS
+from cifar_lit.commands.trial import Row
+from cifar_lit.errors import UserError
+from cifar_lit.evaluation.ladder import in_percent
+from cifar_lit.evaluation.paired import Estimate, mean_interval, paired_interval
+from cifar_lit.files import shorten
+from cifar_lit.run import LOGS
+
+EXAMPLES = """
+cifar-lit paired --first '--recipe tuned' --second '--recipe tuned --model.label_smoothing 0.1' --seeds 10
+cifar-lit paired --first '--config a.yaml' --second '--config b.yaml' --trainer.max_epochs 5 --to lightning_logs/ab
+"""
+NAMES = ("first", "second")
+
+
+def main(args: Sequence[str]) -> int:
+    parser = _parser()
+    options, common = parser.parse_known_args(_joined(args))
+    with naming_options(parser.names):
+        given = {name: _words(name, vars(options)[name]) for name in NAMES}
+        for name, words in {**given, "": common}.items():
+            _check(words, f"--{name} has " if name else "")
+        settings = [Setting(name, [*given[name], *common]) for name in NAMES]
+        settings = [Setting(name, _with_validation(setting)) for name, setting in zip(NAMES, settings, strict=True)]
+        if settings[0].values == settings[1].values:
+            raise UserError("`first` and `second` set the same: they must differ in a setting")
+        searched = json.dumps([setting.values for setting in settings], sort_keys=True)
+        folder = Path(options.to or f"{LOGS}/paired_{hashlib.sha256(searched.encode()).hexdigest()[:8]}")
+        machine = {name: value for name in MACHINE_OPTIONS if (value := vars(options)[name]) is not None}
+        experiment = Experiment(folder, settings, parse_seeds(options.seeds), machine=machine)
+        experiment.run()  # in turn: each seed with the first setting, then with the second
+        with reader_may_leave():
+            print("\n" + "\n".join(summarise(experiment)))
+    return 0
+
+
+def _joined(args: Sequence[str]) -> list[str]:
+    """Join an option with the options that are its value, which argparse would take for the next option."""
+    joined: list[str] = []
+    for word in args:
+        if joined[-1:] and joined[-1] in ("--first", "--second"):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def summarise(experiment: Experiment) -> list[str]:
+    """Return the table as lines of text: both settings, and the second minus the first over the seeds of both."""
+    of_both = [{row["seed"]: row for row in experiment.rows() if row["setting"] == name} for name in NAMES]
+    accuracies, seconds = (
+        [{seed: row[name] for seed, row in rows.items() if row["accuracy"] is not None} for rows in of_both]
+        for name in ("accuracy", "seconds")
+    )
+    lines = [f"{'':<12}{'accuracy, %':>15}{'seconds':>10}{'10^12 multiplications':>23}"]
+    for name, rows in zip(NAMES, of_both, strict=True):
+        done = [row for row in rows.values() if row["accuracy"] is not None]
+        accuracy = in_percent(mean_interval([row["accuracy"] for row in done]))
+        num_diverged = len(rows) - len(done)
+        lines.append(f"{name:<12}{accuracy:>15}{_costs(done)}" + f"  {num_diverged} diverged" * (num_diverged > 0))
+    difference = paired_interval(*accuracies)
+    ratios = [seconds[1][seed] / seconds[0][seed] for seed in seconds[0] if seed in seconds[1] and seconds[0][seed]]
+    ratio = f"{statistics.median(ratios):.2f} x" if ratios else ""
+    lines += [f"{'difference':<12}{in_percent(difference, signed=True):>15}{ratio:>10}", "", _verdict(difference)]
+    nums = sorted({row["num_val"] for rows in of_both for row in rows.values() if "num_val" in row})
+    lines.append(
+        f"{len(ratios)} pairs of equal seeds, the last epoch on {', '.join(f'{n:,}' for n in nums) or 'no'} validation "
+        "images; 95 % intervals; the median of the seconds"
+    )
+    if experiment.num_left:
+        lines.append(f"{experiment.num_left} runs are being done by other processes")
+    return [*lines, f"rows  {shorten(experiment.folder / 'runs.jsonl')}"]
+
+
+def _costs(rows: Sequence[Row]) -> str:
+    seconds = [row["seconds"] for row in rows]
+    products = [row["multiplications"] for row in rows if row["multiplications"] is not None]
+    return (f"{statistics.median(seconds):>10.1f}" if seconds else f"{'':>10}") + (
+        f"{statistics.median(products) / 1e12:>23.2f}" if products else ""
+    )
+
+
+def _verdict(difference: Estimate) -> str:
+    """Say what the interval of the difference allows to say, and no more."""
+    mean, half_width = difference
+    if not abs(mean) > half_width:  # also without an interval
+        return "The interval of the difference holds 0: so many pairs do not show which one is better."
+    return f"The {NAMES[mean > 0]} setting is better: the interval of the difference does not hold 0."
+
+
+def _words(name: str, text: str) -> list[str]:
+    """Return the options of one setting."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"`{name}` is {text}: {error}; it must be options of fit, as '--recipe tuned'") from error
+    if words and not words[0].startswith("--"):
+        raise UserError(f"`{name}` is {text}: must be options of fit, as '--recipe tuned'")
+    return words
+
+
+def _check(words: Sequence[str], start: str) -> None:
+    """Refuse options of ``fit`` that are not those of one setting."""
+    for word in words:
+        option = word.partition("=")[0]
+        name = option.removeprefix("--")
+        if name in INSTEAD and name not in ("recipe", "trainer.max_epochs"):
+            raise UserError(f"{start}{option}, which is not an option of paired: {INSTEAD[name]}")
+        if start and name in MACHINE_OPTIONS:
+            raise UserError(f"{start}{option}, which is the same for both settings: give it outside of the quotes")
+
+
+def _with_validation(setting: Setting) -> list[str]:
+    """Hold out the usual number of images where a recipe holds out none: the runs are judged on them."""
+    without = setting.values.get("data.val_size") == 0
+    return [*setting.args, *(["--data.val_size=null"] if without else [])]
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "paired",
+        "--second OPTIONS [options of fit for both]",
+        "Train two settings in turn with the same seeds, and say what the second adds on validation. The test images "
+        "are not used. Started several times, the processes share the runs.",
+        EXAMPLES,
+    )
+    parser.add_argument("--first", default="--recipe tutorial", help="options of fit, in quotes (default: %(default)s)")
+    parser.add_argument("--second", required=True, help="options of fit, in quotes")
+    parser.add_argument("--seeds", default="10", help="how many seeds, or which: 0,1,7 or 5-9 (default: 10)")
+    parser.add_argument("--to", help=f"where the rows are kept (default: {LOGS}/paired_..., one for each pair)")
+    for name in MACHINE_OPTIONS:  # of fit, and passed on to it
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    return parser

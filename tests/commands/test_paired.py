@@ -1,0 +1,78 @@
+"""Two settings in pairs of seeds: what is trained, the table, what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cifar_lit.evaluation.paired import Estimate, mean_interval
+from cifar_lit.main import main
+from tests.helpers.images import tiny_files, write_files
+from tests.helpers.runs import Refused
+
+COMMON = ["--data.source", "images", "--data.batch_size", "16", "--trainer.max_epochs", "1", "--seeds", "2"]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return [*COMMON, "--data.root", str(write_files(tmp_path / "tiny", tiny_files()))]
+
+
+def test_pairs_of_seeds_make_a_difference_with_its_interval(
+    tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["paired", "--first", "--model.lr=1e-9", "--second", "--data.val_size 0 --model.lr=1e-8", *tiny]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    (file,) = Path("lightning_logs").glob("paired_*/runs.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["setting"], row["seed"]) for row in rows] == [("first", 0), ("second", 0), ("first", 1), ("second", 1)]
+    assert len({row["val_images"] for row in rows}) == 1  # also where nothing was to be held out
+    gains = [rows[i + 1]["accuracy"] - rows[i]["accuracy"] for i in (0, 2)]
+    mean, half_width = mean_interval(gains)
+    assert f"difference{f'{100 * mean:+.2f} ± {100 * half_width:.2f}':>17}" in printed
+    assert "2 pairs of equal seeds, the last epoch on " in printed
+    assert "do not show which one is better" in printed
+    assert printed.count(" x\n") == 1
+    assert main(command) == 0  # nothing is left to do
+    assert " seed 0 " not in capsys.readouterr().out
+
+
+def test_a_run_that_diverges_is_counted_and_makes_no_pair(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["paired", "--second", "--model.lr=1e30", *tiny, "--seeds", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 diverged" in printed
+    assert "0 pairs of equal seeds" in printed
+
+
+@pytest.mark.parametrize(
+    ("estimate", "expected"),
+    [
+        (Estimate(0.01, 0.005), "The second setting is better"),
+        (Estimate(-0.01, 0.005), "The first setting is better"),
+        (Estimate(0.01, 0.02), "do not show"),
+        (Estimate(0.01, float("nan")), "do not show"),
+    ],
+)
+def test_the_verdict_says_no_more_than_the_interval(estimate: Estimate, expected: str) -> None:
+    from cifar_lit.commands.paired import _verdict
+
+    assert expected in _verdict(estimate)
+
+
+@pytest.mark.parametrize(
+    ("second", "more", "expected"),
+    [
+        ("--recipe tutorial --model.lr 0.01", ["--first=--recipe tutorial --model.lr=0.01"], "set the same"),
+        ("--seed_everything 3", [], "--second has --seed_everything, which is not an option of paired: give --seeds"),
+        ("--model.lr '0.1", [], "--second is --model.lr '0.1: No closing quotation"),
+        ("--model.lr 0.1", ["--seed_everything=3"], "--seed_everything, which is not an option of paired"),
+        ("tuned", [], "--second is tuned: must be options of fit, as '--recipe tuned'"),
+        ("--data.root elsewhere", [], "--second has --data.root, which is the same for both settings"),
+    ],
+)
+def test_what_is_no_pair_is_refused(second: str, more: list[str], expected: str, refused: Refused) -> None:
+    code, line = refused(["paired", "--second", second, *more])
+    assert code == 2
+    assert expected in line
