@@ -25,6 +25,7 @@ class Results:
         checkpoint: The checkpoint that was scored; None for weights that were not saved.
         best_epoch: The epoch of the best checkpoint, counted from 1.
         train_seconds: Seconds of training, with validation and saving; ``images_per_second`` is without validation.
+        multiplications: Of the training, as ``count_multiplications`` has them; None where they cannot be counted.
         metrics: ``Accuracy/val``, ``Loss/val``, and what ``Predictions.metrics`` returns. In ``results.json`` they
             stand beside the other fields: a name with a slash is a metric, named as in TensorBoard.
     """
@@ -46,6 +47,7 @@ class Results:
     best_epoch: int | None = None
     train_seconds: float | None = None
     images_per_second: float | None = None
+    multiplications: int | None = None
     device: str | None = None
     versions: dict | None = None  # type: ignore[type-arg]  # a plain type, which isinstance takes
     command: str | None = None

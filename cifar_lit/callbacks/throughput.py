@@ -1,6 +1,7 @@
 """Throughput of a training."""
 
 import time
+from collections import Counter
 from typing import Any
 
 import torch
@@ -9,11 +10,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 
 class Throughput(Callback):
-    """Measures seconds (with validation and saving), images (of all processes) and images/s (without validation)."""
+    """Measures seconds (with validation and saving), images (of all processes) and images/s (without validation).
+
+    ``sizes`` has the number of images of each size (height and width); size 0 is of a checkpoint that has none.
+    """
 
     def __init__(self) -> None:
         self.validation_seconds = self._validation_started = 0.0
-        self.num_images = 0
+        self.sizes: Counter[int] = Counter()
         self._earlier_seconds = 0.0  # of trainings that have ended
         self._started: float | None = None  # None outside a training
 
@@ -22,16 +26,21 @@ class Throughput(Callback):
         return self._earlier_seconds + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     @property
+    def num_images(self) -> int:
+        return self.sizes.total()
+
+    @property
     def images_per_second(self) -> float:
         return self.num_images / max(1e-9, self.train_seconds - self.validation_seconds)
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         seconds = {"train_seconds": self.train_seconds, "validation_seconds": self.validation_seconds}
-        return {**seconds, "num_images": self.num_images}
+        return {**seconds, "num_images": self.num_images, "sizes": dict(self.sizes)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._earlier_seconds, self.validation_seconds = state_dict["train_seconds"], state_dict["validation_seconds"]
-        self.num_images = state_dict["num_images"]
+        sizes = state_dict.get("sizes") or {0: state_dict["num_images"]}
+        self.sizes = Counter({int(size): int(number) for size, number in sizes.items()})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = _now(trainer)
@@ -39,7 +48,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.num_images += len(batch[1]) * trainer.world_size
+        self.sizes[batch[0].shape[-1]] += len(batch[1]) * trainer.world_size
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validation_started = _now(trainer)

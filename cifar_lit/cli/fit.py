@@ -24,6 +24,7 @@ from cifar_lit.cli.resume import check_trained, find_resumed
 from cifar_lit.cli.terminal import lasting_output
 from cifar_lit.cli.trainer import build_trainer, log_graph, open_run
 from cifar_lit.errors import UserError
+from cifar_lit.evaluation.multiplications import count_multiplications
 from cifar_lit.evaluation.plots import log_figures
 from cifar_lit.evaluation.report import write_report
 from cifar_lit.evaluation.score import describe, score
@@ -115,6 +116,7 @@ def evaluate(
             best_epoch=best.best_epoch if best and is_best else None,
             train_seconds=throughput.train_seconds,
             images_per_second=throughput.images_per_second,
+            multiplications=count_multiplications(cli.model, throughput.sizes, trainer.global_step),
             command=command,
             **describe_machine(trainer.strategy.root_device),
         )

@@ -1,7 +1,6 @@
 """One run of an experiment: a training whose last weights are judged on validation, and later their test."""
 
 import gc
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,6 @@ class Watch(Callback):
 
     def __init__(self, val_images: str | None) -> None:
         self.val_images = val_images
-        self.num_images: Counter[int] = Counter()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, ImageClassifier)
@@ -102,18 +100,6 @@ class Watch(Callback):
                 "give another folder"
             )
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.num_images[batch[0].shape[-1]] += len(batch[1])
-
-    def _count(self) -> int | None:
-        """Return the multiplications; None for a network of the user's that does not run on torch's meta device."""
-        try:
-            return count_multiplications(self.model, self.num_images, self.trainer.global_step)
-        except Exception:  # of the network's own code, which may raise anything: the run is done, and is kept
-            return None
-
     def result(self) -> Row:
         """Return the validation accuracy of the last weights, and what the training took."""
         trainer, model, datamodule = self.trainer, self.model, self.trainer.datamodule  # type: ignore[attr-defined]
@@ -122,7 +108,7 @@ class Watch(Callback):
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
             "seconds": round(throughput.train_seconds, 3),
-            "multiplications": self._count(),
+            "multiplications": count_multiplications(model, throughput.sizes, trainer.global_step),
             "val_images": datamodule.fingerprints["val"],
         }
         # As a test, which knows test-time augmentation; without the data module, which would load the test images.

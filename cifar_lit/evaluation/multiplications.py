@@ -14,7 +14,7 @@ NUM_IMAGES = 2
 """In the batch that is counted; a BatchNorm needs two."""
 
 
-def count_multiplications(model: ImageClassifier, num_images: Mapping[int, int], num_steps: int) -> int:
+def count_multiplications(model: ImageClassifier, num_images: Mapping[int, int], num_steps: int) -> int | None:
     """Count the multiplications of a training: forward, backward (without what is frozen) and optimizer steps.
 
     They are those of torch's direct convolutions and matrix products, read from the operations that a step calls; what
@@ -24,7 +24,19 @@ def count_multiplications(model: ImageClassifier, num_images: Mapping[int, int],
         model: The model that was trained.
         num_images: How many images of each size (height and width) went through it.
         num_steps: How many steps the optimizer made.
+
+    Returns:
+        Their number; None for a size that is not known (0), and for a network that does not run on torch's meta device.
     """
+    if not all(num_images):
+        return None
+    try:
+        return _count(model, num_images, num_steps)
+    except Exception:  # of the network's own code, which may raise anything: the training is done, and is kept
+        return None
+
+
+def _count(model: ImageClassifier, num_images: Mapping[int, int], num_steps: int) -> int:
     net = build_network(model.hparams["net"], num_classes=len(model.classes)).to("meta").train()
     names = ("lr", "momentum", "weight_decay", "nesterov", "muon_lr", "muon_momentum")
     optimizer = make_optimizer(net.parameters(), **{name: model.hparams[name] for name in names})

@@ -88,6 +88,7 @@ def test_a_run_is_that_of_fit_with_the_same_settings(folder: Path, capsys: pytes
     results = fit([*given, "--trainer.logger", "false", "--trainer.enable_checkpointing", "false"])
     assert results is not None
     assert results.metrics["Accuracy/val"] == pytest.approx(rows(folder)[3]["accuracy_without_tta"], abs=1e-6)
+    assert results.multiplications == rows(folder)[3]["multiplications"]
 
 
 def test_what_is_done_is_not_done_again(
