@@ -1,0 +1,111 @@
+"""Where a file is downloaded from: slow places, places that turn slow, stall or lie, and the rule with its constants."""
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.request import Request
+
+import pytest
+
+from cifar_lit.data import download as downloads
+from cifar_lit.data.download import _Place, _Places, download
+from tests.helpers.server import Behaviour, serving
+
+BODY = os.urandom(120_000)
+MD5 = hashlib.md5(BODY).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    values = {"TIMEOUT_SECONDS": 0.5, "TRIAL_SECONDS": 0.2, "MOVE_SECONDS": 0.1, "PAUSE_SECONDS": 0.01, "OVERLAP": 100}
+    for name, value in {} if "simulate" in request.fixturenames else values.items():
+        monkeypatch.setattr(downloads, name, value)
+
+
+def fetch(*behaviours: Behaviour) -> list[str]:
+    """Download from servers, check the file, and return their URLs."""
+    with ExitStack() as stack:
+        urls = [stack.enter_context(serving(behaviour)) for behaviour in behaviours]
+        download(urls, Path("archive.tar.gz"), md5=MD5)
+    assert Path("archive.tar.gz").read_bytes() == BODY
+    assert not list(Path().glob("*.part*"))
+    return urls
+
+
+def test_a_slow_place_is_left_and_a_fast_one_goes_on_from_there(capsys: pytest.CaptureFixture[str]) -> None:
+    slow, fast = Behaviour(BODY, slow_rate=20_000), Behaviour(BODY)
+    began = time.monotonic()
+    urls = fetch(slow, fast)
+    assert time.monotonic() - began < 3  # of 6 seconds at the slow one
+    assert len(slow.requests) == len(fast.requests) == 1
+    assert int(fast.requests[0].removeprefix("bytes=").rstrip("-")) >= 1000
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("archive.tar.gz: 0.1 MB in ")
+    assert line.endswith(f" MB/s, from {urls[1]}")
+
+
+def test_of_slow_places_the_fastest_is_kept() -> None:
+    places = [Behaviour(BODY, slow_rate=rate) for rate in (20_000, 100_000, 25_000)]
+    fetch(*places)
+    assert [len(place.requests) for place in places] == [1, 2, 1]
+    assert places[1].num_sent > 80_000
+
+
+def test_a_fast_place_that_turns_slow_is_left_for_one_that_is_known() -> None:
+    steady, turning = Behaviour(BODY, slow_rate=100_000), Behaviour(BODY, slow_rate=10_000, slow_at=60_000)
+    fetch(steady, turning)
+    assert [len(place.requests) for place in (steady, turning)] == [2, 1]
+    assert turning.num_sent < 20_000
+
+
+def test_a_place_that_stalls_is_left_at_once() -> None:
+    stalling, good = Behaviour(BODY, stall_seconds=5), Behaviour(BODY)
+    began = time.monotonic()
+    fetch(stalling, good)
+    assert time.monotonic() - began < 3
+    assert [stalling.requests, good.requests] == [[""], ["bytes=59900-"]]
+
+
+@pytest.mark.parametrize("liar_is", [0, 1])
+def test_a_place_that_lies_is_left_and_what_an_honest_one_sent_is_used(liar_is: int) -> None:
+    liar, slow, fast = Behaviour(os.urandom(120_000)), Behaviour(BODY, slow_rate=20_000), Behaviour(BODY)
+    fetch(*([liar, slow, fast] if liar_is == 0 else [slow, liar, fast]))
+    assert len(liar.requests) == (1 if liar_is == 0 else 2)  # beside what another sent, and from the start
+    assert fast.requests[0].startswith("bytes=")
+
+
+def test_a_slow_liar_does_not_spoil_the_file() -> None:
+    liar, fast = Behaviour(os.urandom(120_000), slow_rate=20_000), Behaviour(BODY)
+    fetch(liar, fast)
+    assert len(liar.requests) == 1
+
+
+MB = 1e6
+INF = math.inf
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen"),
+    [
+        ((3 * MB, INF), 0),  # 57 s for what is missing
+        ((2 * MB, INF), 1),
+        ((70e3, 80e3), 1),
+        ((79e3, 80e3), 0),  # nothing gained
+        ((80e3, 70e3), 0),
+        ((70e3, INF, INF), 1),
+        ((70e3, 75e3, 90e3), 2),
+        ((0, 70e3), 1),
+        ((0, 0), 0),
+    ],
+)
+def test_the_place_with_the_earliest_end_is_chosen(rates: tuple[float, ...], chosen: int) -> None:
+    downloads.MOVE_SECONDS = 60.0
+    places = _Places([_Place("", [], rate=rate) for rate in rates], num_missing=170_000_000)
+    assert places.choose(places.all[0]) is places.all[chosen]
