@@ -61,24 +61,25 @@ class _Places:
     num_missing: int = MAX_BYTES  # bytes, where no length was announced
     num_received: int = 0
 
-    def choose(self, current: _Place | None) -> _Place:
+    def choose(self, current: _Place | None, failed: _Place | None = None) -> _Place:
         """Return the place that promises the earliest end, by the rule of ``download``."""
-
-        def promise(place: _Place) -> tuple[float, int]:
-            seconds = self.num_missing / place.rate if place.rate else math.inf
-            return seconds + MOVE_SECONDS * (place.num_failures + (place is not current)), place.num_failures
-
-        return min(self.all, key=promise)
+        others = [place for place in self.all if place is not failed] or self.all
+        return min(
+            others,
+            key=lambda place: (
+                self.num_missing / place.rate + MOVE_SECONDS * (place.num_failures + (place is not current))
+            ),
+        )
 
 
 def download(urls: Sequence[str], path: Path, *, md5: str) -> None:
     """Download a file from where it comes fastest; it gets its final name only if its checksum matches.
 
-    The transfer goes on at the place that promises the earliest end: the time that the missing bytes take at the rate
-    measured there last, or none if it was not tried, and ``MOVE_SECONDS`` more if it is not the current place, and for
-    each failure since its last progress. So a fast place is kept; slow ones are tried in turn, and the fastest is kept
-    until it turns slow. A rate is measured for ``TRIAL_SECONDS``, doubled whenever the place was left, which bounds the
-    moves. A silent place is left after ``TIMEOUT_SECONDS``; one that fails ``NUM_TRIES`` times, or lies, for good.
+    The transfer goes on at the place that promises the earliest end: the time of the missing bytes at the rate measured
+    there last, or none before, and ``MOVE_SECONDS`` more for a move, and for each failure since its last progress. So a
+    fast place is kept; slow ones are tried in turn, and the fastest is kept until it turns slow. A rate is measured for
+    ``TRIAL_SECONDS``, doubled whenever the place was left, which bounds the moves. One that fails, or is silent for
+    ``TIMEOUT_SECONDS``, is left at once; after ``NUM_TRIES`` failures, or with another file, for good.
 
     An incomplete file is kept as ``<name>.part`` and resumed by the next try, place and start. If what a server sends
     does not fit it, either may be wrong: the file is downloaded as ``<name>.part.new``, from the start, and the part is
@@ -86,22 +87,21 @@ def download(urls: Sequence[str], path: Path, *, md5: str) -> None:
     """
     part, new = (path.with_name(f"{path.name}{suffix}") for suffix in (".part", ".part.new"))
     places = _Places([_Place(url, [part, new, new]) for url in dict.fromkeys(urls)])
-    place, failures, began = None, [], time.monotonic()
+    place, failed, failures, began = None, None, [], time.monotonic()
     while places.all:
-        place = places.choose(place)
-        file = place.files[0]
-        is_empty = _size(file) == 0
-        failure = _try_place(place, places, md5, num_kept=_size(file) if file == part else 0)
+        place = places.choose(place, failed)
+        file, num_bytes = place.files[0], _size(place.files[0])
+        failure = _try_place(place, places, md5, num_kept=num_bytes if file == part else 0)
         if failure is None:
             file.replace(path)
             part.unlink(missing_ok=True)
             new.unlink(missing_ok=True)
             size, seconds = places.num_received / 1e6, time.monotonic() - began
-            rate = f"{size:,.1f} MB in {seconds:,.1f} s, {size / seconds:,.2f} MB/s"
-            print(f"{path.name}: {rate}, from {printable(place.url)}", file=sys.stderr)
-            return
+            rate = f"{size:,.1f} MB in {seconds:,.1f} s, {size / max(seconds, 1e-3):,.2f} MB/s"
+            return print(f"{path.name}: {rate}, from {printable(place.url)}", file=sys.stderr)
         if failure == OTHER:
-            del place.files[: 3 if is_empty else 1]
+            del place.files[: 1 if num_bytes else 3]  # after its own bytes it has no others
+        failed = place if failure not in ("", OTHER) else None
         if not place.files or place.num_failures >= NUM_TRIES:
             places.all.remove(place)
             failures.append(" ".join(f"{place.url}: {failure}".split()))
@@ -130,13 +130,13 @@ def _try_place(place: _Place, places: _Places, md5: str, *, num_kept: int) -> st
         failure, may_pass = _explain(error)
     if file.exists() and file_md5(file) == md5:  # also where a wrong length was announced
         return None
-    rate = (_size(file) - size) / (time.monotonic() - began)
+    rate = (_size(file) - size) / max(time.monotonic() - began, 1e-3)
     if failure == OTHER or _size(file) > MAX_BYTES:
         _cut(file, num_kept)
     if failure != OTHER:
+        place.rate = rate if rate > 0 else place.rate
         # A transfer that got further, and not too slowly, is no failed try.
-        num_failures = 1 if rate > MIN_RATE else place.num_failures + 1
-        place.rate, place.num_failures = rate, num_failures if may_pass else NUM_TRIES
+        place.num_failures = NUM_TRIES if not may_pass else 1 if rate > MIN_RATE else place.num_failures + 1
     return failure
 
 
