@@ -36,12 +36,12 @@ class CIFAR10DataModule(LightningDataModule):
     other ones a warning. An argument outside its range, or a ``root`` that cannot be a dataset, is a ``UserError``.
 
     Args:
-        source: Where the images come from. cifar10: the official archive, downloaded to root if missing. images: a
-            folder or archive of your own images, of any size: CLASS/*, or train/CLASS/*, test/CLASS/* and optionally
+        source: Where the images come from. cifar10, cifar100: the official archive, downloaded to root if missing.
+            images: a folder or archive of your own, of any size: CLASS/*, or train/CLASS/*, test/CLASS/* and optionally
             val/CLASS/*. Without test, a fifth is held out for it, by a hash of each image: images that are added or
             renamed move no other. synthetic: generated images of ten shapes and patterns, without any files.
-        root: For cifar10, the folder of the archive. For images, the folder, .tar, .tar.gz or .zip file.
-        mirror: For cifar10, a download URL to try before the known ones.
+        root: For cifar10 and cifar100, the folder of the archive. For images, the folder, .tar, .tar.gz or .zip file.
+        mirror: For cifar10 and cifar100, a download URL to try before the known ones.
         batch_size: Number of images in a training batch, per device.
         val_size: Number of training images to hold out for validation (stratified by class), or a fraction of them
             below 1; 0 for none. By default 5,000, but of your own images a tenth of each class, at least one. With a

@@ -23,6 +23,7 @@ COMMANDS = {
     "demo": ("cifar_lit.commands.demo", "classify images in the browser"),
     "export": ("cifar_lit.commands.export", "write the model as ONNX, torch.export or safetensors"),
     "sweep": ("cifar_lit.commands.sweep", "search for hyper-parameters, judged on validation"),
+    "download": ("cifar_lit.commands.download", "download CIFAR-10 or CIFAR-100, and nothing else"),
     "ladder": ("cifar_lit.commands.ladder", "train from the tutorial's settings to the best, one idea at a time"),
     "paired": ("cifar_lit.commands.paired", "train two settings with the same seeds, and say what the second adds"),
 }
@@ -33,6 +34,7 @@ SYNONYMS = {
     **dict.fromkeys(("infer", "inference", "classify"), "predict"),
     **dict.fromkeys(("tune", "search", "optimize", "hpo"), "sweep"),
     **dict.fromkeys(("serve", "app", "gui", "web"), "demo"),
+    **dict.fromkeys(("fetch", "get", "prepare"), "download"),
     **dict.fromkeys(("summary", "layers", "model"), "explain"),
     **{"convert": "export", "onnx": "export", "val": "validate", "diff": "compare"},
     **dict.fromkeys(("experiment", "pair", "ab", "ablation", "ablate"), "paired"),

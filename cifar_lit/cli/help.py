@@ -17,7 +17,7 @@ examples:
 USED = {
     "--recipe NAME": ("settings to start from", "tutorial"),
     "--config FILE": ("settings from a YAML file of yours", None),
-    "--data.source NAME": ("cifar10, images or synthetic", "cifar10"),
+    "--data.source NAME": ("cifar10, cifar100, images, synthetic", "cifar10"),
     "--data.root PATH": ("folder or archive of the images", "data"),
     "--data.val_size N": ("held out for validation: images or a share", None),
     "--data.batch_size N": ("images in each step", 64),

@@ -2,16 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
-from cifar_lit.data.cifar10 import CIFAR10
+from cifar_lit.data.cifar10 import ARCHIVES, CIFAR10
 from cifar_lit.data.image_folder import ImageFolder
 from cifar_lit.data.listing import looks_like_images
 from cifar_lit.data.split import Split, SplitName
 from cifar_lit.data.synthetic import Synthetic
 from cifar_lit.errors import UserError, require
 
-SourceName = Literal["cifar10", "images", "synthetic"]
+SourceName = Literal["cifar10", "cifar100", "images", "synthetic"]
 
 __all__ = ["Source", "SourceName", "Split", "SplitName", "expand_home", "make_source"]
 
@@ -32,16 +32,17 @@ class Source(Protocol):
 
 def make_source(name: SourceName, *, root: Path, cache_dir: Path, mirror: str | None = None) -> Source:
     """Return a source by name; only the names of its classes are read. Arguments as for ``CIFAR10DataModule``."""
-    if name == "cifar10":
+    if name in ARCHIVES:
+        archive = ARCHIVES[name]
         if root.is_file() or looks_like_images(root):
-            way_out = "set `source` to images as well, or give another folder for CIFAR-10"
+            way_out = f"set `source` to images as well, or give another folder for {archive.title}"
             raise UserError(f"`root` {root} looks like images of your own: {way_out}")
-        return CIFAR10(root, mirror=mirror)
+        return CIFAR10(root, mirror=mirror, archive=archive)
     if name == "images":
         return ImageFolder(root, cache_dir=cache_dir)
     if name == "synthetic":
         return Synthetic()
-    raise UserError(f"`source` is {name}: must be cifar10, images or synthetic")
+    raise UserError(f"`source` is {name}: must be one of {', '.join(get_args(SourceName))}")
 
 
 def expand_home(name: str, path: str) -> str:

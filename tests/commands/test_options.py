@@ -71,6 +71,11 @@ ROWS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "--study": (("mine",), ("", "\0")),
         "--storage": (("sqlite:///own.db",), ("", "own.db", "nothing://here", "sqlite:///nowhere/own.db")),
     },
+    "download": {
+        "--data.source": (("synthetic",), ("", "imagenet")),
+        "--data.root": (("data",), ("", "\0", "{root}/tiny", "{root}/tiny/train/dark/1.png")),
+        "--data.mirror": (("https://mirror.example/",), ("", "\0")),
+    },
     "ladder": {
         "--steps": (("0-3,7", "3-0"), (*NUMBERS, "0-99", "1,,2")),
         "--seeds": (("2", "0,7", "3-5"), (*NUMBERS, "0", "1.5", HUGE)),
@@ -109,7 +114,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command_line(command: str, option: str, value: str, root: Path) -> list[str]:
-    run = [] if command in ("explain", "sweep", "ladder", "paired") else ["{root}/run"]
+    run = [] if command in ("explain", "sweep", "ladder", "paired", "download") else ["{root}/run"]
     given = option + value if value == "=false" else f"{option}={value}"
     others = [] if option == OTHERS.get(command, [""])[0] else OTHERS.get(command, [])
     return [text.format(root=root) for text in (command, *run, *others, given)]
@@ -171,7 +176,7 @@ def test_an_option_of_fit_reaches_what_it_is_for(
     ("command", "option", "value"),
     [
         (command, option, value)
-        for command in ("predict", "demo", "sweep", "ladder", "paired")
+        for command in ("predict", "demo", "sweep", "ladder", "paired", "download")
         for option in ROWS[command]
         for value in ROWS[command][option][0]
     ],
@@ -179,6 +184,7 @@ def test_an_option_of_fit_reaches_what_it_is_for(
 def test_other_values_are_taken(
     command: str, option: str, value: str, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cifar_lit.commands.download.CIFAR10DataModule.prepare_data", lambda _: None)
     monkeypatch.setattr("cifar_lit.commands.demo.launch", lambda *_: "")
     monkeypatch.setattr("cifar_lit.commands.demo.make_page", lambda *_: SimpleNamespace(close=lambda **_: None))
     ends_at_once = SimpleNamespace(Event=lambda: SimpleNamespace(wait=lambda: None))

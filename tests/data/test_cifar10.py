@@ -11,9 +11,10 @@ import pytest
 import torch
 import torchvision
 
-from cifar_lit.data.cifar10 import ARCHIVE, CIFAR10, Archive
+from cifar_lit.data.cifar10 import ARCHIVE, ARCHIVES, CIFAR10, CIFAR100_ARCHIVE, Archive
+from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
-from tests.helpers.cifar10 import NAMES, pack, small_files
+from tests.helpers.cifar10 import NAMES, pack, small_files, small_files_100
 from tests.helpers.server import Behaviour, serving
 
 
@@ -27,12 +28,42 @@ def small(tmp_path: Path) -> tuple[Path, Archive]:
     return root, archive
 
 
-def test_the_checksums_are_those_of_torchvision() -> None:
-    theirs = torchvision.datasets.CIFAR10
-    assert (ARCHIVE.md5, ARCHIVE.name, ARCHIVE.folder) == (theirs.tgz_md5, theirs.filename, theirs.base_folder)
-    assert ARCHIVE.urls[0] == theirs.url
+@pytest.mark.parametrize(
+    ("archive", "theirs"),
+    [(ARCHIVE, torchvision.datasets.CIFAR10), (CIFAR100_ARCHIVE, torchvision.datasets.CIFAR100)],
+    ids=["CIFAR-10", "CIFAR-100"],
+)
+def test_the_checksums_are_those_of_torchvision(archive: Archive, theirs: type[torchvision.datasets.CIFAR10]) -> None:
+    assert (archive.md5, archive.name, archive.folder) == (theirs.tgz_md5, theirs.filename, theirs.base_folder)
+    assert archive.urls[0] == theirs.url
     expected = dict([*theirs.train_list, *theirs.test_list, (theirs.meta["filename"], theirs.meta["md5"])])
-    assert ARCHIVE.members == expected
+    assert archive.members == expected
+    assert all(url.startswith("https://") and f"/{archive.name}" in url for url in archive.urls)
+
+
+def test_cifar100_is_read_with_its_fine_labels_as_torchvision_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, archive = pack(small_files_100())
+    monkeypatch.setitem(ARCHIVES, "cifar100", archive)
+    (tmp_path / archive.name).write_bytes(content)
+    datamodule = CIFAR10DataModule(source="cifar100", root=str(tmp_path), batch_size=10, val_size=20)
+    assert (len(set(datamodule.classes)), datamodule.source.title) == (100, "CIFAR-100")  # before any file is read
+    assert datamodule.classes == sorted(datamodule.classes)
+    assert CIFAR10DataModule(source="cifar100").hparams["val_size"] == 5000
+    datamodule.prepare_data()
+    monkeypatch.setattr(torchvision.datasets.CIFAR100, "_check_integrity", lambda _: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    for split, is_train in (("train", True), ("test", False)):
+        theirs = torchvision.datasets.CIFAR100(str(tmp_path), train=is_train)
+        ours = datamodule.source.load(split)  # type: ignore[arg-type]
+        assert np.array_equal(ours.images.numpy(), theirs.data)
+        assert ours.labels.tolist() == theirs.targets
+        assert datamodule.classes == theirs.classes
+    datamodule.setup("fit")
+    assert datamodule.train is not None
+    assert datamodule.val is not None
+    assert (len(datamodule.train.labels), len(datamodule.val.labels)) == (100, 20)
 
 
 def test_an_archive_put_there_by_hand_is_read(small: tuple[Path, Archive]) -> None:

@@ -19,7 +19,7 @@ MD5 = hashlib.md5(BODY).hexdigest()
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("TIMEOUT_SECONDS", 0.5), ("NUM_TRIES", 3), ("PAUSE_SECONDS", 0.01)):
+    for name, value in (("TIMEOUT_SECONDS", 0.5), ("TRIAL_SECONDS", 0.5), ("PAUSE_SECONDS", 0.01)):
         monkeypatch.setattr(downloads, name, value)
 
 

@@ -22,11 +22,14 @@ class Behaviour:
         cut_points: A value for each time, instead of ``cut_at``.
         stall_seconds: A pause in the middle of each response.
         byte_seconds: A pause after each byte.
+        slow_rate: Bytes per second, in steps of 1000; 0 for as fast as it can.
+        slow_at: From this byte of the file on it has that rate.
         length: Whether there is a ``Content-Length``.
         announced: The length that it announces; None for the right one.
         range_shift: How far from the requested range the ``Content-Range`` begins.
         redirect: The URL that it redirects to; empty for none.
         requests: The ``Range`` header of each request so far.
+        num_sent: The bytes that were sent slowly so far.
     """
 
     body: bytes
@@ -37,11 +40,14 @@ class Behaviour:
     cut_points: list[int] = field(default_factory=list)
     stall_seconds: float = 0.0
     byte_seconds: float = 0.0
+    slow_rate: float = 0.0
+    slow_at: int = 0
     length: bool = True
     announced: str | int | None = None
     range_shift: int = 0
     redirect: str = ""
     requests: list[str] = field(default_factory=list)
+    num_sent: int = 0
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -72,12 +78,23 @@ class Handler(BaseHTTPRequestHandler):
         for byte in part if self.behaviour.byte_seconds else b"":
             self.wfile.write(bytes([byte]))
             time.sleep(self.behaviour.byte_seconds)
+        if self.behaviour.slow_rate:
+            part = self.send_slowly(part, start)
         part = self.cut(part)
         half = len(part) // 2
         self.wfile.write(part[:half])
         self.wfile.flush()
         time.sleep(self.behaviour.stall_seconds)
         self.wfile.write(part[half:])
+
+    def send_slowly(self, part: bytes, start: int) -> bytes:
+        fast = max(0, self.behaviour.slow_at - start)
+        self.wfile.write(part[:fast])
+        for at in range(fast, len(part), 1000):
+            self.wfile.write(part[at : at + 1000])
+            self.behaviour.num_sent += 1000
+            time.sleep(1000 / self.behaviour.slow_rate)
+        return b""
 
     def cut(self, part: bytes) -> bytes:
         if not self.behaviour.cuts:

@@ -1,0 +1,44 @@
+"""``cifar-lit download``: download a dataset, and nothing else."""
+
+import argparse
+from collections.abc import Sequence
+from typing import get_args
+
+from cifar_lit.cli.parser import CommandParser, naming_options
+from cifar_lit.commands.options import given
+from cifar_lit.data import SourceName
+from cifar_lit.datamodule import CIFAR10DataModule
+
+EXAMPLES = """
+cifar-lit download
+cifar-lit download --data.source cifar100 --data.root data
+"""
+
+
+def main(args: Sequence[str]) -> int:
+    parser = _parser()
+    options = parser.parse_args(args)
+    source = vars(options).get("data.source", "cifar10")
+    if source in ("images", "synthetic"):
+        print(f"--data.source {source} needs no download")
+        return 0
+    with naming_options(parser.names):
+        datamodule = CIFAR10DataModule(**given(options, "data"))
+        datamodule.prepare_data()
+    print(f"{datamodule.source.title} is in {datamodule.hparams['root']}")
+    return 0
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "download",
+        "[--data.source NAME]",
+        "Download a dataset, verify and extract it, and say from where and how fast. What is there is not downloaded "
+        "again, and a download that was stopped resumes.",
+        EXAMPLES,
+    )
+    default = argparse.SUPPRESS
+    parser.add_argument("--data.source", default=default, choices=get_args(SourceName), help="which (default: cifar10)")
+    parser.add_argument("--data.root", default=default, metavar="ROOT", help="the folder for it (default: data)")
+    parser.add_argument("--data.mirror", default=default, metavar="URL", help="a URL of the archive, to try first")
+    return parser

@@ -1,0 +1,3 @@
+from cifar_lit.main import main
+
+raise SystemExit(main(command="download"))
