@@ -192,7 +192,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
 def save_safetensors(path: Path, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     """Write a model's hyper-parameters and weights: ``path``, with ``config.json`` beside it."""
     safetensors = import_extra("safetensors.torch", extra="export")
-    data = safetensors.save({name: part.contiguous() for name, part in weights.items()}, {"format": "pt"})
+    data = safetensors.save({name: part.clone(memory_format=torch.contiguous_format) for name, part in weights.items()}, {"format": "pt"})
     config = {
         "architecture": options["net"]["class_path"].rpartition(".")[2],
         "num_classes": len(options["classes"]),
