@@ -87,7 +87,7 @@ class NonFiniteGuard(Callback):
 
     def _advice(self, trainer: Trainer) -> str:
         """Return how to go on: a command if the run has a checkpoint from which that helps, otherwise a new run."""
-        if trainer.lightning_module.hparams.get("muon_lr"):  # whose steps are of one length, whatever the gradient's norm
+        if trainer.lightning_module.hparams.get("muon_lr"):  # whose steps have a fixed length, clipped or not
             return "start again with a lower `lr` and `muon_lr`"
         before = trainer.gradient_clip_val or math.inf
         clip = 1 if before > 1 else before / 10

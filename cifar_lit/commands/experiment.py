@@ -154,7 +154,9 @@ class Experiment:
     def _train(self, setting: Setting, seed: int) -> Row:
         judged = next((row["val_images"] for row in self.rows() if "val_images" in row), None)
         save = self._weights(setting, seed) if setting.name in self.kept else None
-        return train([*setting.args, *as_options(self.machine), f"--seed_everything={seed}"], val_images=judged, save=save)
+        return train(
+            [*setting.args, *as_options(self.machine), f"--seed_everything={seed}"], val_images=judged, save=save
+        )
 
     def _test(self, setting: Setting, seed: int) -> Row:
         network = setting.values.get("model.net.class_path")
