@@ -138,9 +138,8 @@ def _check_training(model: ImageClassifier) -> None:
         if not logits.requires_grad:
             raise UserError(f"`net`: no parameter of {type(net).__name__} is trained by its logits")
         if (logits >= 0).all() and torch.allclose(logits.sum(1), logits.new_ones(2), atol=1e-3):
-            rank_zero_warn(
-                f"{type(net).__name__} gives probabilities, and the loss expects logits: leave out the softmax at its end"
-            )
+            name = type(net).__name__
+            rank_zero_warn(f"{name} gives probabilities, and the loss expects logits: leave out the softmax at its end")
     finally:
         set_random_state(random_state)
         for part, was_training in modes:

@@ -1,4 +1,4 @@
-"""A run of a sweep or an experiment: its options; a training whose last weights are judged on validation, and their test."""
+"""A run of an experiment: a training whose last weights are judged on validation, and later their test."""
 
 import argparse
 import gc

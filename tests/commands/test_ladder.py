@@ -239,8 +239,8 @@ def test_all_spellings_of_a_file_and_each_value_of_a_list_are_noted() -> None:
     Path("own.yaml").write_text("model: {lr: 0.5}")
     for args in (["-c", "own.yaml"], ["-c=own.yaml"], ["-cown.yaml"], ["--config", "own.yaml"]):
         assert Setting("", [*args, "--data.flip=none"]).values == {"model.lr": 0.5, "data.flip": "none"}
-    callbacks = [["--trainer.callbacks+", name] for name in ("EarlyStopping", "DeviceStatsMonitor")]
-    assert Setting("", sum(callbacks, [])).values == {"trainer.callbacks+": ["EarlyStopping", "DeviceStatsMonitor"]}
+    two = Setting("", ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks+=DeviceStatsMonitor"])
+    assert two.values == {"trainer.callbacks+": ["EarlyStopping", "DeviceStatsMonitor"]}
 
 
 @pytest.mark.slow
