@@ -192,7 +192,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
 def save_safetensors(path: Path, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     """Write a model's hyper-parameters and weights: ``path``, with ``config.json`` beside it."""
     safetensors = import_extra("safetensors.torch", extra="export")
-    data = safetensors.save({name: part.contiguous() for name, part in weights.items()}, {"format": "pt"})
+    # Copied, because safetensors takes no weights that share memory, such as tied ones.
+    parts = {name: part.clone(memory_format=torch.contiguous_format) for name, part in weights.items()}
+    data = safetensors.save(parts, {"format": "pt"})
     config = {
         "architecture": options["net"]["class_path"].rpartition(".")[2],
         "num_classes": len(options["classes"]),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cifar_lit.checkpoint import plain_value
 from cifar_lit.data import Source, SourceName, Split, expand_home, make_source
-from cifar_lit.data.augment import Augmentation, Flip, resize, to_float
+from cifar_lit.data.augment import Augmentation, Flip, resize, size_of_epoch, to_float
 from cifar_lit.data.loader import BatchLoader
 from cifar_lit.data.options import check_options
 from cifar_lit.data.split import check_state, fingerprint, hash_images, hold_out, mix_classes
@@ -57,7 +57,8 @@ class CIFAR10DataModule(LightningDataModule):
         cutout: Side in pixels of a square at a random position that is filled with the mean colour in each training
             image; 0 for none.
         image_sizes: Height and width of the training images in each epoch, for progressive resizing, for example
-            [16, 24, 32]; later epochs use the last size. Empty for 32 throughout.
+            [16, 24, 32]; later epochs use the last size, and with a lower max_epochs some sizes are skipped, so that
+            the last epoch has the last one. Empty for 32 throughout.
 
     Attributes:
         train: The training split, after ``setup("fit")``; its images are uint8 ``(N, 32, 32, 3)``.
@@ -220,7 +221,8 @@ class CIFAR10DataModule(LightningDataModule):
         if not (sizes and self.trainer and self.trainer.training):
             return batch
         images, labels = batch
-        return resize(to_float(images), sizes[min(self.trainer.current_epoch, len(sizes) - 1)]), labels
+        size = size_of_epoch(sizes, self.trainer.current_epoch, self.trainer.max_epochs)
+        return resize(to_float(images), size), labels
 
     def _loader(self, split: Split, batch_size: int | None = None, **options: Any) -> BatchLoader:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")

@@ -19,6 +19,7 @@ class Results:
     """The metrics of a checkpoint, the data and network they belong to and, after a fit, its training.
 
     Attributes:
+        num_train: Images of the training split. With ``limit_train_batches`` each epoch takes a part, each another one.
         test_images: The fingerprint of the test images.
         num_val: Validation images that were scored, as ``num_test``; 0 for none.
         total_val: Validation images that there are, where only a part was scored, as ``total_test``; None for all.

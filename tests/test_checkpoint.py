@@ -195,6 +195,15 @@ def test_an_export_is_loaded(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_tied_weights_are_exported_under_each_name(tmp_path: Path) -> None:
+    weights = torch.arange(8.0).view(1, 2, 2, 2).to(memory_format=torch.channels_last)
+    save_safetensors(tmp_path / "model.safetensors", OPTIONS, {"a": weights, "b": weights, "part": weights[0, 0]})
+    loaded = load_safetensors(tmp_path / "model.safetensors")["state_dict"]
+    assert loaded.keys() == {"a", "b", "part"}
+    assert torch.equal(loaded["a"], weights)
+    assert torch.equal(loaded["b"], weights)
+
+
 def test_a_bad_export_is_named_with_its_reason(tmp_path: Path) -> None:
     path = export(tmp_path)
     content, config = path.read_bytes(), path.with_name("config.json")

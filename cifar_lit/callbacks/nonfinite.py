@@ -87,14 +87,15 @@ class NonFiniteGuard(Callback):
 
     def _advice(self, trainer: Trainer) -> str:
         """Return how to go on: a command if the run has a checkpoint from which that helps, otherwise a new run."""
+        if trainer.lightning_module.hparams.get("muon_lr"):  # whose steps have a fixed length, clipped or not
+            return "start again with a lower `lr` and `muon_lr`"
         before = trainer.gradient_clip_val or math.inf
         clip = 1 if before > 1 else before / 10
-        rate = "a lower `lr`" + (" and `muon_lr`" if trainer.lightning_module.hparams.get("muon_lr") else "")
         if (resumable := self._resumable()) is None:
-            return f"start again with {rate}, or with `gradient_clip_val` {clip:g}"
+            return f"start again with a lower `lr`, or with `gradient_clip_val` {clip:g}"
         path = shlex.quote(shorten(resumable)) + needed_trust(trainer.lightning_module.get_submodule("net"))
         return (
-            f"start again with {rate}, or resume before that with cifar-lit fit --ckpt_path {path} "
+            f"start again with a lower `lr`, or resume before that with cifar-lit fit --ckpt_path {path} "
             f"--trainer.gradient_clip_val {clip:g}"
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 import cifar_lit.networks
@@ -126,12 +127,6 @@ def check_network(model: ImageClassifier, sizes: Sequence[int]) -> None:
             raise UserError(f"`image_sizes` has {size}, which {name} does not take: leave it out") from error
 
 
-def require_forward(net: nn.Module) -> None:
-    """Refuse a network without a method ``forward``, such as one with a slip in its name."""
-    if type(net).forward is nn.Module.forward:
-        raise UserError(f"`net`: {type(net).__name__} has no method forward{suggest('forward', vars(type(net)))}")
-
-
 def _check_training(model: ImageClassifier) -> None:
     """Refuse a network that gives something else in training, or logits that nothing in it is trained by."""
     net: Any = model.net
@@ -142,6 +137,9 @@ def _check_training(model: ImageClassifier) -> None:
         check_logits(logits, net, 2, len(model.classes))
         if not logits.requires_grad:
             raise UserError(f"`net`: no parameter of {type(net).__name__} is trained by its logits")
+        if (logits >= 0).all() and torch.allclose(logits.sum(1), logits.new_ones(2), atol=1e-3):
+            name = type(net).__name__
+            rank_zero_warn(f"{name} gives probabilities, and the loss expects logits: leave out the softmax at its end")
     finally:
         set_random_state(random_state)
         for part, was_training in modes:

@@ -1,7 +1,6 @@
 """Named settings of ``fit`` with several seeds: each run once, its row kept, by any number of processes."""
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -13,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cifar_lit.commands.trial import Row, score_test, train
+from cifar_lit.commands.trial import Row, as_options, score_test, train
 from cifar_lit.errors import UserError
 from cifar_lit.files import printable, write_atomic
 from cifar_lit.recipes import RECIPES
@@ -35,7 +34,8 @@ class Setting:
     def values(self) -> dict[str, Any]:
         """What the options set, by their names: those of files, too. A later one wins."""
         values: dict[str, Any] = {}
-        words = [part for word in self.args for part in word.split("=", 1)]
+        args = [re.sub(r"^-c=?(?=.)", "--config=", "--config" if word == "-c" else word) for word in self.args]
+        words = [part for word in args for part in word.split("=", 1)]
         for word, following in zip(words, [*words[1:], "--"], strict=True):
             if not word.startswith("--"):
                 continue
@@ -45,13 +45,11 @@ class Setting:
                     values |= _flat(read_yaml(Path(value)))
                 case "recipe" if value in RECIPES:
                     values |= _flat(read_yaml(RECIPES[value]))
+                case name if name.endswith("+"):
+                    values[name] = [*values.get(name, []), parse_yaml(value)]
                 case name:
                     values[name] = parse_yaml(value)
         return {_full_name(name): value for name, value in values.items()}
-
-    @property
-    def hash(self) -> str:
-        return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _full_name(name: str) -> str:
@@ -145,7 +143,7 @@ class Experiment:
         with self._claimed(f"{file}_{setting.name}_{seed}") as is_free:
             if not is_free or (setting.name, seed) in self._done(file):
                 return False
-            row = {"setting": setting.name, "seed": seed, "hash": setting.hash, **work(setting, seed)}
+            row = {"setting": setting.name, "seed": seed, **work(setting, seed)}
             self._append(row, file)
         result = "diverged" if row["accuracy"] is None else f"{row['accuracy']:.4f}"
         seconds = f"{row['seconds']:.0f} s" if "seconds" in row else "test" * (file == TESTS)
@@ -156,8 +154,9 @@ class Experiment:
     def _train(self, setting: Setting, seed: int) -> Row:
         judged = next((row["val_images"] for row in self.rows() if "val_images" in row), None)
         save = self._weights(setting, seed) if setting.name in self.kept else None
-        machine = [f"--{name}={value}" for name, value in self.machine.items()]
-        return train([*setting.args, *machine, f"--seed_everything={seed}"], val_images=judged, save=save)
+        return train(
+            [*setting.args, *as_options(self.machine), f"--seed_everything={seed}"], val_images=judged, save=save
+        )
 
     def _test(self, setting: Setting, seed: int) -> Row:
         network = setting.values.get("model.net.class_path")

@@ -11,8 +11,7 @@ import yaml
 
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
 from cifar_lit.commands.experiment import TESTS, Experiment, Setting
-from cifar_lit.commands.sweep import MACHINE_OPTIONS
-from cifar_lit.commands.trial import Row
+from cifar_lit.commands.trial import Row, add_machine_options, machine_options
 from cifar_lit.errors import UserError, require, suggest
 from cifar_lit.evaluation.ladder import Step, format_ladder, format_tests, markdown_ladder, plot_ladder
 from cifar_lit.files import shorten, write_atomic
@@ -72,7 +71,7 @@ def _experiment(options: argparse.Namespace, common: Sequence[str]) -> Experimen
         [step_setting(step, common) for step in range(len(LADDER))],
         parse_seeds(options.seeds),
         chosen=[LADDER[step].stem for step in steps],
-        machine={name: value for name in MACHINE_OPTIONS if (value := vars(options)[name]) is not None},
+        machine=machine_options(options),
         kept=[LADDER[0].stem, LADDER[-1].stem],
     )
 
@@ -174,6 +173,5 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--show", type=int, metavar="STEP", help="print the settings of a step, for fit --config")
     parser.add_argument("--to", default="lightning_logs/ladder", help="where the rows are kept (default: %(default)s)")
-    for name in MACHINE_OPTIONS:  # of fit, and passed on to it
-        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    add_machine_options(parser)
     return parser

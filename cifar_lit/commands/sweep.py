@@ -1,6 +1,5 @@
 """Search for hyper-parameters with Optuna, judged on validation."""
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -8,7 +7,7 @@ import os
 import shlex
 import socket
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from cifar_lit.cli.filters import without_notices
 from cifar_lit.cli.fit import fit
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
 from cifar_lit.commands.ranges import RANGES, Suggest, parse_ranges
+from cifar_lit.commands.trial import TRIAL_OPTIONS, add_machine_options, as_options, machine_options
 from cifar_lit.errors import UserError, import_extra, is_out_of_memory, require
 from cifar_lit.files import printable, shorten
 from cifar_lit.recipes import RECIPES
@@ -30,13 +30,6 @@ cifar-lit sweep --recipe tuned --set model.lr=log:0.01:0.3 --trials 20
 cifar-lit sweep --set model.momentum=lin:0.5:0.95 --set data.batch_size=64,128
 cifar-lit sweep --set model.lr=log:0.01:0.3 --storage postgresql://me@host/db
 """
-MACHINE_OPTIONS = ("data.root", "data.cache_dir", "data.mirror", "trainer.default_root_dir", "trainer.accelerator")
-"""Options of ``fit`` that may differ between the machines that share a study."""
-TRIAL_OPTIONS = ["--no_report"] + [
-    f"--trainer.{name}=false"
-    for name in ("enable_checkpointing", "logger", "enable_progress_bar", "enable_model_summary")
-]
-"""Options of ``fit`` for a trial: its result goes into the study, and it leaves nothing else behind."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -46,13 +39,13 @@ def main(args: Sequence[str]) -> int:
         require("trials", options.trials, options.trials >= 1, "at least 1")
         if options.ckpt_path is not None:
             raise UserError("`ckpt_path`: a trial trains from the start: leave it out")
-        machine = {name: value for name in MACHINE_OPTIONS if (value := vars(options)[name]) is not None}
+        machine = machine_options(options)
         given = {word.partition("=")[0].removeprefix("--") for word in training if word.startswith("--")}
         ranges = parse_ranges(options.set, given | machine.keys())
         searched = json.dumps([options.recipe, sorted(options.set), training])
         name = options.study or f"{options.recipe}-{hashlib.sha256(searched.encode()).hexdigest()[:8]}"
         storage = options.storage or _default_storage(machine.get("trainer.default_root_dir", "."))
-        sweep = Sweep(["--recipe", options.recipe, *training, *_as_options(machine)], ranges, options.trials)
+        sweep = Sweep(["--recipe", options.recipe, *training, *as_options(machine)], ranges, options.trials)
         sweep.open(storage, name, searched)
         with sweep.using_storage():
             sweep.run()
@@ -145,7 +138,7 @@ class Sweep:
         try:
             with tqdm(desc=title, unit="epoch", disable=None, leave=False) as bar, without_notices():
                 pruner = PruningCallback(trial, bar)
-                fit([*TRIAL_OPTIONS, *self.fit_options, *_as_options(values)], pruner=pruner)
+                fit([*TRIAL_OPTIONS, *self.fit_options, *as_options(values)], pruner=pruner)
         except SystemExit as stopped:
             self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)  # Optuna would leave it running
             if stopped.code in (130, 143):
@@ -178,7 +171,7 @@ class Sweep:
             f"trials    {len(self.trials('COMPLETE'))} finished, {len(self.trials('PRUNED'))} stopped early",
             f"study     {self.study.study_name} in {self.url!r}",
             "",
-            shlex.join(["cifar-lit", "fit", *self.fit_options, *_as_options(found)]),
+            shlex.join(["cifar-lit", "fit", *self.fit_options, *as_options(found)]),
         ]
 
 
@@ -189,10 +182,6 @@ def _default_storage(root: str) -> str:
     except OSError as error:
         raise UserError(f"`default_root_dir`: {file.parent} cannot be created ({error.strerror})") from error
     return f"sqlite:///{shorten(file)}"
-
-
-def _as_options(values: Mapping[str, Any]) -> list[str]:
-    return [f"--{name}={value}" for name, value in values.items()]
 
 
 def _parser() -> CommandParser:
@@ -207,6 +196,5 @@ def _parser() -> CommandParser:
     parser.add_argument("--trials", type=int, default=20, help="trials in all, with earlier ones (default: 20)")
     parser.add_argument("--study", help="its name (default: made from the recipe and all options)")
     parser.add_argument("--storage", help=f"URL of a database, for many machines (default: SQLite, {LOGS}/sweeps.db)")
-    for name in ("ckpt_path", *MACHINE_OPTIONS):  # of fit, and passed on to it
-        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    add_machine_options(parser, "ckpt_path")
     return parser

@@ -1,5 +1,6 @@
-"""One run of an experiment: a training whose last weights are judged on validation, and later their test."""
+"""A run of an experiment: a training whose last weights are judged on validation, and later their test."""
 
+import argparse
 import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,6 @@ from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.cli.filters import filter_logs, without_notices
 from cifar_lit.cli.fit import fit
 from cifar_lit.cli.trainer import make_trainer
-from cifar_lit.commands.sweep import TRIAL_OPTIONS
 from cifar_lit.errors import UserError
 from cifar_lit.evaluation.multiplications import count_multiplications
 from cifar_lit.evaluation.score import score
@@ -24,6 +24,27 @@ from cifar_lit.run import Run
 
 Row = dict[str, Any]
 """What is kept of a run, as JSON."""
+MACHINE_OPTIONS = ("data.root", "data.cache_dir", "data.mirror", "trainer.default_root_dir", "trainer.accelerator")
+"""Options of ``fit`` that may differ between the machines that share the runs."""
+TRIAL_OPTIONS = ["--no_report"] + [
+    f"--trainer.{name}=false"
+    for name in ("enable_checkpointing", "logger", "enable_progress_bar", "enable_model_summary")
+]
+"""Options of ``fit`` for a run whose result is kept elsewhere, and which leaves nothing else behind."""
+
+
+def add_machine_options(parser: argparse.ArgumentParser, *others: str) -> None:
+    """Add these options of ``fit``, and others that are passed on to it or refused."""
+    for name in (*others, *MACHINE_OPTIONS):
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+
+
+def machine_options(options: argparse.Namespace) -> dict[str, str]:
+    return {name: value for name in MACHINE_OPTIONS if (value := vars(options)[name]) is not None}
+
+
+def as_options(values: Mapping[str, Any]) -> list[str]:
+    return [f"--{name}={value}" for name, value in values.items()]
 
 
 def train(args: Sequence[str], *, val_images: str | None, save: Path | None) -> Row:

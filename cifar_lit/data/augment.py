@@ -3,6 +3,7 @@
 Images have the layout ``(N, height, width, 3)``: the pixels of a row are contiguous, so that a crop copies whole rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -150,3 +151,13 @@ def resize(images: Tensor, size: int) -> Tensor:
     if images.shape[-1] == size:
         return images
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def size_of_epoch(sizes: Sequence[int], epoch: int, max_epochs: int | None) -> int:
+    """Return the image size of an epoch, from 0: its entry in ``sizes``, and the last one in all later epochs.
+
+    A training of fewer epochs than sizes skips some of them evenly, so that it ends with the last one: that of a test.
+    """
+    if max_epochs is not None and 0 < max_epochs < len(sizes):  # -1 and None: until a number of steps, or a time
+        epoch = (epoch + 1) * len(sizes) // max_epochs - 1
+    return sizes[min(epoch, len(sizes) - 1)]

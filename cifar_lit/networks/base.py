@@ -133,6 +133,8 @@ def build_network(spec: Mapping[str, Any], *, num_classes: int) -> nn.Module:
         raise UserError(f"`net`: num_classes of {kind.__name__} is that of the data: leave it out")
     if takes_num_classes(kind):
         options["num_classes"] = num_classes
+    if kind.__hash__ is None:
+        raise UserError(f"`net`: {kind.__name__} has no hash, which torch needs: write @dataclass(eq=False) above it")
     signature = inspect.signature(kind)
     try:
         signature.bind(**options)

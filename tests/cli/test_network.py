@@ -111,6 +111,16 @@ class Frozen(Base):
         self.requires_grad_(False)
 
 
+class Probabilities(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).softmax(1)
+
+
+class LogProbabilities(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).log_softmax(1)
+
+
 class Misspelt(nn.Module):
     def foward(self, x: Tensor) -> Tensor:
         return x
@@ -147,6 +157,13 @@ def test_a_network_that_does_not_fit_is_said_in_terms_of_its_layers(net: type[nn
     FOLDER.names.add("tests")  # as if it were a module of the working folder
     with pytest.raises(UserError, match=expected), own_code():
         check_network(ImageClassifier(classes=CLASSES, net=net), [])
+
+
+def test_a_softmax_before_the_loss_is_noticed() -> None:
+    FOLDER.names.add("tests")
+    with pytest.warns(UserWarning, match="Probabilities gives probabilities, and the loss expects logits: leave out"):
+        check_network(ImageClassifier(classes=CLASSES, net=Probabilities), [])
+    check_network(ImageClassifier(classes=CLASSES, net=LogProbabilities), [])  # whose loss is the same
 
 
 def test_the_check_leaves_the_network_and_the_random_numbers_as_they_were() -> None:

@@ -43,7 +43,9 @@ def test_a_runs_network_is_explained(run: str, capsys: pytest.CaptureFixture[str
         (["--width", "1000000"], "--width is 1000000: must be from 1 to 1024"),
         (["--num_classes", "-1"], "--num_classes is -1: must be from 1 to 100000"),
         (["--model.net", "FastCNN", "--model.net.depth", "3"], "depth"),
-        (["nowhere"], "nowhere"),
+        (["no/where"], "no/where"),
+        (["FastCNN"], "FastCNN: no such run; a network is given as --model.net FastCNN"),
+        (["my_net.MyModel"], "my_net.MyModel: no such run; a network is given as --model.net my_net.MyModel"),
         (["nowhere", "--model.net", "FastCNN"], "--model.net beside a run, which has its own network"),
     ],
 )

@@ -66,7 +66,6 @@ def test_a_row_has_what_the_table_needs(done: Path) -> None:
     first, last, *_ = rows(done)
     assert first["accuracy"] == first["accuracy_without_tta"]
     assert (last["epochs"], last["steps"], last["num_val"]) == (1, 3, 12)
-    assert first["hash"] != last["hash"]
     assert last["val_images"] == first["val_images"]
     assert first["multiplications"] == 48 * (2 * 32 * 32 * 8 * 75 + 3 * (8 * 16 * 16 * 64 + 64 * 3))
     assert "cpu" in str(first["device"])
@@ -233,7 +232,15 @@ def test_options_have_the_values_that_they_set() -> None:
     assert (setting.values["model.lr"], setting.values["data.flip"]) == (3, "none")
     assert setting.values["no_report"] is True
     assert setting.values["model.muon_lr"] == 0.2
-    assert setting.hash == Setting("other", ["--recipe=fast", *setting.args[2:]]).hash
+    assert setting.values == Setting("other", ["--recipe=fast", *setting.args[2:]]).values
+
+
+def test_all_spellings_of_a_file_and_each_value_of_a_list_are_noted() -> None:
+    Path("own.yaml").write_text("model: {lr: 0.5}")
+    for args in (["-c", "own.yaml"], ["-c=own.yaml"], ["-cown.yaml"], ["--config", "own.yaml"]):
+        assert Setting("", [*args, "--data.flip=none"]).values == {"model.lr": 0.5, "data.flip": "none"}
+    two = Setting("", ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks+=DeviceStatsMonitor"])
+    assert two.values == {"trainer.callbacks+": ["EarlyStopping", "DeviceStatsMonitor"]}
 
 
 @pytest.mark.slow

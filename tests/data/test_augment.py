@@ -6,7 +6,19 @@ import torch
 from torch import Tensor
 from torchvision.transforms import ToTensor
 
-from cifar_lit.data.augment import Augmentation, crop, cutout, flip, generator_for, pad, resize, to_float
+from cifar_lit.commands.experiment import Setting
+from cifar_lit.commands.ladder import step_setting
+from cifar_lit.data.augment import (
+    Augmentation,
+    crop,
+    cutout,
+    flip,
+    generator_for,
+    pad,
+    resize,
+    size_of_epoch,
+    to_float,
+)
 from cifar_lit.errors import UserError
 
 
@@ -113,3 +125,30 @@ def test_an_alternating_flip_shows_each_image_both_ways_in_two_epochs() -> None:
 
 def test_without_augmentation_nothing_is_sampled() -> None:
     assert Augmentation().sample(10, 32, seed=0, epoch=0) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        (Setting("", ["--recipe=fast"]), [16, 20, 24, 24, 24, 24, 24, 32, 32, 32]),
+        (Setting("", ["--recipe=fast10"]), [16, 20, 20, 24, 24, 32]),
+        (step_setting(15, ["--trainer.max_epochs=8"]), [16, 20, 24, 32, 32, 32, 32, 32]),
+        (Setting("", ["--recipe=fast10", "--trainer.max_epochs=3"]), [20, 24, 32]),
+        (Setting("", ["--recipe=fast10", "--trainer.max_epochs=1"]), [32]),
+        (Setting("", ["--recipe=fast10", "--trainer.max_epochs=8"]), [16, 20, 20, 24, 24, 32, 32, 32]),
+        (step_setting(15, ["--trainer.max_epochs=3"]), [16, 20, 32]),
+    ],
+)
+def test_image_sizes_follow_the_number_of_epochs(setting: Setting, expected: list[int]) -> None:
+    sizes, max_epochs = setting.values["data.image_sizes"], setting.values["trainer.max_epochs"]
+    assert [size_of_epoch(sizes, epoch, max_epochs) for epoch in range(max_epochs)] == expected
+
+
+def test_a_training_of_any_length_ends_at_the_last_size_and_never_shrinks_growing_ones() -> None:
+    sizes = [8, 9, 10, 11, 12, 13, 14]
+    for max_epochs in range(1, 12):
+        chosen = [size_of_epoch(sizes, epoch, max_epochs) for epoch in range(max_epochs)]
+        assert chosen[-1] == 14
+        assert chosen == sorted(chosen)
+    for unknown in (None, -1):  # with max_steps or max_time alone
+        assert [size_of_epoch(sizes, epoch, unknown) for epoch in range(9)] == [*sizes, 14, 14]

@@ -1,6 +1,7 @@
 """The description of a network in a checkpoint, and the network that is built from it."""
 
 import contextlib
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,19 @@ def test_any_module_is_a_network_and_gets_num_classes_if_it_takes_that() -> None
     assert getattr(build_network(describe_network(HandingOn), num_classes=5), "size") == (3, 5)  # noqa: B009
     with pytest.raises(UserError, match=r"^`net`: Needy has no default for depth: give `net`.depth$"):
         build_network(describe_network(Needy), num_classes=4)
+
+
+@dataclasses.dataclass
+class Equal(Fixed):
+    width: int = 2
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+
+def test_a_class_without_a_hash_is_refused() -> None:
+    with pytest.raises(UserError, match=r"`net`: Equal has no hash, .*: write @dataclass\(eq=False\) above it"):
+        build_network(describe_network(Equal), num_classes=3)
 
 
 def test_a_default_that_a_checkpoint_cannot_hold_is_left_out() -> None:
