@@ -59,6 +59,11 @@ def read_image(source: IO[bytes] | Path, size: int = 32, resize: Resize = "squas
     What is not one of ``FORMATS``, cannot be read, has more than ``MAX_PIXELS`` pixels or has pixels of an unknown
     range (floats, 32 bits) is a ``UserError``; its message continues a file name.
     """
+    return to_square(read_rgb(source), size, resize)
+
+
+def read_rgb(source: IO[bytes] | Path) -> Image.Image:
+    """Read an encoded image of any size, for ``to_square``."""
     if isinstance(source, Path):
         content = read_file(source)
         if isinstance(content, UserError):
@@ -68,7 +73,7 @@ def read_image(source: IO[bytes] | Path, size: int = 32, resize: Resize = "squas
         with Image.open(source, formats=_formats()) as image:
             num_pixels = image.width * image.height
             if num_pixels <= MAX_PIXELS:
-                return fit_image(image, size, resize)
+                return to_rgb(image)
     except UnidentifiedImageError as error:
         raise UserError("is not an image") from error
     except (UserError, MemoryError):
@@ -80,6 +85,11 @@ def read_image(source: IO[bytes] | Path, size: int = 32, resize: Resize = "squas
 
 def fit_image(image: Image.Image, size: int = 32, resize: Resize = "squash") -> NDArray[np.uint8]:
     """Convert an open image to what ``read_image`` returns."""
+    return to_square(to_rgb(image), size, resize)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn an open image upright, and convert it to RGB."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         pixels = np.asarray(image)
@@ -90,14 +100,17 @@ def fit_image(image: Image.Image, size: int = 32, resize: Resize = "squash") -> 
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+    return image.convert("RGB")
+
+
+def to_square(image: Image.Image, size: int, resize: Resize) -> NDArray[np.uint8]:
+    """Resize an RGB image, as described for ``read_image``."""
     if resize == "crop":
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     elif resize == "pad":
-        sides = [max(1, round(side * size / max(image.size))) for side in image.size]
-        scaled = image.resize((sides[0], sides[1]), Image.Resampling.BILINEAR)
-        image = Image.new("RGB", (size, size))
-        image.paste(scaled, ((size - sides[0]) // 2, (size - sides[1]) // 2))
+        if max(image.size) > size * min(image.size):
+            raise UserError(f"has {image.width}x{image.height} pixels, too narrow to keep its aspect ratio")
+        image = ImageOps.pad(image, (size, size), Image.Resampling.BILINEAR)
     elif image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image)
