@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from cifar_lit.checkpoint import plain_value
@@ -20,14 +19,14 @@ from cifar_lit.data.options import check_options, scaled
 from cifar_lit.data.split import (
     SplitName,
     check_state,
-    describe_difference,
+    compare,
     fingerprint,
     hash_images,
     hold_out,
     mix_classes,
 )
 from cifar_lit.data.stored import resized
-from cifar_lit.errors import UserError, require
+from cifar_lit.errors import require
 
 CACHE_DIR = "~/.cache/cifar_lit"
 EVALUATION_BATCH_SIZES = {"cpu": 100, "other": 500}
@@ -38,8 +37,8 @@ class CIFAR10DataModule(LightningDataModule):
     """CIFAR-10, or other square colour images of a few classes.
 
     A batch is a tuple of images ``(N, 3, size, size)``, uint8 in [0, 255], channels last in memory, and labels
-    ``(N,)``, int64. With ``image_sizes``, training images are float32 in [0, 1] instead, and may have another size. Images
-    are not normalised: that is part of the model. The test images are read only by ``trainer.test``.
+    ``(N,)``, int64. With ``image_sizes``, training images are float32 in [0, 1] instead, and may have another size.
+    Images are not normalised: that is part of the model. The test images are read only by ``trainer.test``.
 
     Which images are held out depends on the pixels of each image, and not on its name or position. A checkpoint holds
     fingerprints of the training and validation images: to resume with other ones is a ``UserError``, to validate on
@@ -111,7 +110,6 @@ class CIFAR10DataModule(LightningDataModule):
         self.source: Source = make_source(
             source, root=Path(folder), cache_dir=Path(cache), mirror=mirror, image_size=image_size, resize=resize
         )
-        self._cache_dir = Path(cache)
         self.train: Split | None = None
         self.val: Split | None = None
         self.test: Split | None = None
@@ -165,7 +163,8 @@ class CIFAR10DataModule(LightningDataModule):
 
     def _load(self, name: SplitName) -> Split:
         images, labels = self.source.load(name)
-        return Split(resized(images, self.hparams["image_size"], self._cache_dir), labels)
+        folder = Path(expand_home("cache_dir", self.hparams["cache_dir"]))
+        return Split(resized(images, self.hparams["image_size"], folder), labels)
 
     def _take_fingerprint(self, name: str, split: Split, hashes: Tensor) -> Split:
         # The order and augmentation of training images go by their positions.
@@ -197,14 +196,9 @@ class CIFAR10DataModule(LightningDataModule):
     def _compare(self, split: str, *, is_resumed: bool = False) -> None:
         """Compare images with those of the training that made the checkpoint, if there is one."""
         now, then = self.fingerprints.get(split, ""), (self._trained or {}).get(split, "")
-        if self._trained is None or now == then or (split == "test" and not then):
-            return
-        is_held_out = self._limits is not None and self._limits == self._trained.get("limits")
-        problem = describe_difference(split, now, then, is_held_out=None if is_resumed else is_held_out)
-        if is_resumed:
-            way_out = "give those, in the same order, or start a new run"
-            raise UserError(f"`root` {self.hparams['root']}: {problem}: {way_out}")
-        rank_zero_warn(f"{self.hparams['root']}: {problem}")
+        if self._trained is not None:
+            is_held_out = self._limits is not None and self._limits == self._trained.get("limits")
+            compare(split, now, then, root=self.hparams["root"], is_held_out=is_held_out, is_resumed=is_resumed)
 
     def sample_images(self, num_images: int = 5000) -> Tensor:
         """Return at most ``num_images`` training images, always the same: ``(n, 3, size, size)``, float32 in [0, 1].

@@ -47,10 +47,10 @@ class Predictor(LightningModule):
         """Compute the probabilities of the classes, in evaluation mode; each part is then put back into its own mode.
 
         Args:
-            images: Tensors ``(N, 3, size, size)`` or ``(3, size, size)`` of the model's ``image_size``, uint8, or float in
-                [0, 1], on any device. Or images of any size, which are prepared like those of the training: files, Pillow images, arrays
-                ``(N, height, width, channels)``, ``(height, width, channels)`` or ``(height, width)`` with 1, 3 (RGB)
-                or 4 (RGBA) channels, uint8, or float in [0, 1]; one, or a sequence.
+            images: Tensors ``(N, 3, image_size, image_size)`` or ``(3, image_size, image_size)``, uint8, or float in
+                [0, 1], on any device. Or images of any size, which are prepared like those of the training: files,
+                Pillow images, arrays ``(N, height, width, channels)``, ``(height, width, channels)`` or ``(height,
+                width)`` with 1, 3 (RGB) or 4 (RGBA) channels, uint8, or float in [0, 1]; one, or a sequence.
             tta: Test-time augmentation, as for the constructor.
             batch_size: Images per forward pass; changes no result beyond rounding.
 

@@ -121,12 +121,12 @@ def check_network(model: ImageClassifier, sizes: Sequence[int]) -> None:
         raise UserError(f"`net` is {name}: {layer}{others}; cifar-lit explain shows all layers") from error
     if needed_trust(net):
         _check_training(model)
-    for size in set(sizes) - {size}:
+    for other in set(sizes):
         try:
             with torch.no_grad(), evaluation_mode(net):
-                net(torch.zeros(1, 3, size, size))
+                net(torch.zeros(1, 3, other, other))
         except RuntimeError as error:
-            raise UserError(f"`image_sizes` has {size}, which {name} does not take: leave it out") from error
+            raise UserError(f"`image_sizes` has {other}, which {name} does not take: leave it out") from error
 
 
 def _fitting(model: ImageClassifier) -> str:

@@ -7,8 +7,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_only
 
-from cifar_lit.cli.arguments import FitCLI
 from cifar_lit.checkpoint import plain_value
+from cifar_lit.cli.arguments import FitCLI
 from cifar_lit.cli.restore import check_has_state
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError

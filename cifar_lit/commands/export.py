@@ -120,7 +120,7 @@ def writing(folder: Path, run: Run, model: ImageClassifier) -> Iterator[None]:
 
 
 def images_to_check(run: Run, size: int) -> tuple[Tensor, str]:
-    """Return uint8 images ``(NUM_CHECKED, 3, size, size)``: the run's own, filled up with synthetic; and what they are."""
+    """Return uint8 images ``(NUM_CHECKED, 3, size, size)`` and what they are: the run's own, then synthetic."""
     own = torch.zeros(0, size, size, 3, dtype=torch.uint8)
     try:
         datamodule = run.datamodule()

@@ -54,10 +54,8 @@ class BatchLoader:
 
     def __post_init__(self) -> None:
         self.size = self.images.shape[1]
-        if isinstance(self.images, StoredImages) and fits(self.images, self.device) and fits(self.images):
-            self.images = self.images[:]
-        if isinstance(self.images, Tensor):
-            self.images = self.images.to(self.device)
+        if not isinstance(self.images, StoredImages) or (fits(self.images) and fits(self.images, self.device)):
+            self.images = self.images[:].to(self.device)
         self.labels = self.labels.to(self.device)
         if self.augmentation.cutout:
             # In parts, because torch converts all that it sums to int64 first.
@@ -116,13 +114,8 @@ class BatchLoader:
         """Return a batch, ``(n, size, size, 3)``; images that are read for it are padded one batch at a time."""
         images = self.images
         if isinstance(images, StoredImages):
-            images, index = (
-                images.index_select(0, index.cpu()).to(self.device),
-                torch.arange(len(index)).to(index.device),
-            )
-            if corners is None:
-                return images
-            images = pad(images, self.augmentation.crop_padding)
+            images = pad(images.index_select(0, index.cpu()).to(self.device), self.augmentation.crop_padding)
+            index = torch.arange(len(index), device=index.device)
         return images.index_select(0, index) if corners is None else crop(images, index, corners, self.size)
 
 

@@ -20,8 +20,9 @@ class Network(nn.Module):
     """Base class of this project's networks: images ``(N, 3, size, size)``, float32, normalised, to logits.
 
     Any other ``nn.Module`` does, too. A constructor that has an argument ``num_classes`` is given the number of
-    classes, one that has ``image_size`` the height and width of the images. Its other arguments are options of plain types (numbers, strings, lists of these). They are saved in the
-    checkpoint, and the network is built from them again.
+    classes, and one that has ``image_size`` the height and width of the images. Its other arguments are options of
+    plain types (numbers, strings, lists of these). They are saved in the checkpoint, and the network is built from them
+    again.
     """
 
     def prepare(self, images: Tensor) -> None:
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 else:
 
     class NetworkFactory(Protocol):
-        """Builds a network for a number of classes and a size of images: a class of networks, or a ``functools.partial`` of one.
+        """Builds a network for a number of classes and a size: a class of networks, or a ``functools.partial`` of one.
 
         jsonargparse takes all arguments of a network but these for options.
         """
@@ -57,7 +58,7 @@ else:
 
 
 def describe_network(net: NetworkFactory | Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a network is built: ``{"class_path": "module.Class", "init_args": {...}}``, without what the data says.
+    """Return how a network is built: ``{"class_path": "module.Class", "init_args": {...}}``, without ``num_classes``.
 
     ``net`` is a class of networks, a ``functools.partial`` of one, or such a description. The options are plain values,
     which a checkpoint can hold; anything else is a ``UserError``.
