@@ -112,13 +112,12 @@ def check_network(model: ImageClassifier, sizes: Sequence[int]) -> None:
     except UserError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
-        layers = explain_layers(net, torch.zeros(2, 3, size, size))  # an error outside of a layer passes through
-        if not layers or not layers[-1].problem:
+        fits, problem = _fitting(model), _misfit(model)
+        if not (fits or problem):
             raise
-        layer = f"its layer {layers[-1].name} {layers[-1].problem}"
-        fits = _fitting(model)
-        others = f" (`image_size` is {size}; it takes {fits})" if fits else ""
-        raise UserError(f"`net` is {name}: {layer}{others}; cifar-lit explain shows all layers") from error
+        problem = problem or describe(error)
+        others = f"; `image_size` is {size}, and it takes {fits}" if fits else ""
+        raise UserError(f"`net` is {name}: {problem}{others}; cifar-lit explain shows all layers") from error
     if needed_trust(net):
         _check_training(model)
     for other in set(sizes):
@@ -127,6 +126,15 @@ def check_network(model: ImageClassifier, sizes: Sequence[int]) -> None:
                 net(torch.zeros(1, 3, other, other))
         except RuntimeError as error:
             raise UserError(f"`image_sizes` has {other}, which {name} does not take: leave it out") from error
+
+
+def _misfit(model: ImageClassifier) -> str:
+    """Return which layer of a network does not fit, and why; empty for an error outside of a layer."""
+    try:
+        last = explain_layers(model.net, torch.zeros(2, 3, model.image_size, model.image_size))[-1]
+    except (RuntimeError, ValueError, IndexError):
+        return ""
+    return f"its layer {last.name} {last.problem}" if last.problem else ""
 
 
 def _fitting(model: ImageClassifier) -> str:
