@@ -1,6 +1,5 @@
 """``cifar-lit paired``: two settings trained in pairs of equal seeds, and their difference with its interval."""
 
-import argparse
 import hashlib
 import json
 import shlex
@@ -11,8 +10,7 @@ from pathlib import Path
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
 from cifar_lit.commands.experiment import Experiment, Setting
 from cifar_lit.commands.ladder import INSTEAD, parse_seeds
-from cifar_lit.commands.sweep import MACHINE_OPTIONS
-from cifar_lit.commands.trial import Row
+from cifar_lit.commands.trial import MACHINE_OPTIONS, Row, add_machine_options, machine_options
 from cifar_lit.errors import UserError
 from cifar_lit.evaluation.ladder import in_percent
 from cifar_lit.evaluation.paired import Estimate, mean_interval, paired_interval
@@ -39,8 +37,7 @@ def main(args: Sequence[str]) -> int:
             raise UserError("`first` and `second` set the same: they must differ in a setting")
         searched = json.dumps([setting.values for setting in settings], sort_keys=True)
         folder = Path(options.to or f"{LOGS}/paired_{hashlib.sha256(searched.encode()).hexdigest()[:8]}")
-        machine = {name: value for name in MACHINE_OPTIONS if (value := vars(options)[name]) is not None}
-        experiment = Experiment(folder, settings, parse_seeds(options.seeds), machine=machine)
+        experiment = Experiment(folder, settings, parse_seeds(options.seeds), machine=machine_options(options))
         experiment.run()  # in turn: each seed with the first setting, then with the second
         with reader_may_leave():
             print("\n" + "\n".join(summarise(experiment)))
@@ -141,6 +138,5 @@ def _parser() -> CommandParser:
     parser.add_argument("--second", required=True, help="options of fit, in quotes")
     parser.add_argument("--seeds", default="10", help="how many seeds, or which: 0,1,7 or 5-9 (default: 10)")
     parser.add_argument("--to", help=f"where the rows are kept (default: {LOGS}/paired_..., one for each pair)")
-    for name in MACHINE_OPTIONS:  # of fit, and passed on to it
-        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    add_machine_options(parser)
     return parser

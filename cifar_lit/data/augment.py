@@ -78,6 +78,8 @@ class Augmentation:
 
 def pad(images: Tensor, padding: int) -> Tensor:
     """Pad all sides of images ``(N, height, width, 3)`` by reflection, without repeating the edge pixels."""
+    if not padding:
+        return images
     reflected = [np.pad(np.arange(size), padding, mode="reflect") for size in images.shape[1:3]]
     rows, columns = (torch.from_numpy(index).to(images.device) for index in reflected)
     return images[:, rows[:, None], columns].contiguous()
