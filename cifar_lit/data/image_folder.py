@@ -93,6 +93,8 @@ class ImageFolder:
                     self._cache.write(name, entry)
                     entry = self._cache.read(name) or entry  # memory-mapped
         images, small = entry["images"], entry.get("small", entry["images"])
+        if not fits(images):
+            say(f"{images.numel() / 1e9:.2f} GB of images in {split} stay on the disk, from which batches are read")
         is_plain = images is small and fits(images)
         return Split(images if is_plain else cast("Any", StoredImages(images, small)), entry["labels"])
 
