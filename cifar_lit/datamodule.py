@@ -11,20 +11,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from cifar_lit.checkpoint import plain_value
-from cifar_lit.data import Source, SourceName, Split, expand_home, make_source
+from cifar_lit.data import Source, SourceName, Split, SplitName, expand_home, make_source
 from cifar_lit.data.augment import Augmentation, Flip, resize, size_of_epoch, to_float
 from cifar_lit.data.decoding import Resize
 from cifar_lit.data.loader import BatchLoader
 from cifar_lit.data.options import check_options, scaled
-from cifar_lit.data.split import (
-    SplitName,
-    check_state,
-    compare,
-    fingerprint,
-    hash_images,
-    hold_out,
-    mix_classes,
-)
+from cifar_lit.data.split import check_state, compare, fingerprint, hash_images, hold_out, mix_classes
 from cifar_lit.data.stored import resized
 from cifar_lit.errors import require
 

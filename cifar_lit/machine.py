@@ -33,18 +33,17 @@ def free_memory(device: torch.device | str = "cpu") -> float:
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = [math.inf]
-    with contextlib.suppress(OSError, AttributeError, StopIteration, ValueError):  # of a system without these names
-        name = next(name for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES") if name in os.sysconf_names)
-        free = [os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")]
-    with contextlib.suppress(OSError, StopIteration):  # which counts what the kernel can drop, too
-        free = [_read_number("/proc/meminfo", "MemAvailable") * 1024]
+    with contextlib.suppress(OSError, AttributeError, ValueError):  # of a system without these names
+        free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with contextlib.suppress(OSError, StopIteration):  # what the kernel can drop counts as free
+        free = [1024 * _read("/proc/meminfo", "MemAvailable")]
     with contextlib.suppress(OSError, StopIteration, ValueError):  # without a limit it is "max"
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8"))
-        free.append(limit - _read_number("/sys/fs/cgroup/memory.stat", "anon"))
+        free.append(limit - _read("/sys/fs/cgroup/memory.stat", "anon"))
     return max(0, min(free))
 
 
-def _read_number(file: str, name: str) -> int:
+def _read(file: str, name: str) -> int:
     lines = Path(file).read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 

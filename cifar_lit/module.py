@@ -93,14 +93,19 @@ class ImageClassifier(Predictor):
         _check_options(options)
         options["net"] = describe_network(net)
         self.save_hyperparameters({name: plain_value(value) for name, value in options.items()})
-        self.classes = list(classes)
+        self.classes, self.image_size = list(classes), image_size
         self.net = build_network(options["net"], num_classes=len(classes), image_size=image_size)
         self.channels_last = lay_out(self.net, image_size)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
         self.normalize = tuple(mean) != (0.0, 0.0, 0.0) or tuple(std) != (1.0, 1.0, 1.0)
-        # For the summary and the graph: the tutorial's batch.
-        self.example_input_array = torch.zeros(scaled(64, image_size), 3, image_size, image_size)
+        shape = (
+            scaled(64, image_size),
+            3,
+            image_size,
+            image_size,
+        )  # of the summary and the graph: the tutorial's batch
+        self.example_input_array = torch.zeros(shape)
         self.last_lr = float(lr)
         self._last_batch: tuple[Tensor, Tensor, Tensor] | None = None
         self.train_loss, self.val_loss = MeanLoss(), MeanLoss()

@@ -27,18 +27,15 @@ class Predictor(LightningModule):
 
     Attributes:
         classes: Names of the classes, in the order of the labels.
+        image_size: Height and width of the images in pixels.
         net: The network.
         mean: Mean of each colour channel; its device and dtype are those of the network.
     """
 
     classes: list[str]
+    image_size: int
     net: nn.Module
     mean: Tensor
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of the images in pixels."""
-        return int(self.hparams["image_size"])
 
     @torch.inference_mode()
     def predict(

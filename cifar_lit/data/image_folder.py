@@ -91,8 +91,11 @@ class ImageFolder:
                 if entry is None:
                     entry = self._decode(split)
                     self._cache.write(name, entry)
-                    entry = self._cache.read(name) or entry  # memory-mapped
+                    if not fits(entry["images"]):  # what was decoded into a file is freed
+                        entry = self._cache.read(name) or entry
         images, small = entry["images"], entry.get("small", entry["images"])
+        if not fits(images):
+            say(f"{images.numel() / 1e9:.2f} GB of images in {split} stay on the disk, from which batches are read")
         is_plain = images is small and fits(images)
         return Split(images if is_plain else cast("Any", StoredImages(images, small)), entry["labels"])
 

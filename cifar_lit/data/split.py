@@ -43,14 +43,11 @@ def hash_images(images: Tensor, *, seed: int) -> Tensor:
 
     Of ``StoredImages`` that is the version of 32x32 pixels.
     """
-    key = hashlib.blake2b(str(seed).encode()).digest()
     if isinstance(images, StoredImages):
-        parts = (images.small[index] for index in torch.split(images.index, CHUNK))
-    else:
-        parts = iter([images])
-    digests = b"".join(
-        hashlib.blake2b(image, digest_size=8, key=key).digest() for part in parts for image in part.numpy()
-    )
+        return torch.cat([hash_images(images.small[part], seed=seed) for part in torch.split(images.index, CHUNK)])
+    key = hashlib.blake2b(str(seed).encode()).digest()
+    pixels = images.numpy()
+    digests = b"".join(hashlib.blake2b(image, digest_size=8, key=key).digest() for image in pixels)
     return torch.from_numpy((np.frombuffer(digests, "<u8") >> 1).astype(np.int64))
 
 

@@ -70,19 +70,21 @@ def fits(images: Any, device: torch.device | str = "cpu") -> bool:
     return num_bytes * int(os.environ.get("WORLD_SIZE") or 1) <= SHARE * free_memory(device)
 
 
-def room_for(shape: tuple[int, ...], folder: Path, *, num_saved: int) -> Tensor:
+def room_for(shape: tuple[int, ...], folder: Path, *, num_saved: int = 0) -> Tensor:
     """Return a tensor of bytes to fill: in memory or, if that is too small, in a file that ends with the process.
 
     A disk that cannot hold it, and ``num_saved`` copies, is a ``UserError``.
     """
-    num_bytes, is_file = math.prod(shape), not fits(shape)
-    need, free = num_bytes * (num_saved + is_file), shutil.disk_usage(folder).free
-    if need > free:
-        raise UserError(
-            f"`cache_dir`: {folder} has {free / 1e9:.2f} GB free, and {shape[0]:,} images of {shape[1]}x{shape[2]} "
-            f"pixels need {need / 1e9:.2f} GB there: give another folder, or a smaller `image_size`"
-        )
-    if not is_file:
+    num_bytes, num_files = math.prod(shape), num_saved + (not fits(shape))
+    if num_files:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if num_files * num_bytes > free:
+            raise UserError(
+                f"`cache_dir`: {folder} has {free / 1e9:.2f} GB free, and {shape[0]:,} images of {shape[1]}x{shape[2]} "
+                f"pixels need {num_files * num_bytes / 1e9:.2f} GB there: give another folder or a smaller `image_size`"
+            )
+    if num_files == num_saved:
         return torch.empty(shape, dtype=torch.uint8)
     with tempfile.TemporaryFile(dir=folder) as file:
         if hasattr(os, "posix_fallocate"):
@@ -94,8 +96,7 @@ def resized(images: Any, size: int, folder: Path) -> Any:
     """Return images ``(N, height, width, 3)``, uint8, in another size: the pixels that ``read_image`` makes of them."""
     if images.shape[1] == size:
         return images
-    folder.mkdir(parents=True, exist_ok=True)
-    room = room_for((len(images), size, size, 3), folder, num_saved=0)
+    room = room_for((len(images), size, size, 3), folder)
     for start in range(0, len(images), CHUNK):
         part = images[start : start + CHUNK].permute(0, 3, 1, 2)
         room[start : start + CHUNK] = resize(part, size).permute(0, 2, 3, 1)
