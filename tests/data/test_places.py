@@ -97,18 +97,20 @@ def test_a_slow_liar_does_not_spoil_the_file() -> None:
 def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[float, list[str]]]:
     """Download at rates that are functions of the seconds since the start, by a clock that does not wait."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(downloads, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda s: clock.wait(s)))
 
     def wait(seconds: float) -> None:
         clock.now += seconds
+
+    monkeypatch.setattr(downloads, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=wait))
 
     def run(size: int, *rates: Callable[[float], float]) -> tuple[float, list[str]]:
         asked: list[str] = []
 
         class Response(BytesIO):
-            status, length, headers = 206, size, {"Content-Range": ""}
+            status, url, length = 206, "", 0
+            headers: dict[str, str]
 
-            def read1(self, _: int = 0, /) -> bytes:
+            def read1(self, _: int | None = 0, /) -> bytes:
                 rate = rates[int(self.url[-1])](clock.now)
                 wait(1.0 if rate else downloads.TIMEOUT_SECONDS)
                 if not rate:
@@ -128,7 +130,6 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[float, list
         download(urls, Path("archive.tar.gz"), md5=hashlib.md5(bytes(size)).hexdigest())
         return clock.now, asked
 
-    clock.wait = wait
     return run
 
 
