@@ -148,12 +148,20 @@ def test_a_fast_place_that_is_silent_for_a_while_is_left_and_asked_again(
     assert seconds < 5 + 20 + 8 + 12
 
 
-def test_there_are_few_moves_where_all_places_turn_ever_slower(
-    simulate: Callable[..., tuple[float, list[str]]],
+@pytest.mark.parametrize(
+    "rates",
+    [
+        [lambda now: 60e3 * math.exp(-now / 200)] * 3,
+        [lambda now, number=number: 20e3 if (now // 10) % 2 == number else 5e3 for number in (0, 1)],
+    ],
+    ids=["ever slower", "slow in turn"],
+)
+def test_there_are_few_moves(
+    rates: list[Callable[[float], float]], simulate: Callable[..., tuple[float, list[str]]]
 ) -> None:
-    seconds, asked = simulate(9_000_000, *[lambda now: 60e3 * math.exp(-now / 200)] * 3)
+    seconds, asked = simulate(9_000_000, *rates)
     assert seconds > 200
-    assert len(asked) < 20
+    assert len(asked) < 12
 
 
 INF = math.inf
