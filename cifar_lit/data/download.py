@@ -50,7 +50,6 @@ class _Place:
     files: list[Path]  # what to complete from it: the first, and after other bytes the next one
     rate: float = math.inf  # bytes per second, as measured last
     num_failures: int = 0  # since its last progress
-    num_left: int = 0  # how often it was left for another
 
 
 @dataclass
@@ -77,8 +76,8 @@ def download(urls: Sequence[str], path: Path, *, md5: str) -> None:
 
     The transfer goes on at the place that promises the earliest end: the time of the missing bytes at the rate measured
     there last, or none before, and ``MOVE_SECONDS`` more for a move, and for each failure since its last progress. So a
-    fast place is kept; slow ones are tried in turn, and the fastest is kept until it turns slow. A rate is measured for
-    ``TRIAL_SECONDS``, doubled whenever the place was left, which bounds the moves. One that fails, or is silent for
+    fast place is kept; slow ones are tried for ``TRIAL_SECONDS`` in turn, and the fastest is kept until it turns slow.
+    Moves are few: the promise at each return is later than at the one before. A place that fails, or is silent for
     ``TIMEOUT_SECONDS``, is left at once; after ``NUM_TRIES`` failures, or with another file, for good.
 
     An incomplete file is kept as ``<name>.part`` and resumed by the next try, place and start. If what a server sends
@@ -230,12 +229,11 @@ def _blocks(response: Any, place: _Place, places: _Places) -> Iterator[bytes]:
         num_bytes += len(block)
         places.num_received += len(block)
         seconds = time.monotonic() - began
-        if seconds >= TRIAL_SECONDS * 2**place.num_left:
+        if seconds >= TRIAL_SECONDS:
             place.rate = num_bytes / seconds
             if place.rate < MIN_RATE:
                 raise TimeoutError(f"sent only {place.rate:,.0f} bytes per second")
             if places.choose(place) is not place:
-                place.num_left += 1
                 raise _LeftError
             began, num_bytes = time.monotonic(), 0
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_lit.data import ARCHIVES
+from cifar_lit.data.cifar10 import ARCHIVES
 from cifar_lit.main import main
 from tests.helpers.cifar10 import pack, small_files, small_files_100
 from tests.helpers.runs import Refused

@@ -97,18 +97,20 @@ def test_a_slow_liar_does_not_spoil_the_file() -> None:
 def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[float, list[str]]]:
     """Download at rates that are functions of the seconds since the start, by a clock that does not wait."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(downloads, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda s: clock.wait(s)))
 
     def wait(seconds: float) -> None:
         clock.now += seconds
+
+    monkeypatch.setattr(downloads, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=wait))
 
     def run(size: int, *rates: Callable[[float], float]) -> tuple[float, list[str]]:
         asked: list[str] = []
 
         class Response(BytesIO):
-            status, length, headers = 206, size, {"Content-Range": ""}
+            status, url, length = 206, "", 0
+            headers: dict[str, str]
 
-            def read1(self, _: int = 0, /) -> bytes:
+            def read1(self, _: int | None = 0, /) -> bytes:
                 rate = rates[int(self.url[-1])](clock.now)
                 wait(1.0 if rate else downloads.TIMEOUT_SECONDS)
                 if not rate:
@@ -128,7 +130,6 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[float, list
         download(urls, Path("archive.tar.gz"), md5=hashlib.md5(bytes(size)).hexdigest())
         return clock.now, asked
 
-    clock.wait = wait
     return run
 
 
@@ -147,12 +148,20 @@ def test_a_fast_place_that_is_silent_for_a_while_is_left_and_asked_again(
     assert seconds < 5 + 20 + 8 + 12
 
 
-def test_there_are_few_moves_where_all_places_turn_ever_slower(
-    simulate: Callable[..., tuple[float, list[str]]],
+@pytest.mark.parametrize(
+    "rates",
+    [
+        [lambda now: 60e3 * math.exp(-now / 200)] * 3,
+        [lambda now, number=number: 20e3 if (now // 10) % 2 == number else 5e3 for number in (0, 1)],
+    ],
+    ids=["ever slower", "slow in turn"],
+)
+def test_there_are_few_moves(
+    rates: list[Callable[[float], float]], simulate: Callable[..., tuple[float, list[str]]]
 ) -> None:
-    seconds, asked = simulate(9_000_000, *[lambda now: 60e3 * math.exp(-now / 200)] * 3)
+    seconds, asked = simulate(9_000_000, *rates)
     assert seconds > 200
-    assert len(asked) < 20
+    assert len(asked) < 12
 
 
 INF = math.inf

@@ -26,14 +26,14 @@ def small_files(num_images: int = 4) -> dict[str, bytes]:
     return files
 
 
-class _OfPython2(pickle._Pickler):  # type: ignore[name-defined, misc]
+class _OfPython2(pickle._Pickler):
     """Writes bytes as Python 2 wrote its strings: those of the official files are read as bytes or as text."""
 
     def save_string(self, value: bytes) -> None:
-        self.write(pickle.BINSTRING + len(value).to_bytes(4, "little") + value)
-        self.memoize(value)
+        self.write(pickle.BINSTRING + len(value).to_bytes(4, "little") + value)  # type: ignore[attr-defined]
+        self.memoize(value)  # type: ignore[attr-defined]
 
-    dispatch: ClassVar[dict[type, Any]] = {**pickle._Pickler.dispatch, bytes: save_string}  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[type, Any]] = {**pickle._Pickler.dispatch, bytes: save_string}
 
 
 def dump(value: Any) -> bytes:
