@@ -11,7 +11,6 @@ from cifar_lit.cli.restore import check_has_state
 from cifar_lit.errors import UserError
 from cifar_lit.files import shorten
 from cifar_lit.run import Run
-from cifar_lit.trust import only_read
 
 MAY_DIFFER = ("root", "cache_dir", "mirror")
 
@@ -49,8 +48,6 @@ def find_resumed(cli: FitCLI) -> Run | None:
         return None
     run = Run(path, trust=cli.config["trust_run"])
     check_has_state(run)
-    if run.folder and not run.trust and "--data.root" not in cli.given:
-        only_read(cli.datamodule)
     then, now = {**run.model_options, **run.data_options}, {**cli.model.hparams, **cli.datamodule.hparams}
     changed = [name for name in then if name not in MAY_DIFFER and then[name] != now.get(name)]
     if changed:

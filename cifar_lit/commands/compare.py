@@ -123,7 +123,7 @@ def _score(
     tta: Literal["none", TTA],
 ) -> Scored:
     model, datamodule = run.model(), run.datamodule(**overrides)
-    key = datamodule.hparams["source"], datamodule.hparams["root"]
+    key = datamodule.source.title, datamodule.hparams["root"]
     split = loaded[key] = loaded[key] if key in loaded else _load(datamodule)
     if isinstance(split, Exception):
         raise split

@@ -2,16 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from cifar_lit.data.cifar10 import CIFAR10
 from cifar_lit.data.image_folder import ImageFolder
 from cifar_lit.data.listing import looks_like_images
 from cifar_lit.data.split import Split, SplitName
 from cifar_lit.data.synthetic import Synthetic
+from cifar_lit.data.torchvision_sets import TorchvisionSet
 from cifar_lit.errors import UserError, require
 
-SourceName = Literal["cifar10", "images", "synthetic"]
+SourceName = Literal["cifar10", "images", "synthetic", "torchvision"]
 
 __all__ = ["Source", "SourceName", "Split", "SplitName", "expand_home", "make_source"]
 
@@ -30,7 +31,9 @@ class Source(Protocol):
         """Return a split."""
 
 
-def make_source(name: SourceName, *, root: Path, cache_dir: Path, mirror: str | None = None) -> Source:
+def make_source(
+    name: SourceName, *, root: Path, cache_dir: Path, mirror: str | None = None, dataset: str | None = None
+) -> Source:
     """Return a source by name; only the names of its classes are read. Arguments as for ``CIFAR10DataModule``."""
     if name == "cifar10":
         if root.is_file() or looks_like_images(root):
@@ -39,9 +42,11 @@ def make_source(name: SourceName, *, root: Path, cache_dir: Path, mirror: str | 
         return CIFAR10(root, mirror=mirror)
     if name == "images":
         return ImageFolder(root, cache_dir=cache_dir)
+    if name == "torchvision" and dataset is not None:
+        return TorchvisionSet(root, name=dataset, cache_dir=cache_dir)
     if name == "synthetic":
         return Synthetic()
-    raise UserError(f"`source` is {name}: must be cifar10, images or synthetic")
+    raise UserError(f"`source` is {name}: must be one of {', '.join(get_args(SourceName))}")
 
 
 def expand_home(name: str, path: str) -> str:
