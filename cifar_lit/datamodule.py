@@ -45,8 +45,8 @@ class CIFAR10DataModule(LightningDataModule):
         mirror: For cifar10, a download URL to try before the known ones.
         batch_size: Number of images in a training batch, per device.
         val_size: Number of training images to hold out for validation (stratified by class), or a fraction of them
-            below 1; 0 for none. By default 5,000; for images and torchvision a tenth of each class, at least one. With a
-            fraction, images that are added move no other, and the number is approximate. Ignored with a val split.
+            below 1; 0 for none. By default 5,000; for images and torchvision a tenth of each class, at least one. With
+            a fraction, images that are added move no other, and the number is approximate. Ignored with a val split.
         split_seed: Random seed of the split into training and validation, independent of seed.
         seed: Random seed of the order and the augmentation of the training images; on the command line, the value of
             --seed_everything.

@@ -4,11 +4,11 @@ import contextlib
 import functools
 import http.client
 import inspect
+import operator
 import os
 import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ TARGETS = {"target_type", "target_types"}
 REQUIRED = inspect.Parameter.empty
 OTHER_TASKS = ("CLEVRClassification", "Places365", "SBU", "WIDERFace")
 """Sets with the same arguments: of two, the classes of the test images are not public; captions; faces."""
-FAILURES = (OSError, ImportError, AssertionError, TypeError, http.client.HTTPException, *DAMAGE)
-"""What torchvision raises for files that are missing, damaged or out of reach, and for missing packages."""
+FAILURES = (OSError, ImportError, AssertionError, SyntaxError, TypeError, http.client.HTTPException, *DAMAGE)
+"""What torchvision and Pillow raise for files that are missing, damaged or out of reach, and for missing packages."""
 
 
 class TorchvisionSet:
@@ -100,7 +100,6 @@ class TorchvisionSet:
         with contextlib.suppress(*FAILURES):
             if not unfinished.exists():
                 return each(self._kind, download=False)
-        time_out = socket.getdefaulttimeout()
         with writing(self.root, f"`root` {self.root}"):
             unfinished.touch()
             try:
@@ -113,24 +112,21 @@ class TorchvisionSet:
                 problem = f"`root` {self.root}: torchvision neither finds nor downloads {self.title}: {_explain(error)}"
                 raise UserError(f"{problem}; its files can be put there by hand", exit_code=1) from error
             finally:
-                socket.setdefaulttimeout(time_out)
+                socket.setdefaulttimeout(None)
             unfinished.unlink()
         return datasets
 
     def _decode(self, split: str, dataset: Any) -> dict[str, Any]:
-        if len(dataset) == 0 or not isinstance(dataset[0][1], Integral):
-            raise UserError(f"`dataset` {self.title}: its {split} split has no images with a class each")
         images = np.empty((len(dataset), self.image_size, self.image_size, 3), np.uint8)
         labels = np.empty(len(dataset), np.int64)
 
         def decode(i: int) -> None:
             try:
-                image, labels[i] = dataset[i]
-                images[i] = fit_image(image)
-            except MemoryError:
-                raise
-            except Exception as error:  # Pillow does not document what it raises for a broken file
-                raise UserError(f"`root` {self.root}: {self.title}, {split} image {i}: {error}") from error
+                image, label = dataset[i]
+                images[i], labels[i] = fit_image(image), operator.index(label)
+            except FAILURES as error:
+                which = f"image {i} of {split}, or its class, cannot be used ({error})"
+                raise UserError(f"`root` {self.root}: {self.title}: {which}") from error
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in tqdm(pool.map(decode, range(len(dataset))), desc=f"Decoding {split}", total=len(dataset)):
