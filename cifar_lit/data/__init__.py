@@ -21,8 +21,11 @@ class Source(Protocol):
     """A dataset with a training and a test split, perhaps with a validation split."""
 
     title: str  # of the dataset, in reports
-    classes: list[str]
     has_val: bool
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, in the order of the labels."""
 
     def prepare(self) -> None:
         """Download and extract what ``load`` reads; called in one process per machine."""

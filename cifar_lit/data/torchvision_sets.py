@@ -81,10 +81,10 @@ class TorchvisionSet:
     def _decode_all(self) -> dict[str, dict[str, Any]]:
         datasets = self._open()
         entries = {split: self._decode(split, dataset) for split, dataset in datasets.items()}
-        values = torch.cat([entry["labels"] for entry in entries.values()]).unique()
-        for entry in entries.values():
-            entry["labels"] = torch.searchsorted(values, entry["labels"])  # those of EMNIST/letters begin at 1
-        entries["index"] = {"classes": _class_names(datasets["train"], values.tolist())}
+        values = sorted({label for entry in entries.values() for label in entry["labels"].tolist()})
+        for entry in entries.values():  # labels of EMNIST/letters begin at 1
+            entry["labels"] = torch.searchsorted(torch.tensor(values), entry["labels"])
+        entries["index"] = {"classes": _class_names(datasets["train"], values)}
         for name, entry in entries.items():
             self._cache.write(name, entry)
         return entries

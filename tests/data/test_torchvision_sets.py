@@ -32,7 +32,7 @@ def source(name: str) -> TorchvisionSet:
     return TorchvisionSet(ROOT, name=name, cache_dir=Path("cache"))
 
 
-class Toy(datasets.FakeData):
+class Toy(datasets.FakeData):  # type: ignore[misc]
     """torchvision's random images, with the arguments of its other datasets."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Toy(datasets.FakeData):
         self.class_to_idx = {"a": 0, "b": 1, "c": 2, "d": 3}
 
 
-class ToyWithVal(datasets.FakeData):
+class ToyWithVal(datasets.FakeData):  # type: ignore[misc]
     def __init__(self, root: str, split: str = "train", transform: Any = None, target_transform: Any = None) -> None:
         splits = ("train", "valid", "test", "unlabelled")
         datasets.utils.verify_str_arg(split, "split", splits)
@@ -279,7 +279,7 @@ def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_names_that_occur_twice_or_have_synonyms() -> None:
     toy = Toy("")
-    toy.classes = [("crane", "bird"), "kite", ("kite",), "unused"]  # type: ignore[attr-defined]
+    toy.classes = [("crane", "bird"), "kite", ("kite",), "unused"]
     assert torchvision_sets._class_names(toy, [0, 1, 2, 7]) == ["crane, bird", "kite 1", "kite 2", "7"]
 
 
