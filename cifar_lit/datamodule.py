@@ -8,28 +8,29 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from cifar_lit.checkpoint import plain_value
-from cifar_lit.data import Source, SourceName, Split, expand_home, make_source
+from cifar_lit.data import Source, SourceName, Split, SplitName, expand_home, make_source
 from cifar_lit.data.augment import Augmentation, Flip, resize, to_float
+from cifar_lit.data.decoding import Resize
 from cifar_lit.data.loader import BatchLoader
-from cifar_lit.data.options import check_options
-from cifar_lit.data.split import check_state, fingerprint, hash_images, hold_out, mix_classes
-from cifar_lit.errors import UserError, require
+from cifar_lit.data.options import check_options, scaled
+from cifar_lit.data.split import check_state, compare, fingerprint, hash_images, hold_out, mix_classes
+from cifar_lit.data.stored import resized
+from cifar_lit.errors import require
 
 CACHE_DIR = "~/.cache/cifar_lit"
 EVALUATION_BATCH_SIZES = {"cpu": 100, "other": 500}
-"""Batch size of validation and test, which changes no result. On a CPU larger ones are no faster and need memory."""
+"""Batch size of validation and test at 32 pixels, which changes no result. Larger ones need memory for no speed."""
 
 
 class CIFAR10DataModule(LightningDataModule):
-    """CIFAR-10, or other 32x32 colour images of a few classes, in memory.
+    """CIFAR-10, or other square colour images of a few classes.
 
-    A batch is a tuple of images ``(N, 3, 32, 32)``, uint8 in [0, 255], channels last in memory, and labels ``(N,)``,
-    int64. With ``image_sizes``, training images are float32 in [0, 1] instead, and may have another size. Images
-    are not normalised: that is part of the model. The test images are read only by ``trainer.test``.
+    A batch is a tuple of images ``(N, 3, size, size)``, uint8 in [0, 255], channels last in memory, and labels
+    ``(N,)``, int64. With ``image_sizes``, training images are float32 in [0, 1] instead, and may have another size.
+    Images are not normalised: that is part of the model. The test images are read only by ``trainer.test``.
 
     Which images are held out depends on the pixels of each image, and not on its name or position. A checkpoint holds
     fingerprints of the training and validation images: to resume with other ones is a ``UserError``, to validate on
@@ -58,12 +59,16 @@ class CIFAR10DataModule(LightningDataModule):
         cutout: Side in pixels of a square at a random position that is filled with the mean colour in each training
             image; 0 for none.
         image_sizes: Height and width of the training images in each epoch, for progressive resizing, for example
-            [16, 24, 32]; later epochs use the last size. Empty for 32 throughout.
+            [16, 24, 32]; later epochs use the last size. Empty for image_size throughout.
+        image_size: Height and width of the images in pixels, from 8 to 256. All that use the model prepare images in
+            this size. Which images are held out does not depend on it.
+        resize: How images of your own become square: squash changes their aspect ratio; crop scales the short side and
+            cuts out the middle; pad scales the long side and adds black bars.
         dataset: For torchvision, the name of its class, as MNIST or SVHN, with a variant where it has some, as
             EMNIST/letters. A wrong name lists them all. Some need another package, which the error names.
 
     Attributes:
-        train: The training split, after ``setup("fit")``; its images are uint8 ``(N, 32, 32, 3)``.
+        train: The training split, after ``setup("fit")``; its images are uint8 ``(N, size, size, 3)``.
         val: The validation split, after ``setup("fit")``; None without validation.
         test: The test split, after ``setup("test")`` or ``setup("predict")``.
         fingerprints: The number and a hash of the images of each split that is loaded.
@@ -84,6 +89,8 @@ class CIFAR10DataModule(LightningDataModule):
         flip: Flip = "none",
         cutout: int = 0,
         image_sizes: Sequence[int] = (),
+        image_size: int = 32,
+        resize: Resize = "squash",
         dataset: str | None = None,
     ) -> None:
         options = {name: plain_value(value) for name, value in locals().items() if name not in ("self", "__class__")}
@@ -97,7 +104,10 @@ class CIFAR10DataModule(LightningDataModule):
         self.save_hyperparameters(options | {name: os.path.abspath(path) for name, path in saved.items()})  # noqa: PTH100
         self.augmentation = Augmentation(crop_padding=crop_padding, flip=flip, cutout=cutout)
         self.source: Source = make_source(
-            source, root=Path(folder), cache_dir=Path(cache), mirror=mirror, dataset=dataset
+            source,
+            root=Path(folder),
+            cache_dir=Path(cache),
+            **{name: options[name] for name in ("mirror", "image_size", "resize", "dataset")},
         )
         self.train: Split | None = None
         self.val: Split | None = None
@@ -124,7 +134,7 @@ class CIFAR10DataModule(LightningDataModule):
         """Load the images of a stage, once: ``test`` and ``predict`` the test split, others training and validation."""
         if stage in ("test", "predict"):
             if self.test is None:
-                test = self.source.load("test")
+                test = self._load("test")
                 self.test = self._take_fingerprint("test", test, hash_images(test.images, seed=0))
                 self._compare("test")
             return
@@ -135,7 +145,7 @@ class CIFAR10DataModule(LightningDataModule):
 
     def _load_train_and_val(self) -> None:
         split_seed, val_size = self.hparams["split_seed"], self.hparams["val_size"]
-        train, val = self.source.load("train"), self.source.load("val") if self.source.has_val else None
+        train, val = self._load("train"), self._load("val") if self.source.has_val else None
         hashes = hash_images(train.images, seed=split_seed)
         if val is not None:
             val = self._take_fingerprint("val", val, hash_images(val.images, seed=split_seed))
@@ -149,6 +159,11 @@ class CIFAR10DataModule(LightningDataModule):
         given = f"{batch_size}, and there are {num_train} training images"
         require("batch_size", given, batch_size <= num_train, "smaller")
         self.train, self.val = train, val
+
+    def _load(self, name: SplitName) -> Split:
+        images, labels = self.source.load(name)
+        folder = Path(expand_home("cache_dir", self.hparams["cache_dir"]))
+        return Split(resized(images, self.hparams["image_size"], folder), labels)
 
     def _take_fingerprint(self, name: str, split: Split, hashes: Tensor) -> Split:
         # The order and augmentation of training images go by their positions.
@@ -180,22 +195,18 @@ class CIFAR10DataModule(LightningDataModule):
     def _compare(self, split: str, *, is_resumed: bool = False) -> None:
         """Compare images with those of the training that made the checkpoint, if there is one."""
         now, then = self.fingerprints.get(split, ""), (self._trained or {}).get(split, "")
-        if self._trained is None or now == then or (split == "test" and not then):
-            return
-        name = {"train": "training", "val": "validation"}.get(split, split)
-        images = f"the {name} images are not those of the run (now {now or 'none'}; then {then or 'not known'})"
-        if is_resumed:
-            raise UserError(
-                f"`root` {self.hparams['root']}: {images}: give those, in the same order, or start a new run"
-            )
-        is_held_out = self._limits is not None and self._limits == self._trained.get("limits")
-        what = "they are held out as in the training" if is_held_out else "some of them may have been trained on"
-        rank_zero_warn(f"{self.hparams['root']}: {images}" + (f": {what}" if split == "val" else ""))
+        if self._trained is not None:
+            is_held_out = self._limits is not None and self._limits == self._trained.get("limits")
+            compare(split, now, then, root=self.hparams["root"], is_held_out=is_held_out, is_resumed=is_resumed)
 
     def sample_images(self, num_images: int = 5000) -> Tensor:
-        """Return at most ``num_images`` training images, always the same: ``(n, 3, 32, 32)``, float32 in [0, 1]."""
+        """Return at most ``num_images`` training images, always the same: ``(n, 3, size, size)``, float32 in [0, 1].
+
+        Of images above 32 pixels they are fewer, with the same number of pixels.
+        """
         assert self.train is not None
         num_train = len(self.train.labels)
+        num_images = min(num_images, scaled(num_images, self.hparams["image_size"]))
         spread = torch.linspace(0, num_train - 1, min(num_images, num_train)).long()  # they may be sorted by class
         return to_float(self.train.images[spread].permute(0, 3, 1, 2))
 
@@ -230,9 +241,10 @@ class CIFAR10DataModule(LightningDataModule):
 
     def _loader(self, split: Split, batch_size: int | None = None, **options: Any) -> BatchLoader:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        kind = "cpu" if device.type == "cpu" else "other"
         return BatchLoader(
             *split,
-            batch_size=batch_size or EVALUATION_BATCH_SIZES["cpu" if device.type == "cpu" else "other"],
+            batch_size=batch_size or scaled(EVALUATION_BATCH_SIZES[kind], self.hparams["image_size"]),
             device=device,
             seed=self.hparams["seed"],
             rank=self.trainer.global_rank if self.trainer else 0,

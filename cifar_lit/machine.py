@@ -1,6 +1,8 @@
 """The machine of a run: its description, and settings for speed."""
 
+import contextlib
 import ctypes
+import math
 import os
 import platform
 import re
@@ -24,6 +26,26 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     # malloc.h: M_ARENA_MAX (threads share the freed memory), M_MMAP_MAX, M_TRIM_THRESHOLD.
     return mallopt is not None and all([mallopt(-8, 1), mallopt(-4, 0), mallopt(-1, 2**31 - 1)])
+
+
+def free_memory(device: torch.device | str = "cpu") -> float:
+    """Return how many bytes a process can still use, of a container where it is in one; infinite if nobody says it."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = [math.inf]
+    with contextlib.suppress(OSError, AttributeError, ValueError):  # of a system without these names
+        free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with contextlib.suppress(OSError, StopIteration):  # what the kernel can drop counts as free
+        free = [1024 * _read("/proc/meminfo", "MemAvailable")]
+    with contextlib.suppress(OSError, StopIteration, ValueError):  # without a limit it is "max"
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8"))
+        free.append(limit - _read("/sys/fs/cgroup/memory.stat", "anon"))
+    return max(0, min(free))
+
+
+def _read(file: str, name: str) -> int:
+    lines = Path(file).read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def set_up(device: torch.device, precision: str, *, benchmark: bool | None = None) -> None:

@@ -12,7 +12,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from cifar_lit.checkpoint import first_nonfinite, plain_value
 from cifar_lit.data.augment import to_float
+from cifar_lit.data.decoding import Resize
 from cifar_lit.data.loader import check_batch, training_images
+from cifar_lit.data.options import check_image_size, scaled
 from cifar_lit.errors import UserError, require
 from cifar_lit.loggers import SkipOnce, log_epoch, log_test
 from cifar_lit.metrics import MeanLoss, PredictionCollector, Predictions
@@ -28,7 +30,7 @@ REPORT_ONLY = ("AccuracyInterval/", "CalibrationError/", "Confusion/", "F1/", "P
 
 
 class ImageClassifier(Predictor):
-    """Classifies 32x32 colour images with a network that is trained with cross-entropy and SGD.
+    """Classifies square colour images with a network that is trained with cross-entropy and SGD.
 
     The hyper-parameters are kept as plain values, so a checkpoint alone rebuilds the module under
     ``weights_only=True`` and knows the names of its classes. An argument outside its range is a ``UserError``.
@@ -56,6 +58,8 @@ class ImageClassifier(Predictor):
         tta: Test-time augmentation (TTA): the test also gives the accuracy of the mean over each image and its mirror
             image (mirror), or also over both shifted by one pixel in two directions (mirror_shift).
         compile: Compile the network before the first step, in place, so that checkpoints are the same.
+        image_size: Height and width of the images, from 8 to 256; given to a network that takes it.
+        resize: How ``predict`` makes an image square: squash, crop or pad, as for the data module.
 
     Attributes:
         predictions: The predictions of the last test; None before.
@@ -81,19 +85,27 @@ class ImageClassifier(Predictor):
         muon_momentum: float = 0.6,
         tta: Literal["none", TTA] = "none",
         compile: bool = False,  # noqa: A002
+        image_size: int = 32,
+        resize: Resize = "squash",
     ) -> None:
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         _check_options(options)
         options["net"] = describe_network(net)
         self.save_hyperparameters({name: plain_value(value) for name, value in options.items()})
-        self.classes = list(classes)
-        self.net = build_network(options["net"], num_classes=len(classes))
-        self.channels_last = lay_out(self.net)
+        self.classes, self.image_size = list(classes), image_size
+        self.net = build_network(options["net"], num_classes=len(classes), image_size=image_size)
+        self.channels_last = lay_out(self.net, image_size)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
         self.normalize = tuple(mean) != (0.0, 0.0, 0.0) or tuple(std) != (1.0, 1.0, 1.0)
-        self.example_input_array = torch.zeros(64, 3, 32, 32)  # for the summary and the graph: the tutorial's batch
+        shape = (
+            scaled(64, image_size),
+            3,
+            image_size,
+            image_size,
+        )  # of the summary and the graph: the tutorial's batch
+        self.example_input_array = torch.zeros(shape)
         self.last_lr = float(lr)
         self._last_batch: tuple[Tensor, Tensor, Tensor] | None = None
         self.train_loss, self.val_loss = MeanLoss(), MeanLoss()
@@ -107,7 +119,7 @@ class ImageClassifier(Predictor):
         """Compute the logits.
 
         Args:
-            images: ``(N, 3, 32, 32)``, uint8, or float in [0, 1].
+            images: ``(N, 3, image_size, image_size)``, uint8, or float in [0, 1].
 
         Returns:
             ``(N, num_classes)``, float32 (float64 from a network of that precision).
@@ -225,6 +237,7 @@ class ImageClassifier(Predictor):
 
 def _check_options(options: dict[str, Any]) -> None:
     check_optimizer_options(options)
+    check_image_size(options["image_size"], options["resize"])
     classes, smoothing, mean, std, tta = (options[n] for n in ("classes", "label_smoothing", "mean", "std", "tta"))
     require("classes", classes, len(classes) >= 2, "at least two names")
     require("label_smoothing", smoothing, 0 <= smoothing < 1, "from 0 to below 1")

@@ -119,6 +119,9 @@ class Run:
                 f"{self.path} was trained for the classes {', '.join(trained_for)}, and the data has "
                 f"{', '.join(datamodule.classes)}: give the data that it was trained on with `root`"
             )
+        size = self.model_options.get("image_size", 32)  # older checkpoints have none
+        if datamodule.hparams["image_size"] != size:
+            raise UserError(f"{self.file} is damaged: its model takes {size} pixels, its data has others")
         datamodule.load_state_dict(self.known_images)
         return datamodule
 

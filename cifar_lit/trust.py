@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cifar_lit.checkpoint import plain_value
 from cifar_lit.data.cifar10 import CIFAR10
+from cifar_lit.data.options import check_image_size
 from cifar_lit.data.torchvision_sets import TorchvisionSet
 from cifar_lit.datamodule import CACHE_DIR, CIFAR10DataModule
 from cifar_lit.errors import UserError
@@ -56,8 +57,10 @@ def check_network(options: Mapping[str, Any], weights: Mapping[str, Tensor], *, 
         import_network(net["class_path"])
     if not is_ours(net["class_path"]):
         return
+    size = options.get("image_size", 32)
+    check_image_size(size, options.get("resize", "squash"))
     with torch.device("meta"):  # first without memory, of which the options could ask for any amount
-        network = build_network(net, num_classes=len(options["classes"]))
+        network = build_network(net, num_classes=len(options["classes"]), image_size=size)
     for name, part in network.state_dict().items():
         if f"net.{name}" not in weights or weights[f"net.{name}"].shape != part.shape:
             raise UserError(f"the weights do not match the network: net.{name} is missing, or has another shape")

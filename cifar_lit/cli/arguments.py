@@ -143,6 +143,8 @@ class FitCLI(LightningCLI):
         for name in WITHHELD:
             parser._option_string_actions[f"--trainer.{name}"].help = argparse.SUPPRESS
         parser.link_arguments("seed_everything", "data.seed")
+        for name in ("image_size", "resize"):
+            parser.link_arguments(f"data.{name}", f"model.{name}")
         parser.link_arguments("data", "model.classes", self._find_classes, apply_on="instantiate")
 
     def _find_classes(self, data: CIFAR10DataModule) -> list[str]:

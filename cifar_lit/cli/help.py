@@ -19,6 +19,7 @@ USED = {
     "--config FILE": ("settings from a YAML file of yours", None),
     "--data.source NAME": ("cifar10, images, torchvision, ...", "cifar10"),
     "--data.root PATH": ("folder or archive of the images", "data"),
+    "--data.image_size N": ("height and width of the images", 32),
     "--data.val_size N": ("held out for validation: images or a share", None),
     "--data.batch_size N": ("images in each step", 64),
     "--data.flip MODE": ("mirror: none, random, alternating", "none"),
@@ -41,7 +42,7 @@ USED = {
 """The options that people use, with a text and the default (of the default recipe)."""
 OTHERS = {
     "--": "checkpoint.every_n_minutes checkpoint.every_n_steps trust_run",
-    "--data.": "cache_dir cutout dataset image_sizes mirror split_seed",
+    "--data.": "cache_dir cutout dataset image_sizes mirror resize split_seed",
     "--model.": "compile label_smoothing mean muon_lr muon_momentum nesterov std tta warmup_epochs",
     "--trainer.": "accumulate_grad_batches benchmark callbacks check_val_every_n_epoch detect_anomaly deterministic "
     "devices enable_autolog_hparams enable_checkpointing enable_model_summary enable_progress_bar fast_dev_run "

@@ -18,10 +18,11 @@ from cifar_lit.errors import UserError, is_out_of_memory, suggest
 from cifar_lit.evaluation.layers import explain_layers
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import Network, check_logits, evaluation_mode
-from cifar_lit.networks.base import needed_trust, without_odd_defaults
+from cifar_lit.networks.base import build_network, needed_trust, without_odd_defaults
 from cifar_lit.networks.finding import describe, find_network, import_network, is_network, is_of_user, place_of
 from cifar_lit.schema import read_yaml
 
+SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 OPTIONS = ("--model.net", "--model.net.class_path")
 
 
@@ -104,26 +105,47 @@ def check_forward(net: nn.Module) -> None:
 
 def check_network(model: ImageClassifier, sizes: Sequence[int]) -> None:
     """Refuse a network that does not compute logits of two images; of a layer that does not fit, say why."""
-    net, name = model.net, type(model.net).__name__
+    net, name, size = model.net, type(model.net).__name__, model.image_size
     check_forward(net)
     try:
         model.check_network()
     except UserError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
-        layers = explain_layers(net, torch.zeros(2, 3, 32, 32))  # an error outside of a layer passes through
-        if not layers or not layers[-1].problem:
+        fits, problem = _fitting(model), _misfit(model)
+        if not (fits or problem):
             raise
-        layer = f"its layer {layers[-1].name} {layers[-1].problem}"
-        raise UserError(f"`net` is {name}: {layer}; cifar-lit explain shows all layers") from error
+        problem = problem or describe(error)
+        others = f"; `image_size` is {size}, and it takes {fits}" if fits else ""
+        raise UserError(f"`net` is {name}: {problem}{others}; cifar-lit explain shows all layers") from error
     if needed_trust(net):
         _check_training(model)
-    for size in set(sizes):
+    for other in set(sizes):
         try:
             with torch.no_grad(), evaluation_mode(net):
-                net(torch.zeros(1, 3, size, size))
+                net(torch.zeros(1, 3, other, other))
         except RuntimeError as error:
-            raise UserError(f"`image_sizes` has {size}, which {name} does not take: leave it out") from error
+            raise UserError(f"`image_sizes` has {other}, which {name} does not take: leave it out") from error
+
+
+def _misfit(model: ImageClassifier) -> str:
+    """Return which layer of a network does not fit, and why; empty for an error outside of a layer."""
+    try:
+        last = explain_layers(model.net, torch.zeros(2, 3, model.image_size, model.image_size))[-1]
+    except (RuntimeError, ValueError, IndexError):
+        return ""
+    return f"its layer {last.name} {last.problem}" if last.problem else ""
+
+
+def _fitting(model: ImageClassifier) -> str:
+    """Return those of the usual image sizes that the network takes, if it is built for them; perhaps none."""
+    fits = []
+    for size in SIZES:
+        with contextlib.suppress(Exception), torch.no_grad():  # of the user's network, which may raise anything
+            net = build_network(model.hparams["net"], num_classes=len(model.classes), image_size=size)
+            net.eval()(torch.zeros(1, 3, size, size))
+            fits.append(str(size))
+    return ", ".join(fits)
 
 
 def require_forward(net: nn.Module) -> None:
@@ -138,7 +160,7 @@ def _check_training(model: ImageClassifier) -> None:
     random_state, buffers = get_random_state(), [(buffer, buffer.clone()) for buffer in net.buffers()]
     modes = [(part, part.training) for part in net.modules()]
     try:
-        logits = net.train()(torch.zeros(2, 3, 32, 32))
+        logits = net.train()(torch.zeros(2, 3, model.image_size, model.image_size))
         check_logits(logits, net, 2, len(model.classes))
         if not logits.requires_grad:
             raise UserError(f"`net`: no parameter of {type(net).__name__} is trained by its logits")

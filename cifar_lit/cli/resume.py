@@ -1,18 +1,27 @@
 """Whether a run can resume with the given options."""
 
+import inspect
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_only
 
+from cifar_lit.checkpoint import plain_value
 from cifar_lit.cli.arguments import FitCLI
 from cifar_lit.cli.restore import check_has_state
+from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.files import shorten
+from cifar_lit.module import ImageClassifier
 from cifar_lit.run import Run
 
 MAY_DIFFER = ("root", "cache_dir", "mirror")
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    parameters = inspect.signature(kind).parameters.values()
+    return {one.name: plain_value(one.default) for one in parameters if one.default is not one.empty}
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:
@@ -49,6 +58,8 @@ def find_resumed(cli: FitCLI) -> Run | None:
     run = Run(path, trust=cli.config["trust_run"])
     check_has_state(run)
     then, now = {**run.model_options, **run.data_options}, {**cli.model.hparams, **cli.datamodule.hparams}
+    for name, default in {**_defaults(ImageClassifier), **_defaults(CIFAR10DataModule)}.items():
+        then.setdefault(name, default)  # what an older version had no option for
     changed = [name for name in then if name not in MAY_DIFFER and then[name] != now.get(name)]
     if changed:
         differences = ", ".join(f"{name} {then[name]} (given: {now.get(name)})" for name in changed)

@@ -82,7 +82,7 @@ SYNONYMS = {
     **dict.fromkeys(("grad_accum", "accumulate", "gradient_accumulation_steps"), "accumulate_grad_batches"),
     **dict.fromkeys(("log_interval", "print_freq", "log_freq", "log_every"), "log_every_n_steps"),
     **dict.fromkeys(("save_every", "save_freq", "save_interval"), "every_n_steps"),
-    **dict.fromkeys(("img_size", "image_size", "imgsz", "input_size", "resolution"), "image_sizes"),
+    **dict.fromkeys(("img_size", "imgsz", "input_size", "resolution"), "image_size"),
     **dict.fromkeys(("preset", "r"), "recipe"),
     **dict.fromkeys(("cfg", "conf", "config_file"), "config"),
     **dict.fromkeys(("n_trials", "num_trials", "n"), "trials"),

@@ -106,7 +106,7 @@ def score_runs(
     files = [Path(path).resolve() if path in left_out else runs[path].file.resolve() for path in paths]
     if twice := [path for path, file in zip(paths, files, strict=True) if files.count(file) > 1]:
         raise UserError(f"{twice[0]} is given twice: name each run once")
-    loaded: dict[tuple[str, str], Split | UserError | OSError] = {}
+    loaded: dict[tuple[str, ...], Split | UserError | OSError] = {}
     scored = []
     for path, run in tqdm(runs.items(), desc="Testing", disable=None, leave=False):
         try:
@@ -119,11 +119,11 @@ def score_runs(
 def _score(
     run: Run,
     overrides: Mapping[str, str],
-    loaded: dict[tuple[str, str], Split | UserError | OSError],
+    loaded: dict[tuple[str, ...], Split | UserError | OSError],
     tta: Literal["none", TTA],
 ) -> Scored:
     model, datamodule = run.model(), run.datamodule(**overrides)
-    key = datamodule.source.title, datamodule.hparams["root"]
+    key = tuple(datamodule.hparams[name] for name in ("source", "root", "dataset", "image_size", "resize"))
     split = loaded[key] = loaded[key] if key in loaded else _load(datamodule)
     if isinstance(split, Exception):
         raise split

@@ -28,8 +28,8 @@ from cifar_lit.metrics import Predictions
 from cifar_lit.module import ImageClassifier
 from cifar_lit.run import Run
 
-ZOOM = 8
-"""Screen pixels for each pixel of the model's input."""
+SHOWN_SIZE = 256
+"""Screen pixels of an image, at most."""
 NUM_ERRORS = 10
 NUM_EXAMPLES = 10
 EXAMPLES = """
@@ -45,7 +45,7 @@ img { image-rendering: pixelated; } footer { display: none !important; }
 """
 
 Tested = tuple[Predictions, Tensor]
-"""Predictions for the test images, and the images, ``(N, 32, 32, 3)``, uint8."""
+"""Predictions for the test images, and the images, ``(N, size, size, 3)``, uint8."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -125,7 +125,7 @@ def make_page(model: ImageClassifier, text: str, tested: Tested | None, uploads:
         with gradio.Row():
             upload.render()
             seen = gradio.Image(
-                label="what the model sees: 32x32 pixels",
+                label=f"what the model sees: {model.image_size}x{model.image_size} pixels",
                 interactive=False,
                 elem_id="seen",
                 buttons=[],
@@ -195,9 +195,9 @@ def _uploaded_file(payload: Any, uploads: Path) -> Path:
 
 
 def classify(model: ImageClassifier, path: Path) -> tuple[NDArray[np.uint8], dict[str, float]]:
-    """Return the model's input for an image file, ``(32, 32, 3)``, uint8, and the probability of each class."""
+    """Return the model's input for an image file, ``(size, size, 3)``, uint8, and the probability of each class."""
     with path.open("rb") as file:
-        pixels = read_image(file)
+        pixels = read_image(file, model.image_size, model.hparams["resize"])
     (probabilities,) = model.predict(torch.tensor(pixels).permute(2, 0, 1)[None]).tolist()
     return pixels, dict(zip(model.classes, probabilities, strict=True))
 
@@ -213,7 +213,8 @@ def errors_as(label: str, classes: Sequence[str], tested: Tested | None) -> dict
 
 def enlarge(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Repeat each pixel, so that a browser shows it as a square."""
-    return pixels.repeat(ZOOM, 0).repeat(ZOOM, 1)
+    zoom = SHOWN_SIZE // len(pixels)
+    return pixels.repeat(zoom, 0).repeat(zoom, 1)
 
 
 def launch(page: Any, options: argparse.Namespace) -> str:

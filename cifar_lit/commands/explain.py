@@ -40,7 +40,8 @@ def main(args: Sequence[str]) -> int:
     options = parser.parse_args(list(args))
     with naming_options(names), reader_may_leave(), own_code():
         for name in ("height", "width"):
-            require(name, options[name], 1 <= options[name] <= MAX_SIZE, f"from 1 to {MAX_SIZE}")
+            given = options[name]
+            require(name, given, given is None or 1 <= given <= MAX_SIZE, f"from 1 to {MAX_SIZE}")
         num_classes = options["num_classes"]
         require("num_classes", num_classes, 1 <= num_classes <= MAX_CLASSES, f"from 1 to {MAX_CLASSES}")
         net = _network(options, parser.instantiate_classes(options)["model"]["net"], num_classes)
@@ -69,15 +70,25 @@ def _parser() -> FitParser:
         "--model.net", type=NetworkFactory, default=None, help="The network, as for fit (default: TutorialCNN)."
     )
     net.sub_add_kwargs = {"fail_untyped": False}  # as those of fit, of which an argument without a type is an option
-    parser.add_argument("--height", type=int, default=32, help="Height of the image in pixels.")
-    parser.add_argument("--width", type=int, default=32, help="Width of the image in pixels.")
+    for name in ("height", "width"):
+        text = f"{name.title()} of the image in pixels (default: 32, or that of the run)."
+        parser.add_argument(f"--{name}", type=int | None, default=None, help=text)
     parser.add_argument("--num_classes", type=int, default=10, help="Classes of the data.")
     return parser
 
 
 def _network(options: Namespace, net: NetworkFactory | None, num_classes: int) -> nn.Module:
+    """Return the network; the image is of its size where no other is given."""
+    size = 32
     if options["run"] is None:
-        return build_network(describe_network(net or TutorialCNN), num_classes=num_classes)
-    if net is not None:
+        if options["height"] == options["width"] and options["height"]:
+            size = options["height"]
+        network = build_network(describe_network(net or TutorialCNN), num_classes=num_classes, image_size=size)
+    elif net is not None:
         raise UserError("`net` beside a run, which has its own network: leave out one of them")
-    return Run(options["run"], trust=options["trust_run"]).model().net
+    else:
+        model = Run(options["run"], trust=options["trust_run"]).model()
+        network, size = model.net, model.image_size
+    for name in ("height", "width"):
+        options[name] = size if options[name] is None else options[name]
+    return network

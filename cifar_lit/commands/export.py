@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cifar_lit.checkpoint import save_safetensors
 from cifar_lit.cli.parser import CommandParser, naming_options
-from cifar_lit.data.augment import to_float
+from cifar_lit.data.augment import resize, to_float
 from cifar_lit.data.synthetic import Synthetic
 from cifar_lit.errors import UserError, import_extra
 from cifar_lit.evaluation.card import card_fingerprint, fingerprint, write_card
@@ -43,7 +43,7 @@ cifar-lit export lightning_logs/version_0 --to onnx pt2 safetensors
 cifar-lit export lightning_logs/version_0 --to onnx --input float --benchmark
 """
 Logits = Callable[[Tensor], Tensor]
-"""Images ``(N, 3, 32, 32)`` -> logits ``(N, C)``: the model, or what an exported file computes."""
+"""Images ``(N, 3, size, size)`` -> logits ``(N, C)``: the model, or what an exported file computes."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -67,7 +67,7 @@ def write_all(
     run: Run, model: ImageClassifier, formats: Sequence[str], folder: Path, options: argparse.Namespace
 ) -> None:
     """Write and check a file for each format, with the card, and print a table."""
-    images, title = images_to_check(run)
+    images, title = images_to_check(run, model.image_size)
     images = to_float(images).contiguous() if options.input == "float" else images
     print(f"checked against the model: {title}\n\n{'':<20}{'bytes':>12}{'difference':>12}", flush=True)
     data_options, results = run.checkpoint.get("datamodule_hyper_parameters", {}), run.results
@@ -119,9 +119,9 @@ def writing(folder: Path, run: Run, model: ImageClassifier) -> Iterator[None]:
         lock.release()
 
 
-def images_to_check(run: Run) -> tuple[Tensor, str]:
-    """Return uint8 images ``(NUM_CHECKED, 3, 32, 32)`` and what they are: the run's own, filled up with synthetic."""
-    own = torch.zeros(0, 32, 32, 3, dtype=torch.uint8)
+def images_to_check(run: Run, size: int) -> tuple[Tensor, str]:
+    """Return uint8 images ``(NUM_CHECKED, 3, size, size)`` and what they are: the run's own, then synthetic."""
+    own = torch.zeros(0, size, size, 3, dtype=torch.uint8)
     try:
         datamodule = run.datamodule()
         datamodule.setup("fit")  # without prepare_data: no download for this
@@ -134,7 +134,8 @@ def images_to_check(run: Run) -> tuple[Tensor, str]:
     synthetic = Synthetic(num_test=NUM_CHECKED).load("test").images[: NUM_CHECKED - len(own)]
     counts = {"images of the run's own data": len(own), "synthetic images": len(synthetic)}
     title = " and ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-    return torch.cat([own, synthetic]).permute(0, 3, 1, 2).contiguous(), title
+    filling = resize(synthetic.permute(0, 3, 1, 2), size)
+    return torch.cat([own.permute(0, 3, 1, 2), filling]).contiguous(), title
 
 
 def export(model: ImageClassifier, kind: str, images: Tensor, folder: Path) -> tuple[float, Logits]:

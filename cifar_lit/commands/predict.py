@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
 from cifar_lit.data.archives import read_each
-from cifar_lit.data.decoding import read_image
+from cifar_lit.data.decoding import Resize, read_image
 from cifar_lit.data.listing import is_archive, list_images, say
 from cifar_lit.data.unpacking import MAX_BYTES
 from cifar_lit.errors import UserError, require
@@ -128,11 +129,12 @@ def predict(
     Yields for each image its name and the most probable classes, or the error if it cannot be read.
     """
     top_k = min(top_k, len(model.classes))
+    decode = partial(_decode, size=model.image_size, resize=model.hparams["resize"])
     contents = itertools.chain.from_iterable(itertools.starmap(_read, images))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while batch := list(itertools.islice(contents, BATCH_SIZE)):
             names, decoded = [], []
-            for (name, _), image in zip(batch, pool.map(_decode, batch), strict=True):
+            for (name, _), image in zip(batch, pool.map(decode, batch), strict=True):
                 if isinstance(image, Exception):
                     yield name, image
                 else:
@@ -155,12 +157,12 @@ def _read(archive: Path | None, names: list[str]) -> Iterator[tuple[str, bytes |
         yield name, sys.stdin.buffer.read(MAX_BYTES) if name == "-" else Path(name)
 
 
-def _decode(item: tuple[str, bytes | Path | UserError]) -> NDArray[np.uint8] | UserError:
+def _decode(item: tuple[str, bytes | Path | UserError], *, size: int, resize: Resize) -> NDArray[np.uint8] | UserError:
     _, content = item
     try:
         if isinstance(content, UserError):
             raise content
-        return read_image(io.BytesIO(content) if isinstance(content, bytes) else content)
+        return read_image(io.BytesIO(content) if isinstance(content, bytes) else content, size, resize)
     except UserError as error:
         return error
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 from cifar_lit.data.cifar10 import CIFAR10
+from cifar_lit.data.decoding import Resize
 from cifar_lit.data.image_folder import ImageFolder
 from cifar_lit.data.listing import looks_like_images
 from cifar_lit.data.split import Split, SplitName
@@ -35,7 +36,14 @@ class Source(Protocol):
 
 
 def make_source(
-    name: SourceName, *, root: Path, cache_dir: Path, mirror: str | None = None, dataset: str | None = None
+    name: SourceName,
+    *,
+    root: Path,
+    cache_dir: Path,
+    mirror: str | None = None,
+    image_size: int = 32,
+    resize: Resize = "squash",
+    dataset: str | None = None,
 ) -> Source:
     """Return a source by name; only the names of its classes are read. Arguments as for ``CIFAR10DataModule``."""
     if name == "cifar10":
@@ -44,9 +52,9 @@ def make_source(
             raise UserError(f"`root` {root} looks like images of your own: {way_out}")
         return CIFAR10(root, mirror=mirror)
     if name == "images":
-        return ImageFolder(root, cache_dir=cache_dir)
+        return ImageFolder(root, cache_dir=cache_dir, image_size=image_size, resize=resize)
     if name == "torchvision" and dataset is not None:
-        return TorchvisionSet(root, name=dataset, cache_dir=cache_dir)
+        return TorchvisionSet(root, name=dataset, cache_dir=cache_dir, image_size=image_size, resize=resize)
     if name == "synthetic":
         return Synthetic()
     raise UserError(f"`source` is {name}: must be one of {', '.join(get_args(SourceName))}")

@@ -77,9 +77,14 @@ class Augmentation:
 
 def pad(images: Tensor, padding: int) -> Tensor:
     """Pad all sides of images ``(N, height, width, 3)`` by reflection, without repeating the edge pixels."""
+    if not padding:
+        return images
     reflected = [np.pad(np.arange(size), padding, mode="reflect") for size in images.shape[1:3]]
     rows, columns = (torch.from_numpy(index).to(images.device) for index in reflected)
-    return images[:, rows[:, None], columns].contiguous()
+    images = images.index_select(1, rows)
+    # Between the borders a row is copied as a whole, which takes half of the time.
+    left, right = (images.index_select(2, part) for part in (columns[:padding], columns[-padding:]))
+    return torch.cat((left, images, right), 2)
 
 
 def crop(padded: Tensor, index: Tensor, corners: Tensor, size: int) -> Tensor:

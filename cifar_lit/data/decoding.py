@@ -1,10 +1,10 @@
-"""Decoding of one image: any size and mode -> 32x32 RGB."""
+"""Decoding of one image: any size and mode -> square RGB of a given size."""
 
 import functools
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from cifar_lit.errors import UserError
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
 """What is decoded: raster formats only. Pillow would also start Ghostscript for an EPS file, and so on."""
 MAX_PIXELS = 64_000_000
+Resize = Literal["squash", "crop", "pad"]
+"""How an image becomes square: by another aspect ratio, without the ends of its long side, or with black bars."""
 
 
 @functools.cache
@@ -47,15 +49,21 @@ def is_image(open_file: Callable[[], IO[bytes]]) -> bool:
         return False
 
 
-def read_image(source: IO[bytes] | Path) -> NDArray[np.uint8]:
-    """Read an encoded image the way the models see it: ``(32, 32, 3)``, uint8, RGB.
+def read_image(source: IO[bytes] | Path, size: int = 32, resize: Resize = "squash") -> NDArray[np.uint8]:
+    """Read an encoded image the way the models see it: ``(size, size, 3)``, uint8, RGB.
 
     The EXIF orientation is applied. Of an animation the first frame is taken. Transparent pixels become white, and 16
-    bits become 8. Other sizes are resized (bilinear, antialiased), without keeping the aspect ratio.
+    bits become 8. Other sizes are resized (bilinear, antialiased): ``squash`` does not keep the aspect ratio, ``crop``
+    scales the short side to ``size`` and cuts out the middle, ``pad`` scales the long side and adds black bars.
 
     What is not one of ``FORMATS``, cannot be read, has more than ``MAX_PIXELS`` pixels or has pixels of an unknown
     range (floats, 32 bits) is a ``UserError``; its message continues a file name.
     """
+    return to_square(read_rgb(source), size, resize)
+
+
+def read_rgb(source: IO[bytes] | Path) -> Image.Image:
+    """Read an encoded image of any size, for ``to_square``."""
     if isinstance(source, Path):
         content = read_file(source)
         if isinstance(content, UserError):
@@ -65,7 +73,7 @@ def read_image(source: IO[bytes] | Path) -> NDArray[np.uint8]:
         with Image.open(source, formats=_formats()) as image:
             num_pixels = image.width * image.height
             if num_pixels <= MAX_PIXELS:
-                return fit_image(image)
+                return to_rgb(image)
     except UnidentifiedImageError as error:
         raise UserError("is not an image") from error
     except (UserError, MemoryError):
@@ -75,8 +83,13 @@ def read_image(source: IO[bytes] | Path) -> NDArray[np.uint8]:
     raise UserError(f"has {num_pixels:,} pixels, more than {MAX_PIXELS:,}")
 
 
-def fit_image(image: Image.Image) -> NDArray[np.uint8]:
+def fit_image(image: Image.Image, size: int = 32, resize: Resize = "squash") -> NDArray[np.uint8]:
     """Convert an open image to what ``read_image`` returns."""
+    return to_square(to_rgb(image), size, resize)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn an open image upright, and convert it to RGB."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         pixels = np.asarray(image)
@@ -87,21 +100,31 @@ def fit_image(image: Image.Image) -> NDArray[np.uint8]:
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    if image.size != (32, 32):
-        image = image.resize((32, 32), Image.Resampling.BILINEAR)
+    return image.convert("RGB")
+
+
+def to_square(image: Image.Image, size: int, resize: Resize) -> NDArray[np.uint8]:
+    """Resize an RGB image, as described for ``read_image``."""
+    if resize == "crop":
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    elif resize == "pad":
+        if max(image.size) > size * min(image.size):
+            raise UserError(f"has {image.width}x{image.height} pixels, too narrow to keep its aspect ratio")
+        image = ImageOps.pad(image, (size, size), Image.Resampling.BILINEAR)
+    elif image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image)
 
 
-def load_images(images: Sequence[Image.Image | str | Path]) -> Tensor:
-    """Load images from files, or convert open ones: ``(N, 32, 32, 3)``, uint8; a broken file is a ``UserError``."""
-    loaded = np.empty((len(images), 32, 32, 3), np.uint8)
+def load_images(images: Sequence[Image.Image | str | Path], size: int = 32, resize: Resize = "squash") -> Tensor:
+    """Load images from files, or convert open ones: ``(N, size, size, 3)``, uint8; a broken file: ``UserError``."""
+    loaded = np.empty((len(images), size, size, 3), np.uint8)
     for i, image in enumerate(images):
         if isinstance(image, Image.Image):
-            loaded[i] = fit_image(image)
+            loaded[i] = fit_image(image, size, resize)
             continue
         try:
-            loaded[i] = read_image(Path(image))
+            loaded[i] = read_image(Path(image), size, resize)
         except UserError as error:
             raise UserError(f"{image} {error}") from error
     return torch.from_numpy(loaded)

@@ -8,22 +8,23 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from cifar_lit.data.archives import read_each, reading, walk
 from cifar_lit.data.cache import Cache
-from cifar_lit.data.decoding import read_image
+from cifar_lit.data.decoding import Resize, read_rgb, to_square
 from cifar_lit.data.layout import Listing, find_dataset
 from cifar_lit.data.listing import is_archive, say
 from cifar_lit.data.split import Split, SplitName, hold_out_test
+from cifar_lit.data.stored import StoredImages, fits, room_for
 from cifar_lit.data.unpacking import MAX_BYTES
 from cifar_lit.errors import UserError
 
 FORMAT = 4  # of decoding and cache: raise it when one of them changes, so that no older cache is used
+SMALL: tuple[int, Resize] = (32, "squash")  # the form in which images are hashed
 MAX_HASHED = 1 << 30  # bytes of an archive; a larger one has changed if its size or time has
 MAX_NAMED = 10  # broken images that are named
 
@@ -34,17 +35,18 @@ class ImageFolder:
     Below the root, or below a single folder in it, there are ``train/<class>/**`` and optionally ``test/<class>/**``
     and ``val/<class>/**`` (or training, testing, valid, validation; in any case), or only ``<class>/**``: JPEG, PNG,
     WebP, BMP, GIF, TIFF, AVIF or PPM files of any size. Without test, ``hold_out_test`` chooses its images from the
-    others. Decoded images are kept in ``cache_dir``, one entry per root, until the root changes: the names, sizes or
-    times of the files of a folder, the content of an archive.
+    others. They become squares of ``image_size`` pixels. Decoded images are kept in ``cache_dir``, one entry per root
+    and size, until the root changes: the names, sizes or times of the files of a folder, the content of an archive.
     """
 
-    def __init__(self, root: Path, *, cache_dir: Path) -> None:
+    def __init__(self, root: Path, *, cache_dir: Path, image_size: int = 32, resize: Resize = "squash") -> None:
         if not root.exists():
             raise UserError(f"`root` {root}: no such folder or archive")
         if not (root.is_dir() or is_archive(root)):
             raise UserError(f"`root` {root} is neither a folder nor a complete .tar, .tar.gz or .zip archive")
         self.root = root
         self.title = f"images from {root}"
+        self._form = (image_size, resize)
         self._cache = Cache(cache_dir, root, _fingerprint(root))
         index = self._cache.read("index")
         if index is None:
@@ -81,20 +83,24 @@ class ImageFolder:
 
     def _load(self, split: SplitName) -> Split:
         """Load a split from the cache if it is there; one process decodes, others wait for it."""
-        entry = self._cache.read(split)  # without a lock: a shared cache may be read-only
+        name = split if self._form == SMALL else f"{split}-{self._form[0]}-{self._form[1]}"
+        entry = self._cache.read(name)  # without a lock: a shared cache may be read-only
         if entry is None:
             with self._cache.locked():
-                entry = self._cache.read(split)
+                entry = self._cache.read(name)
                 if entry is None:
                     entry = self._decode(split)
-                    self._cache.write(split, entry)
-        return Split(entry["images"], entry["labels"])
+                    self._cache.write(name, entry)
+                    if not fits(entry["images"]):  # what was decoded into a file is freed
+                        entry = self._cache.read(name) or entry
+        return as_split(entry, split)
 
     def _decode(self, split: SplitName) -> dict[str, Any]:
         """Decode a split; what is broken is named at once."""
         names = [self._dataset[0][split][class_name] for class_name in self.classes]
         position = {name: i for i, name in enumerate(itertools.chain(*names))}
-        images = np.empty((len(position), 32, 32, 3), np.uint8)
+        forms = dict.fromkeys((self._form, SMALL))
+        images = [room_for((len(position), size, size, 3), self._cache.folder, num_saved=1) for size, _ in forms]
         broken: dict[str, UserError] = {}
 
         def decode(group: list[tuple[str, bytes | UserError]]) -> None:
@@ -102,7 +108,9 @@ class ImageFolder:
                 try:
                     if isinstance(content, UserError):
                         raise content
-                    images[position[name]] = read_image(io.BytesIO(content))
+                    image = read_rgb(io.BytesIO(content))
+                    for room, form in zip(images, forms, strict=True):
+                        room.numpy()[position[name]] = to_square(image, *form)
                 except UserError as error:
                     broken[name] = error
 
@@ -118,7 +126,16 @@ class ImageFolder:
             them = "it" if len(broken) == 1 else f"these {len(broken):,} of {len(position):,} pictures in {split}"
             raise UserError(f"`root` {self.root}: {shown}{more}; repair or remove {them}")
         labels = torch.tensor([label for label, of_class in enumerate(names) for _ in of_class])
-        return {"images": torch.from_numpy(images), "labels": labels}
+        return {"images": images[0], "labels": labels, **({"small": images[1]} if len(images) > 1 else {})}
+
+
+def as_split(entry: dict[str, Any], name: str) -> Split:
+    """Return the split of an entry of the cache, whose images stay on the disk if they do not fit into memory."""
+    images, small = entry["images"], entry.get("small", entry["images"])
+    if not fits(images):
+        say(f"{images.numel() / 1e9:.2f} GB of images in {name} stay on the disk, from which batches are read")
+    is_plain = images is small and fits(images)
+    return Split(images if is_plain else cast("Any", StoredImages(images, small)), entry["labels"])
 
 
 def _fingerprint(root: Path) -> str:

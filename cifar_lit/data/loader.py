@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from cifar_lit.data.augment import Augmentation, check_values, crop, cutout, flip, generator_for, pad, to_float
+from cifar_lit.data.stored import CHUNK, StoredImages, fits
 from cifar_lit.errors import UserError
 
 
 @dataclass(eq=False, repr=False)
 class BatchLoader:
-    """Selects batches by index from images in memory and augments them whole, on the device and without workers.
+    """Selects batches by index from images and augments them whole, on the device and without workers.
 
     With several ranks a shuffled loader yields the same number of batches on each: the ranks share each global batch of
     ``batch_size * world_size`` images, and a last global batch with fewer images than ranks is dropped. A loader
@@ -25,7 +26,8 @@ class BatchLoader:
     Fabric for example, iterate over it as it is, and give it ``rank``, ``world_size`` and ``device``.
 
     Args:
-        images: ``(N, height, width, 3)``, uint8, contiguous; height and width are equal.
+        images: ``(N, height, width, 3)``, uint8, contiguous; height and width are equal. A tensor is held in the memory
+            of the device; so are ``StoredImages`` if they fit, and else their batches alone are read.
         labels: ``(N,)``, int64.
         batch_size: Images per batch and rank; the last batch of an epoch may have fewer.
         shuffle: Use a new random order for each epoch.
@@ -52,12 +54,15 @@ class BatchLoader:
 
     def __post_init__(self) -> None:
         self.size = self.images.shape[1]
-        self.images, self.labels = self.images.to(self.device), self.labels.to(self.device)
+        if not isinstance(self.images, StoredImages) or (fits(self.images) and fits(self.images, self.device)):
+            self.images = self.images[:].to(self.device)
+        self.labels = self.labels.to(self.device)
         if self.augmentation.cutout:
             # In parts, because torch converts all that it sums to int64 first.
-            parts = [part.sum((0, 1, 2)) for part in torch.split(self.images, 1000)]
-            self.colour = (torch.stack(parts).sum(0) / (self.images.numel() // 3)).round().byte()
-        if self.augmentation.crop_padding:
+            parts = [self.images[i : i + CHUNK].sum((0, 1, 2)) for i in range(0, len(self.images), CHUNK)]
+            num_pixels = len(self.images) * self.size**2
+            self.colour = (torch.stack(parts).sum(0) / num_pixels).round().byte().to(self.device)
+        if self.augmentation.crop_padding and isinstance(self.images, Tensor):
             self.images = pad(self.images, self.augmentation.crop_padding)
         self.epoch = 0
         self._is_begun = False  # whether an iteration of this epoch has begun
@@ -98,15 +103,20 @@ class BatchLoader:
         start, self._start = self._start, 0
         for index in self.indices()[start:]:
             corners, flips, holes = params.at(index)
-            if corners is None:
-                images = self.images.index_select(0, index)
-            else:
-                images = crop(self.images, index, corners, self.size)
+            images = self._cut(index, corners)
             if flips is not None:
                 images = flip(images, flips)
             if holes is not None:
                 images = cutout(images, holes, self.augmentation.cutout, self.colour)
             yield images.permute(0, 3, 1, 2), self.labels.index_select(0, index)
+
+    def _cut(self, index: Tensor, corners: Tensor | None) -> Tensor:
+        """Return a batch, ``(n, size, size, 3)``; images that are read for it are padded one batch at a time."""
+        images = self.images
+        if isinstance(images, StoredImages):
+            images = pad(images.index_select(0, index.cpu()).to(self.device), self.augmentation.crop_padding)
+            index = torch.arange(len(index), device=index.device)
+        return images.index_select(0, index) if corners is None else crop(images, index, corners, self.size)
 
 
 def check_batch(batch: Any, batch_idx: int = 0) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from typing import Any, get_args
 
 from cifar_lit.data.augment import Flip
+from cifar_lit.data.decoding import Resize
 from cifar_lit.errors import require
 
 
@@ -17,9 +18,26 @@ def check_options(options: dict[str, Any]) -> None:
     require("source", source, dataset is None or source == "torchvision", f"torchvision for `dataset` {dataset}")
     require("dataset", dataset, dataset or source != "torchvision", "the name of one of torchvision's, such as MNIST")
     padding, sizes, val_size = (options[name] for name in ("crop_padding", "image_sizes", "val_size"))
-    require("crop_padding", padding, padding < 32, "less than 32, the image size")
-    require("cutout", options["cutout"], options["cutout"] <= 32, "at most 32, the image size")
+    image_size = options["image_size"]
+    check_image_size(image_size, options["resize"])
+    require("crop_padding", padding, padding < image_size, f"less than {image_size}, the image size")
+    require("cutout", options["cutout"], options["cutout"] <= image_size, f"at most {image_size}, the image size")
     require("image_sizes", sizes, all(isinstance(size, int) and size >= 8 for size in sizes), "sizes of at least 8")
     require("flip", options["flip"], options["flip"] in get_args(Flip), f"one of {', '.join(get_args(Flip))}")
+    if image_size != 32 and sizes and sizes[-1] != image_size:
+        scaled = [max(8, round(size * image_size / sizes[-1])) for size in sizes]
+        require("image_sizes", list(sizes), False, f"sizes that end with `image_size`, as {scaled}, or [] for none")
     is_fraction = isinstance(val_size, float)
     require("val_size", val_size, not is_fraction or val_size < 1, "a whole number of images, or a fraction below 1")
+
+
+def check_image_size(image_size: int, resize: str) -> None:
+    """Raise a ``UserError`` for a size, or a way to get to it, that there is not."""
+    is_size = isinstance(image_size, int) and 8 <= image_size <= 256
+    require("image_size", image_size, is_size, "a whole number of pixels from 8 to 256")
+    require("resize", resize, resize in get_args(Resize), f"one of {', '.join(get_args(Resize))}")
+
+
+def scaled(number: int, image_size: int) -> int:
+    """Return how many images have as many pixels as a number of 32x32, at least one."""
+    return max(1, number * 32 * 32 // image_size**2)

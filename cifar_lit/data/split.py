@@ -6,8 +6,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from cifar_lit.data.stored import CHUNK, StoredImages, select
 from cifar_lit.errors import UserError
 
 SplitName = Literal["train", "val", "test"]
@@ -18,14 +20,14 @@ TEST_SEED = -1  # of the hashes that choose them, and no ``split_seed``: validat
 
 
 class Split(NamedTuple):
-    """The images and labels of one split, in memory."""
+    """The images and labels of one split."""
 
-    images: Tensor  # (N, 32, 32, 3), uint8, RGB, contiguous
+    images: Tensor  # (N, size, size, 3), uint8, RGB, contiguous; or StoredImages
     labels: Tensor  # (N,), int64, indices into the source's classes
 
     def part(self, is_in: Tensor) -> "Split":
         """Return the images where a mask ``(N,)``, bool, is set, in their order."""
-        return Split(self.images[is_in], self.labels[is_in])
+        return Split(select(self.images, is_in), self.labels[is_in])
 
 
 def mix_classes(split: Split, hashes: Tensor) -> Split:
@@ -33,11 +35,16 @@ def mix_classes(split: Split, hashes: Tensor) -> Split:
     if (split.labels.diff() < 0).any():
         return split
     order = hashes.argsort(stable=True)
-    return Split(split.images[order], split.labels[order])
+    return Split(select(split.images, order), split.labels[order])
 
 
 def hash_images(images: Tensor, *, seed: int) -> Tensor:
-    """Hash the bytes of each image together with a seed: ``(N,)``, int64, uniform in [0, 2**63)."""
+    """Hash the bytes of each image together with a seed: ``(N,)``, int64, uniform in [0, 2**63).
+
+    Of ``StoredImages`` that is the version of 32x32 pixels.
+    """
+    if isinstance(images, StoredImages):
+        return torch.cat([hash_images(images.small[part], seed=seed) for part in torch.split(images.index, CHUNK)])
     key = hashlib.blake2b(str(seed).encode()).digest()
     pixels = images.numpy()
     digests = b"".join(hashlib.blake2b(image, digest_size=8, key=key).digest() for image in pixels)
@@ -130,6 +137,18 @@ def _quotas(counts: Tensor, num_val: int) -> list[int]:
     quotas = exact.floor().long()
     quotas[torch.argsort(exact - quotas, descending=True, stable=True)[: num_val - int(quotas.sum())]] += 1
     return [int(quota) for quota in quotas]
+
+
+def compare(split: str, now: str, then: str, *, root: str, is_held_out: bool, is_resumed: bool) -> None:
+    """Compare fingerprints of the images of a split: others are a ``UserError`` if a run resumes, else a warning."""
+    if now == then or (split == "test" and not then):
+        return
+    name = {"train": "training", "val": "validation"}.get(split, split)
+    images = f"the {name} images are not those of the run (now {now or 'none'}; then {then or 'not known'})"
+    if is_resumed:
+        raise UserError(f"`root` {root}: {images}: give those, in the same order, or start a new run")
+    what = "they are held out as in the training" if is_held_out else "some of them may have been trained on"
+    rank_zero_warn(f"{root}: {images}" + (f": {what}" if split == "val" else ""))
 
 
 def check_state(state: Mapping[str, Any], classes: Sequence[str]) -> None:

@@ -18,9 +18,11 @@ from tqdm import tqdm
 
 from cifar_lit.data.archives import writing
 from cifar_lit.data.cache import Cache
-from cifar_lit.data.decoding import fit_image
+from cifar_lit.data.decoding import Resize, fit_image
 from cifar_lit.data.download import TIMEOUT_SECONDS
+from cifar_lit.data.image_folder import SMALL, as_split
 from cifar_lit.data.split import Split, SplitName, hold_out_test
+from cifar_lit.data.stored import room_for
 from cifar_lit.data.unpacking import DAMAGE
 from cifar_lit.errors import UserError, explain_failure, suggest
 
@@ -43,8 +45,10 @@ class TorchvisionSet:
 
     may_write = True
 
-    def __init__(self, root: Path, *, name: str, cache_dir: Path, image_size: int = 32, resize: str = "squash") -> None:
-        self.root, self.image_size = root, image_size
+    def __init__(
+        self, root: Path, *, name: str, cache_dir: Path, image_size: int = 32, resize: Resize = "squash"
+    ) -> None:
+        self.root, self._form = root, (image_size, resize)
         self._kind, variant = find_dataset(name)
         self.title = "/".join([self._kind.__name__, *variant.values()])
         self._splits = {split: variant | options for split, options in _find_splits(self._kind).items()}
@@ -62,8 +66,8 @@ class TorchvisionSet:
 
     def load(self, split: SplitName) -> Split:
         """Return a split, in torchvision's order."""
-        entry = self._read(split if split in self._splits else "train")
-        images = Split(entry["images"], entry["labels"])
+        name = split if split in self._splits else "train"
+        images = as_split(self._read(name), name)
         if "test" in self._splits:
             return images
         is_test = hold_out_test(images, self.classes)
@@ -75,10 +79,13 @@ class TorchvisionSet:
             raise UserError(f"`root` {self.root}: {self.title} is not decoded yet, and only a file names it: give it")
         if entry is None:
             with self._cache.locked():
-                entry = self._cache.read(name) or self._decode_all()[name]
+                if self._cache.read(name) is None:
+                    self._decode_all()
+            entry = self._cache.read(name)  # memory-mapped
+        assert entry
         return entry
 
-    def _decode_all(self) -> dict[str, dict[str, Any]]:
+    def _decode_all(self) -> None:
         datasets = self._open()
         entries = {split: self._decode(split, dataset) for split, dataset in datasets.items()}
         values = sorted({label for entry in entries.values() for label in entry["labels"].tolist()})
@@ -87,7 +94,6 @@ class TorchvisionSet:
         entries["index"] = {"classes": _class_names(datasets["train"], values)}
         for name, entry in entries.items():
             self._cache.write(name, entry)
-        return entries
 
     def _open(self) -> dict[str, Any]:
         """Return torchvision's datasets; what is missing is downloaded, and what was interrupted unpacked again."""
@@ -117,13 +123,16 @@ class TorchvisionSet:
         return datasets
 
     def _decode(self, split: str, dataset: Any) -> dict[str, Any]:
-        images = np.empty((len(dataset), self.image_size, self.image_size, 3), np.uint8)
+        forms = dict.fromkeys((self._form, SMALL))
+        rooms = [room_for((len(dataset), size, size, 3), self._cache.folder, num_saved=1) for size, _ in forms]
         labels = np.empty(len(dataset), np.int64)
 
         def decode(i: int) -> None:
             try:
                 image, label = dataset[i]
-                images[i], labels[i] = fit_image(image), operator.index(label)
+                labels[i] = operator.index(label)
+                for room, form in zip(rooms, forms, strict=True):
+                    room.numpy()[i] = fit_image(image, *form)
             except FAILURES as error:
                 which = f"image {i} of {split}, or its class, cannot be used ({error})"
                 raise UserError(f"`root` {self.root}: {self.title}: {which}") from error
@@ -131,7 +140,8 @@ class TorchvisionSet:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in tqdm(pool.map(decode, range(len(dataset))), desc=f"Decoding {split}", total=len(dataset)):
                 pass
-        return {"images": torch.from_numpy(images), "labels": torch.from_numpy(labels)}
+        small = {"small": rooms[1]} if len(rooms) > 1 else {}
+        return {"images": rooms[0], "labels": torch.from_numpy(labels), **small}
 
 
 def _arguments(kind: Any) -> dict[str, Any]:

@@ -25,6 +25,8 @@ def write_card(folder: Path, model: ImageClassifier, data: Mapping[str, Any], re
     card = environment.get_template("card.md.jinja").render(
         fingerprint=fingerprint(model),
         classes=model.classes,
+        size=model.image_size,
+        resize=model.hparams["resize"],
         network=type(model.net).__name__,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         files={path.name: path.stat().st_size for path in sorted(folder.glob("model.*"))},

@@ -25,7 +25,8 @@ def count_multiplications(model: ImageClassifier, num_images: Mapping[int, int],
         num_images: How many images of each size (height and width) went through it.
         num_steps: How many steps the optimizer made.
     """
-    net = build_network(model.hparams["net"], num_classes=len(model.classes)).to("meta").train()
+    net = build_network(model.hparams["net"], num_classes=len(model.classes), image_size=model.image_size)
+    net = net.to("meta").train()
     names = ("lr", "momentum", "weight_decay", "nesterov", "muon_lr", "muon_momentum")
     optimizer = make_optimizer(net.parameters(), **{name: model.hparams[name] for name in names})
     total = 0

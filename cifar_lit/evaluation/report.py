@@ -40,7 +40,7 @@ def write_report(path: Path, results: Results, model: ImageClassifier, images: T
     environment = templates(autoescape=True)
     environment.filters |= {"png": _to_png, "percent": summary.percent}
     curves = read_curves(path.parent)
-    shape = (3, 32, 32) if images is None else (3, *images.shape[1:3])
+    shape = (3, model.image_size, model.image_size)
     layers, problem = _explain(model, shape)
     page = environment.get_template("report.html.jinja").render(
         results=results,

@@ -17,17 +17,18 @@ from cifar_lit.networks.finding import NAMED, find_network, is_network, is_ours
 
 
 class Network(nn.Module):
-    """Base class of this project's networks: images ``(N, 3, 32, 32)``, float32, normalised, to logits.
+    """Base class of this project's networks: images ``(N, 3, size, size)``, float32, normalised, to logits.
 
     Any other ``nn.Module`` does, too. A constructor that has an argument ``num_classes`` is given the number of
-    classes. Its other arguments are options of plain types (numbers, strings, lists of these). They are saved in the
-    checkpoint, and the network is built from them again.
+    classes, and one that has ``image_size`` the height and width of the images. Its other arguments are options of
+    plain types (numbers, strings, lists of these). They are saved in the checkpoint, and the network is built from them
+    again.
     """
 
     def prepare(self, images: Tensor) -> None:
         """Initialise from training images, once before training (data-dependent initialisation); by default nothing.
 
-        The images are ``(n, 3, 32, 32)``, float32, normalised; the same on every rank.
+        The images are ``(n, 3, size, size)``, float32, normalised; the same on every rank.
         """
 
 
@@ -48,12 +49,12 @@ if TYPE_CHECKING:
 else:
 
     class NetworkFactory(Protocol):
-        """Builds a network for a number of classes: a class of networks, or a ``functools.partial`` of one.
+        """Builds a network for a number of classes and a size: a class of networks, or a ``functools.partial`` of one.
 
         jsonargparse takes all arguments of a network but these for options.
         """
 
-        def __call__(self, num_classes: int) -> AnyNetwork: ...  # noqa: D102
+        def __call__(self, num_classes: int, image_size: int) -> AnyNetwork: ...  # noqa: D102
 
 
 def describe_network(net: NetworkFactory | Mapping[str, Any]) -> dict[str, Any]:
@@ -118,8 +119,10 @@ def needed_trust(net: nn.Module) -> str:
     return "" if is_ours(f"{type(net).__module__}.{type(net).__qualname__}") else " --trust_run"
 
 
-def build_network(spec: Mapping[str, Any], *, num_classes: int) -> nn.Module:
+def build_network(spec: Mapping[str, Any], *, num_classes: int, image_size: int = 32) -> nn.Module:
     """Build a network, with its initial weights, from what ``describe_network`` returns.
+
+    It is given ``num_classes`` and ``image_size`` if its constructor takes them.
 
     A class or options that do not exist are a ``UserError``. So is a class of another package that is not imported: the
     description may come from anywhere. Errors raised in the network's own code pass through.
@@ -133,6 +136,8 @@ def build_network(spec: Mapping[str, Any], *, num_classes: int) -> nn.Module:
         raise UserError(f"`net`: num_classes of {kind.__name__} is that of the data: leave it out")
     if takes_num_classes(kind):
         options["num_classes"] = num_classes
+    if takes_num_classes(kind, "image_size"):
+        options.setdefault("image_size", image_size)  # an option of a network's own in older checkpoints
     signature = inspect.signature(kind)
     try:
         signature.bind(**options)
@@ -146,25 +151,25 @@ def build_network(spec: Mapping[str, Any], *, num_classes: int) -> nn.Module:
     return network
 
 
-def takes_num_classes(kind: type[nn.Module]) -> bool:
-    """Return whether a constructor has an argument ``num_classes``, perhaps handed on as one of its ``**kwargs``."""
+def takes_num_classes(kind: type[nn.Module], name: str = "num_classes") -> bool:
+    """Return whether a constructor has an argument of this name, perhaps handed on as one of its ``**kwargs``."""
     for base in kind.__mro__:
         if "__init__" in vars(base):
             parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
-            if "num_classes" in parameters:
+            if name in parameters:
                 return True
             if not any(one.kind == one.VAR_KEYWORD for one in parameters.values()):
                 return False
     return False
 
 
-def lay_out(net: nn.Module) -> bool:
+def lay_out(net: nn.Module, image_size: int = 32) -> bool:
     """Put a network into the layout channels_last, which is faster on a CPU, and return whether it computes so.
 
     One that does not, as by ``view`` after a convolution, stays as it is; so does one that computes nothing, of which
     ``check_network`` says why. A network with lazy layers gets their parameters here.
     """
-    images = torch.zeros(2, 3, 32, 32)
+    images = torch.zeros(2, 3, image_size, image_size)
     if needed_trust(net):
         try:
             with torch.no_grad(), evaluation_mode(net):

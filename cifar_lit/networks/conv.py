@@ -29,14 +29,15 @@ class ConvNet(Network):
 
     Args:
         num_classes: Number of logits.
+        image_size: Height and width of the images.
         widths: Channels of each block, 1 to 4,096, in one to five blocks.
         kernel_size: Height and width of the filters: 3, 5 or 7.
         num_convs: Convolutions per block, 1 to 64.
         activation: After each convolution, and between linear layers.
         norm: batch is batch normalisation (arXiv 1502.03167). shift is the same without a learned scale, and with a
             short memory, as in ``FastCNN``.
-        head: linear flattens the features for two linear layers, which takes images of 32x32 pixels. pooled is global
-            max-pooling and one linear layer whose logits are scaled, as in ``FastCNN``, for images of any size.
+        head: linear flattens the features for two linear layers, which takes images of ``image_size`` alone. pooled is
+            global max-pooling and one linear layer whose logits are scaled, as in ``FastCNN``, for images of any size.
         whiten: Begin with filters that whiten the 2x2 patches of training images, and are not trained.
         identity: Initialise the convolutions so that they pass on their input (arXiv 1706.00388).
 
@@ -47,6 +48,7 @@ class ConvNet(Network):
     def __init__(
         self,
         num_classes: int = 10,
+        image_size: int = 32,
         *,
         widths: Sequence[int] = (32, 32, 64),
         kernel_size: int = 5,
@@ -75,7 +77,7 @@ class ConvNet(Network):
             self.head.extend([GlobalMaxPool(), linear])
             self.scale = HEAD_SCALE / widths[-1]
         else:
-            side = 32 // 2 ** len(widths)
+            side = max(1, image_size // 2 ** len(widths))  # of a smaller image, pooling says what is wrong
             hidden = nn.Linear(widths[-1] * side * side, HIDDEN)
             self.head.extend([nn.Flatten(), hidden, ACTIVATIONS[activation](), nn.Linear(HIDDEN, num_classes)])
 

@@ -14,10 +14,12 @@ class TutorialCNN(Network):
 
     Args:
         num_classes: Number of logits.
+        image_size: Height and width of the images, at least 8.
     """
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = 10, image_size: int = 32) -> None:
         super().__init__()
+        side = image_size // 2 // 2 // 2  # after three poolings
         # Named layers, for the graph and the summary.
         self.layers = nn.Sequential(
             OrderedDict(
@@ -28,12 +30,12 @@ class TutorialCNN(Network):
                 conv3=nn.Conv2d(32, 64, kernel_size=5, padding=2),
                 pool3=nn.MaxPool2d(2),
                 flatten=nn.Flatten(),
-                linear1=nn.Linear(64 * 4 * 4, 64),
+                linear1=nn.Linear(64 * side * side, 64),
                 linear2=nn.Linear(64, num_classes),
             )
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images ``(N, 3, 32, 32)`` to logits ``(N, num_classes)``."""
+        """Map images ``(N, 3, image_size, image_size)`` to logits ``(N, num_classes)``."""
         logits: Tensor = self.layers(images)
         return logits

@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 import cifar_lit
-from cifar_lit.data.decoding import load_images, read_image
+from cifar_lit.data.decoding import Resize, fit_image, load_images, read_image
 from cifar_lit.errors import UserError
 
 
@@ -195,9 +196,32 @@ def test_a_pipe_is_not_opened_and_a_missing_file_is_named() -> None:
 
 
 def test_full_memory_is_not_a_broken_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(image: Image.Image) -> None:
+    def full(*_: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr("cifar_lit.data.decoding.fit_image", full)
     with pytest.raises(MemoryError):
         read_image(saved(Image.new("L", (9, 9)), "PNG"))
+
+
+def test_each_way_to_become_square_by_value() -> None:
+    """Three colours side by side: all of them, the middle one, or all of them between black bars."""
+    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
+    wide = np.concatenate([np.full((10, 10, 3), colour, np.uint8) for colour in colours], axis=1)
+    assert np.array_equal(fit_image(Image.fromarray(wide), 30, "squash"), wide[[0] * 30])
+    assert np.array_equal(fit_image(Image.fromarray(wide), 10, "crop"), wide[:, 10:20])
+    padded = fit_image(Image.fromarray(wide), 30, "pad")
+    assert np.array_equal(padded[10:20], wide)
+    assert not padded[:10].any()
+    assert not padded[20:].any()
+    tall = fit_image(Image.fromarray(wide.transpose(1, 0, 2)), 30, "pad")
+    assert np.array_equal(tall, padded.transpose(1, 0, 2))
+
+
+@pytest.mark.parametrize("how", get_args(Resize))
+@pytest.mark.parametrize("shape", [(1, 900), (48, 48), (31, 29), (7, 5)])
+def test_any_shape_becomes_square(how: Resize, shape: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    assert fit_image(image, 48, how).shape == (48, 48, 3)
+    if shape == (48, 48):
+        assert np.array_equal(fit_image(image, 48, how), np.asarray(image))

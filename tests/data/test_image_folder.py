@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from cifar_lit.data import archives, image_folder
-from cifar_lit.data.decoding import read_image
+from cifar_lit.data.decoding import read_image, read_rgb
 from cifar_lit.data.image_folder import ImageFolder
 from cifar_lit.errors import UserError
 from tests.helpers.images import TINY_CLASSES, encode, put, tiny_files, tiny_image, write_files
@@ -66,9 +66,9 @@ def test_what_was_decoded_is_not_decoded_again_until_it_changes(
 
     def counting(file: io.BytesIO) -> object:
         decoded.append(file)
-        return read_image(file)
+        return read_rgb(file)
 
-    monkeypatch.setattr(image_folder, "read_image", counting)
+    monkeypatch.setattr(image_folder, "read_rgb", counting)
     again = source(root).load("train")
     assert not decoded
     assert torch.equal(again.images, first.images)
@@ -300,7 +300,7 @@ def test_the_second_start_with_real_images_decodes_nothing(
 ) -> None:
     first = ImageFolder(real_images, cache_dir=real_cache)
     expected = {"train": len(first.load("train").labels), "test": len(first.load("test").labels)}
-    monkeypatch.setattr("cifar_lit.data.image_folder.read_image", None)
+    monkeypatch.setattr("cifar_lit.data.image_folder.read_rgb", None)
     second = ImageFolder(real_images, cache_dir=real_cache)
     loaded = {"train": second.load("train"), "test": second.load("test")}
     mean = loaded["train"].images.float().mean((0, 1, 2)) / 255  # reads every byte
