@@ -41,16 +41,17 @@ class CIFAR10DataModule(LightningDataModule):
             images: a folder or archive of your own, of any size: CLASS/*, or train/CLASS/*, test/CLASS/* and optionally
             val/CLASS/*. Without test, a fifth is held out for it, by a hash of each image: images that are added or
             renamed move no other. synthetic: generated images of ten shapes and patterns, without any files.
+            torchvision: one of its datasets of classified images, chosen by dataset, and downloaded to root if missing.
         root: For cifar10 and cifar100, the folder of the archive. For images, the folder, .tar, .tar.gz or .zip file.
         mirror: For cifar10 and cifar100, a download URL to try before the known ones.
         batch_size: Number of images in a training batch, per device.
         val_size: Number of training images to hold out for validation (stratified by class), or a fraction of them
-            below 1; 0 for none. By default 5,000, but of your own images a tenth of each class, at least one. With a
-            fraction, images that are added move no other, and the number is approximate. Ignored with a val folder.
+            below 1; 0 for none. By default 5,000; for images and torchvision a tenth of each class, at least one. With
+            a fraction, images that are added move no other, and the number is approximate. Ignored with a val split.
         split_seed: Random seed of the split into training and validation, independent of seed.
         seed: Random seed of the order and the augmentation of the training images; on the command line, the value of
             --seed_everything.
-        cache_dir: For images, the folder where decoded images are cached.
+        cache_dir: For images and torchvision, the folder where decoded images are cached.
         crop_padding: Random crop: pixels of reflection padding on each side of a training image, from which a random
             crop of the old size is taken; 0 for none.
         flip: Horizontal flip of training images: none; random, with probability 0.5; or alternating, a random half of
@@ -64,6 +65,8 @@ class CIFAR10DataModule(LightningDataModule):
             this size. Which images are held out does not depend on it.
         resize: How images of your own become square: squash changes their aspect ratio; crop scales the short side and
             cuts out the middle; pad scales the long side and adds black bars.
+        dataset: For torchvision, the name of its class, as MNIST or SVHN, with a variant where it has some, as
+            EMNIST/letters. A wrong name lists them all. Some need another package, which the error names.
 
     Attributes:
         train: The training split, after ``setup("fit")``; its images are uint8 ``(N, size, size, 3)``.
@@ -89,11 +92,12 @@ class CIFAR10DataModule(LightningDataModule):
         image_sizes: Sequence[int] = (),
         image_size: int = 32,
         resize: Resize = "squash",
+        dataset: str | None = None,
     ) -> None:
         options = {name: plain_value(value) for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         if val_size is None:
-            options["val_size"] = None if source == "images" else 5000
+            options["val_size"] = None if source in ("images", "torchvision") else 5000
         check_options(options | {"val_size": options["val_size"] or 0})
         folder, cache = expand_home("root", root), expand_home("cache_dir", cache_dir)
         # The default cache stays as it is: another folder for each user.
@@ -101,7 +105,10 @@ class CIFAR10DataModule(LightningDataModule):
         self.save_hyperparameters(options | {name: os.path.abspath(path) for name, path in saved.items()})  # noqa: PTH100
         self.augmentation = Augmentation(crop_padding=crop_padding, flip=flip, cutout=cutout)
         self.source: Source = make_source(
-            source, root=Path(folder), cache_dir=Path(cache), mirror=mirror, image_size=image_size, resize=resize
+            source,
+            root=Path(folder),
+            cache_dir=Path(cache),
+            **{name: options[name] for name in ("mirror", "image_size", "resize", "dataset")},
         )
         self.train: Split | None = None
         self.val: Split | None = None

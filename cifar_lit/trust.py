@@ -10,6 +10,7 @@ from torch import Tensor
 from cifar_lit.checkpoint import plain_value
 from cifar_lit.data.cifar10 import CIFAR10
 from cifar_lit.data.options import check_image_size
+from cifar_lit.data.torchvision_sets import TorchvisionSet
 from cifar_lit.datamodule import CACHE_DIR, CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.module import ImageClassifier
@@ -77,6 +78,8 @@ def only_read(datamodule: CIFAR10DataModule) -> None:
     """Have nothing downloaded to a folder outside the working folder, which only a file names."""
     if isinstance(datamodule.source, CIFAR10):
         datamodule.source.may_write = is_inside(datamodule.hparams["root"], Path())
+    if isinstance(datamodule.source, TorchvisionSet):  # of any size
+        datamodule.source.may_write = False
 
 
 def check_links(folder: Path) -> None:

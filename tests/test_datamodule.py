@@ -371,7 +371,10 @@ def test_a_home_folder_is_expanded_before_it_is_used_and_saved(
         ({"batch_size": 0}, "`batch_size` is 0: must be at least 1"),
         ({"batch_size": -3}, "`batch_size` is -3: must be at least 1"),
         ({"val_size": float("nan")}, "`val_size` is nan: must be at least 0"),
-        ({"source": "imagenet"}, "`source` is imagenet: must be one of cifar10, cifar100, images, synthetic"),
+        (
+            {"source": "imagenet"},
+            "`source` is imagenet: must be one of cifar10, cifar100, images, synthetic, torchvision",
+        ),
         ({"val_size": -1}, "`val_size` is -1: must be at least 0"),
         ({"val_size": 1.5}, "`val_size` is 1.5: must be a whole number of images, or a fraction below 1"),
         ({"split_seed": -1}, "`split_seed` is -1: must be at least 0"),
@@ -413,5 +416,5 @@ def test_hyper_parameters_are_plain_values() -> None:
     assert {name: type(value) for name, value in hparams.items()} == {
         **dict.fromkeys(("source", "root", "cache_dir", "flip"), str),
         **dict.fromkeys(("batch_size", "split_seed", "seed", "crop_padding", "cutout"), int),
-        **{"mirror": type(None), "val_size": float, "image_sizes": list},
+        **{"mirror": type(None), "dataset": type(None), "val_size": float, "image_sizes": list},
     }

@@ -16,7 +16,7 @@ from cifar_lit.cli.config import install_loader
 from cifar_lit.cli.help import EXAMPLES
 from cifar_lit.cli.network import check_network, drop_odd_defaults, import_named, own_code
 from cifar_lit.cli.options import WITHHELD, check_config
-from cifar_lit.cli.parser import GROUPS, TRUST_HELP, FitParser, building, naming_options
+from cifar_lit.cli.parser import GROUPS, TRUST_HELP, FitParser, build, building, naming_options
 from cifar_lit.cli.trust import check_config_of_run, given_options
 from cifar_lit.cli.words import option_names
 from cifar_lit.datamodule import CIFAR10DataModule
@@ -25,6 +25,7 @@ from cifar_lit.module import ImageClassifier
 from cifar_lit.recipes import RECIPES, recipe_help
 from cifar_lit.run import CHECKPOINTS, CONFIG, LAST, LOGS, run_folder
 from cifar_lit.schema import read_yaml
+from cifar_lit.trust import only_read
 
 # Lightning's Timer has such a default, which config.yaml would not take.
 yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, value: dumper.represent_data(value.value))
@@ -144,7 +145,14 @@ class FitCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed")
         for name in ("image_size", "resize"):
             parser.link_arguments(f"data.{name}", f"model.{name}")
-        parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
+        parser.link_arguments("data", "model.classes", self._find_classes, apply_on="instantiate")
+
+    def _find_classes(self, data: CIFAR10DataModule) -> list[str]:
+        """Return the names of the classes; what only the file of a run names is not downloaded for them."""
+        path = self.config["ckpt_path"]
+        if path and run_folder(Path(path)) and not self.config["trust_run"] and "--data.root" not in self.given:
+            only_read(data)
+        return list(build(getattr, data, "classes"))  # jsonargparse has its own error for any other
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)

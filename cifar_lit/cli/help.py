@@ -17,7 +17,7 @@ examples:
 USED = {
     "--recipe NAME": ("settings to start from", "tutorial"),
     "--config FILE": ("settings from a YAML file of yours", None),
-    "--data.source NAME": ("cifar10, cifar100, images, synthetic", "cifar10"),
+    "--data.source NAME": ("cifar10, cifar100, images, torchvision, ...", "cifar10"),
     "--data.root PATH": ("folder or archive of the images", "data"),
     "--data.image_size N": ("height and width of the images", 32),
     "--data.val_size N": ("held out for validation: images or a share", None),
@@ -42,7 +42,7 @@ USED = {
 """The options that people use, with a text and the default (of the default recipe)."""
 OTHERS = {
     "--": "checkpoint.every_n_minutes checkpoint.every_n_steps trust_run",
-    "--data.": "cache_dir cutout image_sizes mirror resize split_seed",
+    "--data.": "cache_dir cutout dataset image_sizes mirror resize split_seed",
     "--model.": "compile label_smoothing mean muon_lr muon_momentum nesterov std tta warmup_epochs",
     "--trainer.": "accumulate_grad_batches benchmark callbacks check_val_every_n_epoch detect_anomaly deterministic "
     "devices enable_autolog_hparams enable_checkpointing enable_model_summary enable_progress_bar fast_dev_run "

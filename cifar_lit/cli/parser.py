@@ -215,7 +215,7 @@ class _BuildError(BaseException):
         self.kind = kind
 
 
-def _build(kind: type, *args: Any, **kwargs: Any) -> Any:
+def build(kind: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         return kind(*args, **kwargs)
     except Exception as error:
@@ -225,7 +225,7 @@ def _build(kind: type, *args: Any, **kwargs: Any) -> Any:
 @contextlib.contextmanager
 def building(parser: LightningArgumentParser) -> Iterator[None]:
     """Let what a constructor raises come as it is; of a class of Lightning's it is about a value of an option."""
-    parser.add_instantiator(_build, object)
+    parser.add_instantiator(build, object)
     try:
         yield
     except _BuildError as failed:

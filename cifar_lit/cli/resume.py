@@ -15,7 +15,6 @@ from cifar_lit.errors import UserError
 from cifar_lit.files import shorten
 from cifar_lit.module import ImageClassifier
 from cifar_lit.run import Run
-from cifar_lit.trust import only_read
 
 MAY_DIFFER = ("root", "cache_dir", "mirror")
 
@@ -58,8 +57,6 @@ def find_resumed(cli: FitCLI) -> Run | None:
         return None
     run = Run(path, trust=cli.config["trust_run"])
     check_has_state(run)
-    if run.folder and not run.trust and "--data.root" not in cli.given:
-        only_read(cli.datamodule)
     then, now = {**run.model_options, **run.data_options}, {**cli.model.hparams, **cli.datamodule.hparams}
     for name, default in {**_defaults(ImageClassifier), **_defaults(CIFAR10DataModule)}.items():
         then.setdefault(name, default)  # what an older version had no option for

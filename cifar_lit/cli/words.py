@@ -64,7 +64,7 @@ SYNONYMS = {
     **dict.fromkeys(("learning_rate", "rate", "base_lr", "max_lr", "lrate"), "lr"),
     **dict.fromkeys(("seed", "random_seed", "manual_seed", "rng", "s"), "seed_everything"),
     **dict.fromkeys(("batch", "bs", "b", "train_batch_size", "batchsize"), "batch_size"),
-    **dict.fromkeys(("data", "dataset", "data_set", "dataset_name"), "source"),
+    **dict.fromkeys(("data", "data_set", "dataset_name"), "source"),
     **dict.fromkeys(("data_dir", "data_path", "data_root", "dataroot", "datadir", "train_dir", "path", "dir"), "root"),
     **dict.fromkeys(("arch", "network", "architecture", "backbone", "model_name", "a"), "net"),
     **dict.fromkeys(

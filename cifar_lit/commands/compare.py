@@ -123,7 +123,7 @@ def _score(
     tta: Literal["none", TTA],
 ) -> Scored:
     model, datamodule = run.model(), run.datamodule(**overrides)
-    key = tuple(datamodule.hparams[name] for name in ("source", "root", "image_size", "resize"))
+    key = tuple(datamodule.hparams[name] for name in ("source", "root", "dataset", "image_size", "resize"))
     split = loaded[key] = loaded[key] if key in loaded else _load(datamodule)
     if isinstance(split, Exception):
         raise split

@@ -10,9 +10,10 @@ from cifar_lit.data.image_folder import ImageFolder
 from cifar_lit.data.listing import looks_like_images
 from cifar_lit.data.split import Split, SplitName
 from cifar_lit.data.synthetic import Synthetic
+from cifar_lit.data.torchvision_sets import TorchvisionSet
 from cifar_lit.errors import UserError, require
 
-SourceName = Literal["cifar10", "cifar100", "images", "synthetic"]
+SourceName = Literal["cifar10", "cifar100", "images", "synthetic", "torchvision"]
 
 __all__ = ["Source", "SourceName", "Split", "SplitName", "expand_home", "make_source"]
 
@@ -21,8 +22,11 @@ class Source(Protocol):
     """A dataset with a training and a test split, perhaps with a validation split."""
 
     title: str  # of the dataset, in reports
-    classes: list[str]
     has_val: bool
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, in the order of the labels."""
 
     def prepare(self) -> None:
         """Download and extract what ``load`` reads; called in one process per machine."""
@@ -39,6 +43,7 @@ def make_source(
     mirror: str | None = None,
     image_size: int = 32,
     resize: Resize = "squash",
+    dataset: str | None = None,
 ) -> Source:
     """Return a source by name; only the names of its classes are read. Arguments as for ``CIFAR10DataModule``."""
     if name in ARCHIVES:
@@ -49,6 +54,8 @@ def make_source(
         return CIFAR10(root, mirror=mirror, archive=archive)
     if name == "images":
         return ImageFolder(root, cache_dir=cache_dir, image_size=image_size, resize=resize)
+    if name == "torchvision" and dataset is not None:
+        return TorchvisionSet(root, name=dataset, cache_dir=cache_dir, image_size=image_size, resize=resize)
     if name == "synthetic":
         return Synthetic()
     raise UserError(f"`source` is {name}: must be one of {', '.join(get_args(SourceName))}")

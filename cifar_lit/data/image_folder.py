@@ -93,11 +93,7 @@ class ImageFolder:
                     self._cache.write(name, entry)
                     if not fits(entry["images"]):  # what was decoded into a file is freed
                         entry = self._cache.read(name) or entry
-        images, small = entry["images"], entry.get("small", entry["images"])
-        if not fits(images):
-            say(f"{images.numel() / 1e9:.2f} GB of images in {split} stay on the disk, from which batches are read")
-        is_plain = images is small and fits(images)
-        return Split(images if is_plain else cast("Any", StoredImages(images, small)), entry["labels"])
+        return as_split(entry, split)
 
     def _decode(self, split: SplitName) -> dict[str, Any]:
         """Decode a split; what is broken is named at once."""
@@ -131,6 +127,15 @@ class ImageFolder:
             raise UserError(f"`root` {self.root}: {shown}{more}; repair or remove {them}")
         labels = torch.tensor([label for label, of_class in enumerate(names) for _ in of_class])
         return {"images": images[0], "labels": labels, **({"small": images[1]} if len(images) > 1 else {})}
+
+
+def as_split(entry: dict[str, Any], name: str) -> Split:
+    """Return the split of an entry of the cache, whose images stay on the disk if they do not fit into memory."""
+    images, small = entry["images"], entry.get("small", entry["images"])
+    if not fits(images):
+        say(f"{images.numel() / 1e9:.2f} GB of images in {name} stay on the disk, from which batches are read")
+    is_plain = images is small and fits(images)
+    return Split(images if is_plain else cast("Any", StoredImages(images, small)), entry["labels"])
 
 
 def _fingerprint(root: Path) -> str:

@@ -14,6 +14,9 @@ def check_options(options: dict[str, Any]) -> None:
         require(name, options[name], options[name] >= minimum, f"at least {minimum}")
         is_number = isinstance(options[name], int) or name == "val_size"
         require(name, options[name], is_number, "a whole number")
+    source, dataset = options["source"], options["dataset"]
+    require("source", source, dataset is None or source == "torchvision", f"torchvision for `dataset` {dataset}")
+    require("dataset", dataset, dataset or source != "torchvision", "the name of one of torchvision's, such as MNIST")
     padding, sizes, val_size = (options[name] for name in ("crop_padding", "image_sizes", "val_size"))
     image_size = options["image_size"]
     check_image_size(image_size, options["resize"])

@@ -31,6 +31,7 @@ def write_card(folder: Path, model: ImageClassifier, data: Mapping[str, Any], re
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         files={path.name: path.stat().st_size for path in sorted(folder.glob("model.*"))},
         source=data.get("source"),
+        dataset_name=re.sub(r"[^\w/ ]", "", data.get("dataset") or ""),
         settings={name: value for name, value in settings.items() if value not in (None, [])},
         results=results,
         metrics=results.metrics if results else {},

@@ -101,6 +101,14 @@ def test_the_card_of_cifar10_names_it_as_the_hub_does(tmp_path: Path) -> None:
     assert "/home/me" not in card
 
 
+def test_the_card_of_a_set_of_torchvision_names_it(tmp_path: Path) -> None:
+    data = {"source": "torchvision", "dataset": "EMNIST/letters\n---\nlicense: mit"}
+    card = card_of(tmp_path, list("abc"), data, make_results(**{"Accuracy/test": 0.75}))
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["model-index"][0]["results"][0]["dataset"]["name"] == "EMNIST/letterslicense mit"
+    assert "license" not in metadata
+
+
 def test_a_card_says_what_is_not_known(tmp_path: Path) -> None:
     card = card_of(tmp_path, list("abc"), {}, None)
     assert "Not known: there are no results of a test." in card
