@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
@@ -119,12 +120,25 @@ class ImageClassifier(Predictor):
         # Loss, averages and probabilities are computed in float32 or better, whatever the precision of the network.
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
+    def _new_network(self) -> Network | None:
+        """Return the network if it is one of ours, and no checkpoint will give its weights."""
+        is_new = self.trainer.state.fn == "fit" and not self.trainer.ckpt_path
+        return self.net if is_new and isinstance(self.net, Network) else None
+
+    def prepare_data(self) -> None:
+        """Download the weights that a new training starts from, in one process per machine."""
+        if net := self._new_network():
+            net.load_weights()
+
     def setup(self, stage: str) -> None:
-        """Check the network, and show some training images to one with data-dependent initialisation."""
+        """Check the network; load its weights, or initialise it from training images, if it asks for that."""
         self.check_network()
-        if stage == "fit" and isinstance(self.net, Network) and type(self.net).prepare is not Network.prepare:
+        net = self._new_network() if stage == "fit" else None
+        if net and (text := net.load_weights()):
+            rank_zero_info(text)
+        if net and type(net).prepare is not Network.prepare:
             with torch.no_grad():
-                self.net.prepare((training_images(self.trainer) - self.mean.cpu()) / self.std.cpu())
+                net.prepare((training_images(self.trainer) - self.mean.cpu()) / self.std.cpu())
 
     def on_train_start(self) -> None:
         # A GradientAccumulationScheduler sets it when an epoch begins, not when one is resumed (Lightning 2.6).

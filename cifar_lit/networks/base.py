@@ -30,6 +30,13 @@ class Network(nn.Module):
         The images are ``(n, 3, 32, 32)``, float32, normalised; the same on every rank.
         """
 
+    def load_weights(self) -> str:
+        """Load the weights that a new training starts from, and return what was loaded; by default nothing.
+
+        It is called first in one process per machine, so that a download is made once; then in each.
+        """
+        return ""
+
 
 class AnyNetwork(abc.ABC):  # noqa: B024
     """The type of ``--model.net``: any ``nn.Module``, of which those of this project alone are found by their name."""
