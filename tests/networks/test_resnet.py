@@ -45,7 +45,7 @@ def test_resnet18_computes_what_torchvisions_computes() -> None:
     torch.manual_seed(0)
     ours, theirs = ResNet18(10), TorchvisionNet(10, name="resnet18", small_stem=True)
     theirs.model.load_state_dict(ours.state_dict())  # the same names and shapes
-    images = torch.randn(3, 3, 8, 8)
+    images = torch.randn(4, 3, 16, 16)
     logits = ours(images)
     assert (
         sum(
@@ -79,7 +79,7 @@ def test_it_overfits_32_images(net: type[Network]) -> None:
     torch.manual_seed(0)
     images, labels, network = torch.randn(32, 3, 8, 8), torch.arange(32) % 10, net()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(30):
+    for _ in range(15):
         optimizer.zero_grad()
         torch.autograd.backward(nn.functional.cross_entropy(network(images), labels))
         optimizer.step()

@@ -43,11 +43,17 @@ def imagenet() -> nn.Module:
     return models.get_model(SHUFFLE)
 
 
+OTHERS = [
+    *[("regnet_y_400mf", True), ("densenet121", True), ("swin_t", False), ("vit_b_16", False), ("googlenet", False)],
+    *[("efficientnet_b0", True), ("convnext_tiny", False), ("mobilenet_v2", True), ("resnext50_32x4d", True)],
+]
+
+
 @pytest.mark.parametrize(
     ("name", "small_stem"),
     [
-        *[(SHUFFLE, True), ("regnet_y_400mf", True), ("densenet121", True), ("googlenet", False), ("vit_b_16", False)],
-        *[("squeezenet1_1", True), ("mnasnet0_5", False), ("vgg11", False), ("swin_t", False), ("alexnet", True)],
+        *[("squeezenet1_1", True), ("mnasnet0_5", False), ("vgg11", False), ("alexnet", True)],
+        *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS),
     ],
 )
 def test_a_network_gets_a_head_for_the_classes(name: str, small_stem: bool) -> None:
@@ -59,10 +65,10 @@ def test_a_network_gets_a_head_for_the_classes(name: str, small_stem: bool) -> N
 
 def test_a_small_stem_keeps_the_size_of_the_image() -> None:
     with torch.device("meta"):
-        resnet = TorchvisionNet(3, name="resnet34", small_stem=True).model
-        mobilenet = TorchvisionNet(3, name="mobilenet_v3_small", small_stem=True).model
+        resnet = TorchvisionNet(3, name="resnet18", small_stem=True).model
+        mnasnet = TorchvisionNet(3, name="mnasnet0_5", small_stem=True).model
     assert (resnet.conv1.weight.shape[2:], resnet.conv1.stride, type(resnet.maxpool)) == ((3, 3), (1, 1), nn.Identity)
-    first = mobilenet.features[0][0]  # type: ignore[index]
+    first = mnasnet.layers[0]  # type: ignore[index]
     assert (first.weight.shape[2:], first.stride) == ((3, 3), (1, 1))
 
 
@@ -73,7 +79,6 @@ def test_a_small_stem_keeps_the_size_of_the_image() -> None:
         ({"name": "fasterrcnn_resnet50_fpn"}, "networks for classification, as resnet18"),
         ({"name": ["resnet18"]}, r"is \['resnet18'\]: must be one of"),
         ({"name": "alexnet"}, "alexnet, which takes no images of 32 pixels: give `image_size` 64, or another name"),
-        ({"name": "vit_h_14"}, "which takes no images of 32 pixels: give `image_size` 224, or another name"),
         ({"name": "swin_t", "small_stem": True}, "swin_t does not begin with a strided convolution; leave it out"),
         ({"name": "vgg11", "small_stem": True}, "vgg11 does not begin with"),
         ({"weights": "IMAGENET1K_V3"}, "weights is IMAGENET1K_V3: must be one of IMAGENET1K_V1, DEFAULT, or a file"),
@@ -87,7 +92,6 @@ def test_what_does_not_exist_is_refused(options: dict[str, Any], expected: str) 
 def test_a_transformer_takes_the_size_that_it_was_built_for_alone() -> None:
     with torch.device("meta"):
         net = TorchvisionNet(5, 64, name="vit_b_32")
-        assert net(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
         with pytest.raises(UserError, match="takes only images of its `image_size` 64"):
             net(torch.zeros(2, 3, 32, 32))
 
@@ -101,7 +105,7 @@ def test_weights_of_imagenet_are_loaded_but_for_the_head(hub: Path) -> None:
     url = models.get_model_weights(SHUFFLE)["DEFAULT"].url  # type: ignore[index]
     torch.save(imagenet().state_dict(), hub / url.rpartition("/")[2])
     head = net.model.fc.weight.clone()  # type: ignore[union-attr,operator]
-    assert net.load_weights() == "shufflenet_v2_x0_5: 280 of 282 tensors from DEFAULT; at random: fc.weight, fc.bias"
+    assert net.load_weights() == "shufflenet_v2_x0_5: 336 of 338 tensors from DEFAULT; at random: fc.weight, fc.bias"
     assert torch.equal(net.model.conv5[0].weight, imagenet().conv5[0].weight)  # type: ignore[index,union-attr]
     assert torch.equal(net.model.fc.weight, head)  # type: ignore[union-attr,arg-type]
 
@@ -113,7 +117,7 @@ def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
     for content, expected in (
         ({**state, "layer9.weight": torch.zeros(3)}, "not of shufflenet_v2_x0_5: layer9.weight differs"),
         ({name: part for name, part in state.items() if "conv5" not in name}, "conv5.0.weight differs"),
-        (TorchvisionNet(10, name="shufflenet_v2_x1_0").model.state_dict(), "not of shufflenet_v2_x0_5"),
+        ({**state, "conv1.0.weight": torch.zeros(2), "conv5.0.weight": torch.zeros(2)}, "conv1.0.weight differs"),
         ({"model": state}, "must hold a state_dict, names and tensors alone"),
         (imagenet(), r"cannot be read \(UnpicklingError"),  # a pickle, which could run code
     ):
@@ -121,7 +125,7 @@ def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=expected):
             net.load_weights()
     file.unlink()
-    with pytest.raises(UserError, match="No such file or directory.*: give another file"):
+    with pytest.raises(UserError, match=r"No such file or directory.*: give another file"):
         net.load_weights()
 
 
@@ -137,19 +141,18 @@ def test_names_of_old_files_and_positions_of_other_sizes_are_converted(
     assert "at random: heads.head.weight, heads.head.bias" in net.load_weights()
     monkeypatch.setattr(torchvision_net, "_build", lambda *_, **__: models.DenseNet(4, (1, 1), 8, num_classes=10))
     net = TorchvisionNet(10, name="densenet121", weights=str(tmp_path / "dense.pt"))
-    old = {
-        name.replace("norm1.", "norm.1.").replace("conv1.", "conv.1."): part
-        for name, part in net.model.state_dict().items()
-    }
+    own = net.model.state_dict()
+    old = {name.replace("norm1.", "norm.1.").replace("conv1.", "conv.1."): part for name, part in own.items()}
     torch.save(old, tmp_path / "dense.pt")
     assert "denselayer1.norm.1.weight" in str(old.keys())
     assert "at random" not in net.load_weights()
 
 
+@pytest.mark.slow
 def test_a_new_training_reads_the_weights_and_what_it_leaves_needs_them_no_more(
     tiny_args: list[str], tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--model.net", "TorchvisionNet", "--model.net.name", SHUFFLE, "--model.net.small_stem", "true"]
+    given = ["--model.net", "TorchvisionNet", "--model.net.name", SHUFFLE]
     given += ["--model.net.weights", "start.pt", "--model.lr", "1e-9"]
     code, line = refused(["fit", *tiny_args, *FEW_EPOCHS, *given])
     assert (code, "--model.net.weights is start.pt, which cannot be read" in line) == (2, True)
