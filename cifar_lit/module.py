@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +17,7 @@ from cifar_lit.errors import UserError, require
 from cifar_lit.loggers import SkipOnce, log_epoch, log_test
 from cifar_lit.metrics import MeanLoss, PredictionCollector, Predictions
 from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network, lay_out
+from cifar_lit.networks.base import load_once
 from cifar_lit.networks.tta import TTA, TTA_MODES, tta_logits
 from cifar_lit.optim import Schedule, accumulation, check_optimizer_options, fit_scheduler, make_optimizer, mean_factor
 from cifar_lit.prediction import Predictor
@@ -120,25 +120,18 @@ class ImageClassifier(Predictor):
         # Loss, averages and probabilities are computed in float32 or better, whatever the precision of the network.
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
-    def _new_network(self) -> Network | None:
-        """Return the network if it is one of ours, and no checkpoint will give its weights."""
-        is_new = self.trainer.state.fn == "fit" and not self.trainer.ckpt_path
-        return self.net if is_new and isinstance(self.net, Network) else None
-
-    def prepare_data(self) -> None:
-        """Download the weights that a new training starts from, in one process per machine."""
-        if net := self._new_network():
-            net.load_weights()
-
     def setup(self, stage: str) -> None:
-        """Check the network; load its weights, or initialise it from training images, if it asks for that."""
+        """Check the network, and show some training images to one with data-dependent initialisation."""
         self.check_network()
-        net = self._new_network() if stage == "fit" else None
-        if net and (text := net.load_weights()):
-            rank_zero_info(text)
-        if net and type(net).prepare is not Network.prepare:
+        if stage == "fit" and isinstance(self.net, Network) and type(self.net).prepare is not Network.prepare:
             with torch.no_grad():
-                net.prepare((training_images(self.trainer) - self.mean.cpu()) / self.std.cpu())
+                self.net.prepare((training_images(self.trainer) - self.mean.cpu()) / self.std.cpu())
+
+    def on_fit_start(self) -> None:
+        """Load the weights that the network starts from, if no checkpoint gave some."""
+        if isinstance(self.net, Network) and not self.trainer.ckpt_path:
+            load_once(self.net, self.trainer)
+        super().on_fit_start()
 
     def on_train_start(self) -> None:
         # A GradientAccumulationScheduler sets it when an epoch begins, not when one is resumed (Lightning 2.6).

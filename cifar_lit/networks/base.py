@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from cifar_lit.errors import UserError
@@ -31,11 +32,18 @@ class Network(nn.Module):
         """
 
     def load_weights(self) -> str:
-        """Load the weights that a new training starts from, and return what was loaded; by default nothing.
-
-        It is called first in one process per machine, so that a download is made once; then in each.
-        """
+        """Load the weights that a new training starts from, and return what was loaded; by default nothing."""
         return ""
+
+
+def load_once(net: Network, trainer: Any) -> None:
+    """Load the weights that a network starts from; the first process of each machine alone downloads them."""
+    if trainer.local_rank:
+        trainer.strategy.barrier()
+    if text := net.load_weights():
+        rank_zero_info(text)
+    if not trainer.local_rank:
+        trainer.strategy.barrier()
 
 
 class AnyNetwork(abc.ABC):  # noqa: B024
