@@ -9,13 +9,10 @@ from cifar_lit.errors import require
 from cifar_lit.networks.base import Network
 from cifar_lit.networks.winograd import Conv3x3
 
-MIN_WINOGRAD = 128
-"""Channels from which Winograd's convolution is faster at the image sizes of these networks (two cores, AVX2)."""
-
 
 def conv3x3(num_in: int, num_out: int, stride: int = 1) -> nn.Conv2d:
-    """Return a 3x3 convolution without bias, by the method that is faster on a CPU."""
-    if stride == 1 and min(num_in, num_out) >= MIN_WINOGRAD:
+    """Return a 3x3 convolution without bias; with 128 channels or more, Winograd's is faster (one core, AVX2)."""
+    if stride == 1 and min(num_in, num_out) >= 128:
         return Conv3x3(num_in, num_out)
     return nn.Conv2d(num_in, num_out, 3, stride, padding=1, bias=False)
 
@@ -30,10 +27,9 @@ def init_he(net: nn.Module) -> None:
 class ResNet18(Network):
     """ResNet-18 (arXiv 1512.03385) with a stem for small images: a 3x3 convolution, stride 1, no pooling.
 
-    So do the public CIFAR-10 baselines, as https://github.com/kuangliu/pytorch-cifar; the paper's own networks for
-    CIFAR-10 are narrower. With ten classes it has 11,173,962 parameters, and 0.56 G multiplications for an image of
-    32x32. Images of any size are accepted. The weights have the names and, but for the stem and the last layer, the
-    shapes of ``torchvision.models.resnet18``. Initialised after He et al. (arXiv 1502.01852).
+    So it is in public baselines, as https://github.com/kuangliu/pytorch-cifar; the paper's own for CIFAR-10 are
+    narrower. With ten classes it has 11,173,962 parameters, and takes 0.56 G multiplications for 32x32 pixels. The
+    parameters have the names of ``torchvision.models.resnet18``. Initialised after He et al. (arXiv 1502.01852).
 
     Args:
         num_classes: Number of logits.

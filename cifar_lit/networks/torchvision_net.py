@@ -13,15 +13,11 @@ from torch.overrides import TorchFunctionMode
 from cifar_lit.errors import UserError, suggest
 from cifar_lit.networks.base import Network
 
-SIZES = (48, 64, 80, 96, 128, 160, 192, 224, 256)
-"""Image sizes to suggest in place of one that a network does not take."""
-
 
 class TorchvisionNet(Network):
     """A network of torchvision, with a last layer for the number of classes and without auxiliary outputs.
 
-    Its ``weights`` are loaded when a new training begins; of a checkpoint, nothing is downloaded and no file is read.
-    Those of ImageNet expect its ``mean`` [0.485, 0.456, 0.406] and ``std`` [0.229, 0.224, 0.225], and large images.
+    Its ``weights`` are loaded when a new training starts. One of a checkpoint downloads nothing and reads no file.
 
     Args:
         num_classes: Number of logits.
@@ -31,9 +27,6 @@ class TorchvisionNet(Network):
             filters of 3x3, and the max-pooling after it is left out.
         weights: To start from: DEFAULT, or another of torchvision's names, as IMAGENET1K_V1, downloaded once; or a file
             with a state_dict. A last layer or first convolution of another shape is initialised at random.
-
-    Raises:
-        UserError: For a name that does not exist, an option that it does not have, and images that it does not take.
     """
 
     def __init__(
@@ -48,11 +41,14 @@ class TorchvisionNet(Network):
         super().__init__()
         _check_names(name, weights)
         self.name, self.image_size, self.weights = name, image_size, weights
-        options = {"num_classes": num_classes, "small_stem": small_stem, "is_new": weights is None}
-        if not _takes(name, image_size, options):
-            least = next((f"give `image_size` {size}, or" for size in SIZES if _takes(name, size, options)), "give")
-            raise UserError(f"`net`.name is {name}, which takes no images of {image_size} pixels: {least} another name")
-        self.model = _build(name, image_size, **options)
+        try:
+            self.model = _build(name, num_classes, image_size, is_new=weights is None)
+        except (ValueError, AssertionError) as error:
+            raise UserError(
+                f"`net`.name is {name}, for an `image_size` of 224, say, and not {image_size}: {error}"
+            ) from error
+        if small_stem:
+            _make_stem_small(self.model, name)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(N, 3, height, width)`` to logits ``(N, num_classes)``."""
@@ -100,45 +96,33 @@ def _check_names(name: str, weights: str | None) -> None:
 
 
 def _size_option(name: str, size: int) -> dict[str, Any]:
-    """Return the option with the image size, of a network that is built for one; empty for others."""
-    if name == "maxvit_t":
-        return {"input_size": (size, size)}
-    return {"image_size": size} if name.startswith("vit_") else {}
+    """Return the option of a network that is built for one size of images; empty for others."""
+    return {"vit": {"image_size": size}, "maxvit": {"input_size": (size, size)}}.get(name.partition("_")[0], {})
 
 
-def _build(name: str, size: int, *, num_classes: int, small_stem: bool, is_new: bool) -> nn.Module:
+def _build(name: str, num_classes: int, size: int, *, is_new: bool) -> nn.Module:
     from torchvision.models import get_model
 
     options: dict[str, Any] = {"num_classes": num_classes, **_size_option(name, size)}
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": is_new, "transform_input": not is_new}
     with _WidthsOnCPU() if name.startswith("regnet") else contextlib.nullcontext():
-        model = get_model(name, **options)
-    if small_stem:
-        layers = list(model.named_modules())
-        first, *others = (i for i, (_, layer) in enumerate(layers) if isinstance(layer, nn.Conv2d))
-        path, conv = layers[first]
-        if tuple(conv.stride) in ((1, 1), tuple(conv.kernel_size)):  # the latter cuts the image into patches
-            raise UserError(f"`net`.small_stem is True: {name} does not begin with a strided convolution; leave it out")
-        conv.stride = (1, 1)
-        if conv.kernel_size[0] > 3:
-            model.set_submodule(path, nn.Conv2d(3, conv.out_channels, 3, padding=1, bias=conv.bias is not None))
-        for path, layer in layers[first : others[0]]:
-            if isinstance(layer, nn.MaxPool2d):
-                model.set_submodule(path, nn.Identity())
+        model: nn.Module = get_model(name, **options)
     return model
 
 
-def _takes(name: str, size: int, options: dict[str, Any]) -> bool:
-    """Return whether a network takes images of a size; nothing is computed."""
-    try:
-        with torch.device("meta"), torch.no_grad():
-            _build(name, size, **options).eval()(torch.zeros(1, 3, size, size))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        if isinstance(error, UserError):
-            raise
-        return False
-    return True
+def _make_stem_small(model: nn.Module, name: str) -> None:
+    layers = list(model.named_modules())
+    first, *others = (i for i, (_, layer) in enumerate(layers) if isinstance(layer, nn.Conv2d))
+    path, conv = layers[first]
+    if tuple(conv.stride) in ((1, 1), tuple(conv.kernel_size)):  # the latter cuts the image into patches
+        raise UserError(f"`net`.small_stem is True: {name} does not begin with a strided convolution; leave it out")
+    conv.stride = (1, 1)
+    if conv.kernel_size[0] > 3:
+        model.set_submodule(path, nn.Conv2d(3, conv.out_channels, 3, padding=1, bias=conv.bias is not None))
+    for path, layer in layers[first : others[0]]:
+        if isinstance(layer, nn.MaxPool2d):
+            model.set_submodule(path, nn.Identity())
 
 
 class _WidthsOnCPU(TorchFunctionMode):

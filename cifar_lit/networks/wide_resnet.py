@@ -13,9 +13,8 @@ from cifar_lit.networks.resnet import conv3x3, init_he
 class WideResNet(Network):
     """WRN-depth-widen_factor (arXiv 1605.07146) without dropout; by default WRN-28-10, the paper's for CIFAR.
 
-    WRN-28-10 has 36.5 M parameters with ten classes, and 5.2 G multiplications for an image of 32x32: nine times those
-    of ``ResNet18``. WRN-16-4 has 2.7 M, and takes 0.4 G. Images of any size are accepted. Initialised after He et al.
-    (arXiv 1502.01852).
+    WRN-28-10 has 36.5 M parameters with ten classes, and takes 5.2 G multiplications for 32x32 pixels, nine times those
+    of ``ResNet18``; WRN-16-4 has 2.7 M, and takes 0.4 G. Initialised after He et al. (arXiv 1502.01852).
 
     Args:
         num_classes: Number of logits.

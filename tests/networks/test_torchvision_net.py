@@ -78,7 +78,10 @@ def test_a_small_stem_keeps_the_size_of_the_image() -> None:
         ({"name": "resnet19"}, "is resnet19: must be one of torchvision's .* did you mean resnet18?"),
         ({"name": "fasterrcnn_resnet50_fpn"}, "networks for classification, as resnet18"),
         ({"name": ["resnet18"]}, r"is \['resnet18'\]: must be one of"),
-        ({"name": "alexnet"}, "alexnet, which takes no images of 32 pixels: give `image_size` 64, or another name"),
+        (
+            {"name": "vit_h_14"},
+            "vit_h_14, for an `image_size` of 224, say, and not 32: Input shape indivisible",
+        ),
         ({"name": "swin_t", "small_stem": True}, "swin_t does not begin with a strided convolution; leave it out"),
         ({"name": "vgg11", "small_stem": True}, "vgg11 does not begin with"),
         ({"weights": "IMAGENET1K_V3"}, "weights is IMAGENET1K_V3: must be one of IMAGENET1K_V1, DEFAULT, or a file"),
@@ -132,11 +135,11 @@ def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
 def test_names_of_old_files_and_positions_of_other_sizes_are_converted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(name: str, size: int, num_classes: int, **_: Any) -> nn.Module:
+    def build(name: str, num_classes: int, size: int, **_: Any) -> nn.Module:
         return models.VisionTransformer(size, 16, 1, 1, 8, 8, num_classes=num_classes)
 
     monkeypatch.setattr(torchvision_net, "_build", build)
-    torch.save(build("", 64, 1000).state_dict(), tmp_path / "vit.pt")
+    torch.save(build("", 1000, 64).state_dict(), tmp_path / "vit.pt")
     net = TorchvisionNet(10, name="vit_b_16", weights=str(tmp_path / "vit.pt"))
     assert "at random: heads.head.weight, heads.head.bias" in net.load_weights()
     monkeypatch.setattr(torchvision_net, "_build", lambda *_, **__: models.DenseNet(4, (1, 1), 8, num_classes=10))
