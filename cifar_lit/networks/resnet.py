@@ -33,12 +33,13 @@ class ResNet18(Network):
 
     Args:
         num_classes: Number of logits.
-        width: Channels of the first of four stages, 1 to 512; each stage has twice as many as the one before.
+        width: Channels of the first of four stages, a multiple of 8 up to 512; the next has twice as many, and so on.
     """
 
     def __init__(self, num_classes: int = 10, *, width: int = 64) -> None:
         super().__init__()
-        require("width", width, 1 <= width <= 512, "from 1 to 512")
+        # Of others, as 4 and 6, torch 2.14's backward pass ends in a segmentation fault (channels last, AVX2).
+        require("width", width, 8 <= width <= 512 and width % 8 == 0, "a multiple of 8, from 8 to 512")
         self.conv1 = conv3x3(3, width)
         self.bn1 = nn.BatchNorm2d(width)
         widths = [width * 2**i for i in range(4)]

@@ -44,9 +44,9 @@ class TorchvisionNet(Network):
         try:
             self.model = _build(name, num_classes, image_size, is_new=weights is None)
         except (ValueError, AssertionError) as error:
-            raise UserError(
-                f"`net`.name is {name}, for an `image_size` of 224, say, and not {image_size}: {error}"
-            ) from error
+            reason = str(error).partition(". ")[0]
+            text = f"`net`.name is {name}, for an `image_size` of 224, say, and not {image_size}: {reason}"
+            raise UserError(text) from error
         if small_stem:
             _make_stem_small(self.model, name)
 

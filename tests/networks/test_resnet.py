@@ -93,5 +93,6 @@ def test_other_sizes_are_refused_before_anything_is_built() -> None:
     for factor in (0, -1, 17):
         with pytest.raises(UserError, match=f"`widen_factor` is {factor}: must be from 1 to 16"):
             WideResNet(10, widen_factor=factor)
-    with pytest.raises(UserError, match="`width` is 513: must be from 1 to 512"):
-        ResNet18(10, width=513)
+    for width in (0, 4, 12, 520):
+        with pytest.raises(UserError, match=f"`width` is {width}: must be a multiple of 8, from 8 to 512"):
+            ResNet18(10, width=width)
