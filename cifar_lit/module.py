@@ -19,6 +19,7 @@ from cifar_lit.errors import UserError, require
 from cifar_lit.loggers import SkipOnce, log_epoch, log_test
 from cifar_lit.metrics import MeanLoss, PredictionCollector, Predictions
 from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network, lay_out
+from cifar_lit.networks.base import load_once
 from cifar_lit.networks.tta import TTA, TTA_MODES, tta_logits
 from cifar_lit.optim import Schedule, accumulation, check_optimizer_options, fit_scheduler, make_optimizer, mean_factor
 from cifar_lit.prediction import Predictor
@@ -137,6 +138,12 @@ class ImageClassifier(Predictor):
         if stage == "fit" and isinstance(self.net, Network) and type(self.net).prepare is not Network.prepare:
             with torch.no_grad():
                 self.net.prepare((training_images(self.trainer) - self.mean.cpu()) / self.std.cpu())
+
+    def on_fit_start(self) -> None:
+        """Load the weights that the network starts from, if no checkpoint gave some."""
+        if isinstance(self.net, Network) and not self.trainer.ckpt_path:
+            load_once(self.net, self.trainer)
+        super().on_fit_start()
 
     def on_train_start(self) -> None:
         # A GradientAccumulationScheduler sets it when an epoch begins, not when one is resumed (Lightning 2.6).

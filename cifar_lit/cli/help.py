@@ -24,7 +24,7 @@ USED = {
     "--data.batch_size N": ("images in each step", 64),
     "--data.flip MODE": ("mirror: none, random, alternating", "none"),
     "--data.crop_padding N": ("shift images by up to N pixels", 0),
-    "--model.net CLASS": ("FastCNN, StrongCNN or yours", "TutorialCNN"),
+    "--model.net CLASS": ("FastCNN, ResNet18, ... or yours", "TutorialCNN"),
     "--model.lr RATE": ("learning rate, or its peak", 0.01),
     "--model.momentum M": ("of SGD, from 0 to below 1", 0.0),
     "--model.weight_decay D": ("L2 penalty on the weights", 0.0),

@@ -23,7 +23,8 @@ PLAIN: dict[ModuleType, Collection[str]] = {
 }
 """Classes that a configuration may name, with arguments that are plain, too."""
 UNUSED = ("data.root", "trainer.default_root_dir")
-"""Paths: the first is only read, and a run that resumes does not use the second."""
+"""Paths: the first is only read, and a run that resumes does not use the second, nor weights to start from."""
+TORCHVISION_NET = re.compile(r"(cifar_lit\.networks\.(torchvision_net\.)?)?TorchvisionNet")
 MAX_SHOWN = 10
 MAX_LENGTH = 1000
 """Characters of a text, which is parsed as YAML; that takes long if it has many brackets."""
@@ -37,7 +38,12 @@ def check_config_of_run(path: Path, given: Collection[str]) -> None:
     config = read_yaml(path)
     found = ["trust_run is set"] * bool(config.get("trust_run"))
     try:
-        for name, text in _texts(config, ""):
+        texts = list(_texts(config, ""))
+        nets = [text for name, text in texts if name in ("model.net", "model.net.class_path")]
+        is_torchvision = bool(nets) and all(map(TORCHVISION_NET.fullmatch, nets))
+        for name, text in texts:
+            if name in UNUSED or (is_torchvision and name == "model.net.weights"):
+                continue
             action = _action(name, text, path.parent)
             if action and not (f"--{name}" in given and action.startswith(("asks", "writes"))):
                 found.append(f"{re.sub('[^ -~]', '?', name):.100} {action}")
@@ -73,8 +79,6 @@ def _texts(value: Any, name: str) -> Iterator[tuple[str, str]]:
 def _action(name: str, text: str, run: Path) -> str:
     """Return what a text would do beyond being a value; empty if nothing."""
     shown, key = repr(text[:200]), name.rpartition(".")[2]
-    if name in UNUSED:
-        return ""
     if len(text) > MAX_LENGTH or not text.isprintable():
         return f"has {len(text):,} characters, {shown:.40}..."
     if name.startswith("model.net") and key in ("net", "class_path"):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from cifar_lit.errors import UserError
@@ -30,6 +31,20 @@ class Network(nn.Module):
 
         The images are ``(n, 3, size, size)``, float32, normalised; the same on every rank.
         """
+
+    def load_weights(self) -> str:
+        """Load the weights that a new training starts from, and return what was loaded; by default nothing."""
+        return ""
+
+
+def load_once(net: Network, trainer: Any) -> None:
+    """Load the weights that a network starts from; the first process of each machine alone downloads them."""
+    if trainer.local_rank:
+        trainer.strategy.barrier()
+    if text := net.load_weights():
+        rank_zero_info(text)
+    if not trainer.local_rank:
+        trainer.strategy.barrier()
 
 
 class AnyNetwork(abc.ABC):  # noqa: B024

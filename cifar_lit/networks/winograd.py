@@ -101,12 +101,11 @@ class Conv3x3(nn.Conv2d):
     """A 3x3 convolution without bias and with padding 1, by Winograd's method where that is faster.
 
     It is faster in float32 training on a CPU with many channels. Otherwise, and so in an exported network, torch's
-    convolution is used, which is equal up to rounding. The first ``num_in`` filters are initialised as the identity.
+    convolution is used, which is equal up to rounding. Name, shape and initial value of its weight are torch's.
     """
 
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__(num_in, num_out, kernel_size=3, padding=1, bias=False)
-        nn.init.dirac_(self.weight.data[:num_in])
 
     def forward(self, images: Tensor) -> Tensor:
         """Map ``(N, num_in, height, width)`` to ``(N, num_out, height, width)``."""

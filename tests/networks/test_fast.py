@@ -32,6 +32,12 @@ def test_a_third_convolution_is_a_residual() -> None:
     assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
+def test_the_first_filters_of_a_stage_are_the_identity() -> None:
+    for conv, num_in in zip(Stage(8, 12, 2).convs, (8, 12), strict=True):
+        images = torch.randn(2, num_in, 6, 6)
+        assert torch.equal(conv(images)[:, :num_in], images)
+
+
 @pytest.mark.parametrize("size", [8, 16, 24, 30, 32])
 def test_images_of_other_sizes_are_taken(size: int) -> None:
     assert FastCNN(7, widths=[8, 8, 8])(torch.rand(2, 3, size, size)).shape == (2, 7)
