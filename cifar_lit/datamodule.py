@@ -14,6 +14,7 @@ from torch import Tensor
 from cifar_lit.checkpoint import plain_value
 from cifar_lit.data import Source, SourceName, Split, expand_home, make_source
 from cifar_lit.data.augment import Augmentation, Flip, resize, to_float
+from cifar_lit.data.duplicates import Duplicates, check_copies
 from cifar_lit.data.loader import BatchLoader
 from cifar_lit.data.options import check_options
 from cifar_lit.data.split import check_state, fingerprint, hash_images, hold_out, mix_classes
@@ -58,12 +59,15 @@ class CIFAR10DataModule(LightningDataModule):
             image; 0 for none.
         image_sizes: Height and width of the training images in each epoch, for progressive resizing, for example
             [16, 24, 32]; later epochs use the last size. Empty for 32 throughout.
+        duplicates: keep, or drop training images that have an exact or near copy among the validation and test images,
+            which drop reads for that, or an exact copy in another class. Of your own images such copies are counted.
 
     Attributes:
         train: The training split, after ``setup("fit")``; its images are uint8 ``(N, 32, 32, 3)``.
         val: The validation split, after ``setup("fit")``; None without validation.
         test: The test split, after ``setup("test")`` or ``setup("predict")``.
         fingerprints: The number and a hash of the images of each split that is loaded.
+        copies: What was said of the training and test images that have copies; None if nobody looked for them.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class CIFAR10DataModule(LightningDataModule):
         flip: Flip = "none",
         cutout: int = 0,
         image_sizes: Sequence[int] = (),
+        duplicates: Duplicates = "keep",
     ) -> None:
         options = {name: plain_value(value) for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -97,6 +102,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.val: Split | None = None
         self.test: Split | None = None
         self.fingerprints: dict[str, str] = {}
+        self.copies: dict[str, str | None] = {}
         self._limits: list[int] | None = None  # of the hashes of each class that are held out
         self._trained: Mapping[str, Any] | None = None  # what a checkpoint says of the images of its training
 
@@ -121,6 +127,9 @@ class CIFAR10DataModule(LightningDataModule):
                 test = self.source.load("test")
                 self.test = self._take_fingerprint("test", test, hash_images(test.images, seed=0))
                 self._compare("test")
+                if self.train is not None:
+                    others = {"train": self.train, "val": self.val}
+                    _, self.copies["test"] = check_copies("test", test, others, self.source, self.hparams)
             return
         if self.train is None:
             self._load_train_and_val()
@@ -138,6 +147,8 @@ class CIFAR10DataModule(LightningDataModule):
             train, val = train.part(~is_val), train.part(is_val)
             val = self._take_fingerprint("val", val, hashes[is_val])
             hashes = hashes[~is_val]
+        is_used, self.copies["train"] = check_copies("train", train, {"val": val}, self.source, self.hparams)
+        train, hashes = train.part(is_used), hashes[is_used]
         self._take_fingerprint("train", train, hashes)
         batch_size, num_train = self.hparams["batch_size"], len(train.labels)
         given = f"{batch_size}, and there are {num_train} training images"

@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from cifar_lit.checkpoint import first_nonfinite, plain_value
 from cifar_lit.data.augment import to_float
+from cifar_lit.data.balance import ClassWeights, check_class_weights, loss_weights
 from cifar_lit.data.loader import check_batch, training_images
 from cifar_lit.errors import UserError, require
 from cifar_lit.loggers import SkipOnce, log_epoch, log_test
@@ -56,6 +57,9 @@ class ImageClassifier(Predictor):
         tta: Test-time augmentation (TTA): the test also gives the accuracy of the mean over each image and its mirror
             image (mirror), or also over both shifted by one pixel in two directions (mirror_shift).
         compile: Compile the network before the first step, in place, so that checkpoints are the same.
+        class_weights: Weights of the classes in the training loss, as those of ``torch.nn.CrossEntropyLoss``: a list of
+            numbers above 0 in the order of the labels, or balanced, where a class of n of the N training images has
+            N / (num_classes * n). Validation and test losses are without them.
 
     Attributes:
         predictions: The predictions of the last test; None before.
@@ -81,10 +85,12 @@ class ImageClassifier(Predictor):
         muon_momentum: float = 0.6,
         tta: Literal["none", TTA] = "none",
         compile: bool = False,  # noqa: A002
+        class_weights: ClassWeights = None,
     ) -> None:
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         _check_options(options)
+        options["class_weights"] = check_class_weights(class_weights, len(classes))
         options["net"] = describe_network(net)
         self.save_hyperparameters({name: plain_value(value) for name, value in options.items()})
         self.classes = list(classes)
@@ -99,6 +105,8 @@ class ImageClassifier(Predictor):
         self.train_loss, self.val_loss = MeanLoss(), MeanLoss()
         self.train_accuracy = MulticlassAccuracy(len(classes), average="micro", validate_args=False)
         self.val_accuracy = self.train_accuracy.clone()
+        self.val_macro = MulticlassAccuracy(len(classes), average="macro", validate_args=False)
+        self.class_weights = loss_weights(options["class_weights"], classes)
         self.num_val = 0
         self.test_predictions = PredictionCollector(len(classes))
         self.predictions: Predictions | None = None
@@ -129,6 +137,7 @@ class ImageClassifier(Predictor):
     def on_train_start(self) -> None:
         # A GradientAccumulationScheduler sets it when an epoch begins, not when one is resumed (Lightning 2.6).
         self.trainer.accumulate_grad_batches = accumulation(self.trainer, self.current_epoch)
+        self.class_weights = loss_weights(self.hparams["class_weights"], self.classes, self.trainer)
         if self.hparams["compile"]:
             # The network and not the module, in place (#20233, #21836): names of weights and self.log stay as they are.
             self.net.compile()
@@ -145,7 +154,8 @@ class ImageClassifier(Predictor):
         """Compute the loss of a batch: the mean cross-entropy, a scalar."""
         images, labels = check_batch(batch, batch_idx)
         logits = self(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        loss = F.cross_entropy(logits, labels, weights, label_smoothing=self.hparams["label_smoothing"])
         self._last_batch = loss.detach(), logits.detach(), labels
         return loss
 
@@ -173,11 +183,13 @@ class ImageClassifier(Predictor):
         logits = self(images)
         self.val_loss.update(F.cross_entropy(logits, labels), len(labels))
         self.val_accuracy.update(logits, labels)
+        self.val_macro.update(logits, labels)
 
     def on_validation_epoch_end(self) -> None:
         with self.val_loss.sync_context():
             self.num_val = int(self.val_loss.num_images)
-        self._log_epoch({"Loss/val": self.val_loss, "Accuracy/val": self.val_accuracy})
+        means = {"Accuracy/val": self.val_accuracy, "MacroAccuracy/val": self.val_macro}
+        self._log_epoch({"Loss/val": self.val_loss, **means})
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the predictions for a batch, with their positions in the test set."""

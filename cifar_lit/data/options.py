@@ -3,6 +3,7 @@
 from typing import Any, get_args
 
 from cifar_lit.data.augment import Flip
+from cifar_lit.data.duplicates import Duplicates
 from cifar_lit.errors import require
 
 
@@ -18,5 +19,7 @@ def check_options(options: dict[str, Any]) -> None:
     require("cutout", options["cutout"], options["cutout"] <= 32, "at most 32, the image size")
     require("image_sizes", sizes, all(isinstance(size, int) and size >= 8 for size in sizes), "sizes of at least 8")
     require("flip", options["flip"], options["flip"] in get_args(Flip), f"one of {', '.join(get_args(Flip))}")
+    duplicates = options["duplicates"]
+    require("duplicates", duplicates, duplicates in get_args(Duplicates), f"one of {', '.join(get_args(Duplicates))}")
     is_fraction = isinstance(val_size, float)
     require("val_size", val_size, not is_fraction or val_size < 1, "a whole number of images, or a fraction below 1")

@@ -23,8 +23,8 @@ class Split(NamedTuple):
     images: Tensor  # (N, 32, 32, 3), uint8, RGB, contiguous
     labels: Tensor  # (N,), int64, indices into the source's classes
 
-    def part(self, is_in: Tensor) -> "Split":
-        """Return the images where a mask ``(N,)``, bool, is set, in their order."""
+    def part(self, is_in: Tensor | slice) -> "Split":
+        """Return the images where a mask ``(N,)``, bool, is set, or those of a slice, in their order."""
         return Split(self.images[is_in], self.labels[is_in])
 
 

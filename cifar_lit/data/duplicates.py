@@ -1,0 +1,120 @@
+"""Images that are in two splits of a dataset, or in two classes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cifar_lit.data.listing import say
+from cifar_lit.data.split import Split, hash_images
+from cifar_lit.errors import UserError
+
+Duplicates = Literal["keep", "drop"]
+NAMES = {"train": "training", "val": "validation", "test": "test"}
+BATCH = 500  # images at a time
+ALIKE = 0.99  # correlation that makes a near copy, however alike all images of a dataset are
+
+
+class Copies(NamedTuple):
+    """Which images have an exact copy elsewhere, or only a near one, or one with another label: ``(N,)``, bool."""
+
+    exact: Tensor
+    near: Tensor
+    relabelled: Tensor
+
+
+def find_copies(split: Split, others: Sequence[Split]) -> Copies:
+    """Find the images of a split that are in others, too, or that are in two classes.
+
+    A near copy is a picture that was saved, resized or brightened again, for example. It is sought as the image with
+    the most similar ``differences``, and is one if the pixels of both, each channel by itself, correlate by more than
+    0.9 + 0.1 * the median of these correlations, which is high in a dataset of images that are all alike.
+    """
+    hashes = [hash_images(part.images, seed=0) for part in (split, *others)]
+    exact = torch.isin(hashes[0], torch.cat([hashes[0][:0], *hashes[1:]]))
+    near = torch.zeros_like(exact)
+    relabelled = _in_two_classes(torch.cat(hashes), torch.cat([part.labels for part in (split, *others)]))[: len(exact)]
+    vectors = differences(split.images)
+    for other in others:
+        theirs = differences(other.images).numpy().T
+        found = [np.argmax(part.numpy() @ theirs, 1) for part in vectors.split(BATCH)]  # torch takes 2.5 times as long
+        nearest = torch.from_numpy(np.concatenate(found))
+        pairs = zip(split.images.split(BATCH), nearest.split(BATCH), strict=True)
+        alike = torch.cat([_correlation(images, other.images[place]) for images, place in pairs])
+        is_near = ~exact & (alike > min(ALIKE, 0.9 + 0.1 * float(alike.median())))
+        near |= is_near
+        relabelled |= is_near & (split.labels != other.labels[nearest])
+    return Copies(exact, near, relabelled)
+
+
+def differences(images: Tensor) -> Tensor:
+    """Return the 8x8 differences in brightness between horizontal neighbours, as unit vectors: ``(N, 64)``.
+
+    Their signs are the difference hash (N. Krawetz, 2013), by which fewer near copies are found.
+    """
+    size, channels = images.shape[2:]
+    identity = torch.eye(size)[None, None]
+    rows, columns = (F.interpolate(identity, (n, size), mode="bilinear", antialias=True)[0, 0] for n in (8, 9))
+    columns = columns.T.repeat_interleave(channels, 0)  # the brightness is the sum of the channels
+    parts = [rows @ part.reshape(len(part), size, -1).float() @ columns for part in images.split(BATCH)]
+    return F.normalize(torch.cat(parts).diff(dim=2).flatten(1))
+
+
+def _correlation(*images: Tensor) -> Tensor:
+    first, second = ((part.float() - part.float().mean((1, 2), keepdim=True)).flatten(1) for part in images)
+    return F.cosine_similarity(first, second)
+
+
+def _in_two_classes(hashes: Tensor, labels: Tensor) -> Tensor:
+    """Return which images have an exact copy with another label: ``(N,)``, bool."""
+    _, group = hashes.unique(return_inverse=True)
+    low, high = (labels.scatter_reduce(0, group, labels, how, include_self=False) for how in ("amin", "amax"))
+    return (low != high)[group]
+
+
+def check_copies(
+    name: str, split: Split, others: dict[str, Split | None], source: Any, options: Mapping[str, Any]
+) -> tuple[Tensor | slice, str | None]:
+    """Say which images of a split are in others, too, or in two classes.
+
+    Args:
+        name: The name of the split.
+        split: Its images.
+        others: Those that it is compared with, by name.
+        source: Where the images come from; to drop training images reads its test images.
+        options: Those of the data module: images of other sources than the user's own are compared only to drop some.
+
+    Returns:
+        Which images are used, ``(N,)``, bool, or all; and what was said, empty for nothing, None if nobody looked.
+    """
+    drop = options["duplicates"] == "drop" and name == "train"
+    if not (drop or options["source"] == "images"):
+        return slice(None), None
+    known = {other: images for other, images in others.items() if images} | (
+        {"test": source.load("test")} if drop else {}
+    )
+    found = find_copies(split, list(known.values()))
+    text = _describe(name, split, found, " or ".join(NAMES[other] for other in known), source.classes)
+    if text and name == "train":
+        text += ": left out" if drop else "; --data.duplicates drop leaves them out"
+    if text:
+        say(text)
+    if not drop:
+        return slice(None), text
+    is_used = ~(found.exact | found.near | found.relabelled)
+    for label in split.labels.unique():
+        if not is_used[split.labels == label].any():
+            raise UserError(f"`duplicates` drop leaves {source.classes[label]} without training images: give keep")
+    return is_used, text
+
+
+def _describe(name: str, split: Split, found: Copies, where: str, classes: Sequence[str]) -> str:
+    num_exact, num_near, num_relabelled = (int(part.sum()) for part in found)
+    texts = [f"{num_exact + num_near:,} are in {where}, too ({num_exact:,} exactly)"] if num_exact + num_near else []
+    if num_relabelled:
+        names = ", ".join(classes[label] for label in split.labels[found.relabelled].unique()[:5])
+        texts.append(f"{num_relabelled:,} have a copy in another class ({names})")
+    return f"of {len(split.labels):,} {NAMES[name]} images {' and '.join(texts)}" if texts else ""
