@@ -87,10 +87,10 @@ class ImageClassifier(Predictor):
         compile: bool = False,  # noqa: A002
         class_weights: ClassWeights = None,
     ) -> None:
+        class_weights = check_class_weights(class_weights, len(classes))
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         _check_options(options)
-        options["class_weights"] = check_class_weights(class_weights, len(classes))
         options["net"] = describe_network(net)
         self.save_hyperparameters({name: plain_value(value) for name, value in options.items()})
         self.classes = list(classes)

@@ -93,9 +93,9 @@ def check_copies(
     drop = options["duplicates"] == "drop" and name == "train"
     if not (drop or options["source"] == "images"):
         return slice(None), None
-    known = {other: images for other, images in others.items() if images} | (
-        {"test": source.load("test")} if drop else {}
-    )
+    known = {other: images for other, images in others.items() if images}
+    if drop:
+        known["test"] = source.load("test")
     found = find_copies(split, list(known.values()))
     text = _describe(name, split, found, " or ".join(NAMES[other] for other in known), source.classes)
     if text and name == "train":
