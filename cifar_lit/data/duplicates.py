@@ -78,17 +78,10 @@ def _in_two_classes(hashes: Tensor, labels: Tensor) -> Tensor:
 def check_copies(
     name: str, split: Split, others: dict[str, Split | None], source: Any, options: Mapping[str, Any]
 ) -> tuple[Tensor | slice, str | None]:
-    """Say which images of a split are in others, too, or in two classes.
+    """Say which images of a split are in others, too, or in two classes; ``options`` are those of the data module.
 
-    Args:
-        name: The name of the split.
-        split: Its images.
-        others: Those that it is compared with, by name.
-        source: Where the images come from; to drop training images reads its test images.
-        options: Those of the data module: images of other sources than the user's own are compared only to drop some.
-
-    Returns:
-        Which images are used, ``(N,)``, bool, or all; and what was said, empty for nothing, None if nobody looked.
+    Return which images are used, a mask ``(N,)``, bool, or all, and what was said: empty for nothing, None where nobody
+    looked, because the images are not the user's own and none are to be dropped.
     """
     drop = options["duplicates"] == "drop" and name == "train"
     if not (drop or options["source"] == "images"):
@@ -97,24 +90,19 @@ def check_copies(
     if drop:
         known["test"] = source.load("test")
     found = find_copies(split, list(known.values()))
-    text = _describe(name, split, found, " or ".join(NAMES[other] for other in known), source.classes)
+    num_copies, num_exact, num_relabelled = (int(part.sum()) for part in (found.exact | found.near, *found[::2]))
+    where = " or ".join(NAMES[other] for other in known)
+    texts = [f"{num_copies:,} are in {where}, too ({num_exact:,} exactly)"] * (num_copies > 0)
+    if num_relabelled:
+        names = ", ".join(source.classes[label] for label in split.labels[found.relabelled].unique()[:5])
+        texts.append(f"{num_relabelled:,} have a copy in another class ({names})")
+    text = f"of {len(split.labels):,} {NAMES[name]} images {' and '.join(texts)}" if texts else ""
     if text and name == "train":
         text += ": left out" if drop else "; --data.duplicates drop leaves them out"
     if text:
         say(text)
-    if not drop:
-        return slice(None), text
     is_used = ~(found.exact | found.near | found.relabelled)
-    for label in split.labels.unique():
+    for label in split.labels.unique() if drop else ():
         if not is_used[split.labels == label].any():
             raise UserError(f"`duplicates` drop leaves {source.classes[label]} without training images: give keep")
-    return is_used, text
-
-
-def _describe(name: str, split: Split, found: Copies, where: str, classes: Sequence[str]) -> str:
-    num_exact, num_near, num_relabelled = (int(part.sum()) for part in found)
-    texts = [f"{num_exact + num_near:,} are in {where}, too ({num_exact:,} exactly)"] if num_exact + num_near else []
-    if num_relabelled:
-        names = ", ".join(classes[label] for label in split.labels[found.relabelled].unique()[:5])
-        texts.append(f"{num_relabelled:,} have a copy in another class ({names})")
-    return f"of {len(split.labels):,} {NAMES[name]} images {' and '.join(texts)}" if texts else ""
+    return is_used if drop else slice(None), text
