@@ -14,6 +14,7 @@ from cifar_lit.checkpoint import plain_value
 from cifar_lit.data import Source, SourceName, Split, SplitName, expand_home, make_source
 from cifar_lit.data.augment import Augmentation, Flip, resize, size_of_epoch, to_float
 from cifar_lit.data.decoding import Resize
+from cifar_lit.data.duplicates import Duplicates, check_copies
 from cifar_lit.data.loader import BatchLoader
 from cifar_lit.data.options import check_options, scaled
 from cifar_lit.data.split import check_state, compare, fingerprint, hash_images, hold_out, mix_classes
@@ -67,12 +68,15 @@ class CIFAR10DataModule(LightningDataModule):
             cuts out the middle; pad scales the long side and adds black bars.
         dataset: For torchvision, the name of its class, as MNIST or SVHN, with a variant where it has some, as
             EMNIST/letters. A wrong name lists them all. Some need another package, which the error names.
+        duplicates: keep, or drop training images that have an exact or near copy among the validation and test images,
+            which drop reads for that, or an exact copy in another class. Of your own images such copies are counted.
 
     Attributes:
         train: The training split, after ``setup("fit")``; its images are uint8 ``(N, size, size, 3)``.
         val: The validation split, after ``setup("fit")``; None without validation.
         test: The test split, after ``setup("test")`` or ``setup("predict")``.
         fingerprints: The number and a hash of the images of each split that is loaded.
+        copies: What was said of the training and test images that have copies; None if nobody looked for them.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class CIFAR10DataModule(LightningDataModule):
         image_size: int = 32,
         resize: Resize = "squash",
         dataset: str | None = None,
+        duplicates: Duplicates = "keep",
     ) -> None:
         options = {name: plain_value(value) for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -114,6 +119,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.val: Split | None = None
         self.test: Split | None = None
         self.fingerprints: dict[str, str] = {}
+        self.copies: dict[str, str | None] = {}
         self._limits: list[int] | None = None  # of the hashes of each class that are held out
         self._trained: Mapping[str, Any] | None = None  # what a checkpoint says of the images of its training
 
@@ -138,6 +144,9 @@ class CIFAR10DataModule(LightningDataModule):
                 test = self._load("test")
                 self.test = self._take_fingerprint("test", test, hash_images(test.images, seed=0))
                 self._compare("test")
+                if self.train is not None:
+                    others = {"train": self.train, "val": self.val}
+                    _, self.copies["test"] = check_copies("test", test, others, self.source, self.hparams)
             return
         if self.train is None:
             self._load_train_and_val()
@@ -155,6 +164,8 @@ class CIFAR10DataModule(LightningDataModule):
             train, val = train.part(~is_val), train.part(is_val)
             val = self._take_fingerprint("val", val, hashes[is_val])
             hashes = hashes[~is_val]
+        is_used, self.copies["train"] = check_copies("train", train, {"val": val}, self.source, self.hparams)
+        train, hashes = train.part(is_used), hashes[is_used]
         self._take_fingerprint("train", train, hashes)
         batch_size, num_train = self.hparams["batch_size"], len(train.labels)
         given = f"{batch_size}, and there are {num_train} training images"

@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from cifar_lit.checkpoint import first_nonfinite, plain_value
 from cifar_lit.data.augment import to_float
+from cifar_lit.data.balance import ClassWeights, check_class_weights, loss_weights
 from cifar_lit.data.decoding import Resize
 from cifar_lit.data.loader import check_batch, training_images
 from cifar_lit.data.options import check_image_size, scaled
@@ -61,6 +62,9 @@ class ImageClassifier(Predictor):
         compile: Compile the network before the first step, in place, so that checkpoints are the same.
         image_size: Height and width of the images, from 8 to 256; given to a network that takes it.
         resize: How ``predict`` makes an image square: squash, crop or pad, as for the data module.
+        class_weights: Weights of the classes in the training loss, as those of ``torch.nn.CrossEntropyLoss``: a list of
+            numbers above 0 in the order of the labels, or balanced, where a class of n of the N training images has
+            N / (num_classes * n). Validation and test losses are without them.
 
     Attributes:
         predictions: The predictions of the last test; None before.
@@ -88,7 +92,9 @@ class ImageClassifier(Predictor):
         compile: bool = False,  # noqa: A002
         image_size: int = 32,
         resize: Resize = "squash",
+        class_weights: ClassWeights = None,
     ) -> None:
+        class_weights = check_class_weights(class_weights, len(classes))
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         _check_options(options)
@@ -109,11 +115,16 @@ class ImageClassifier(Predictor):
         self.example_input_array = torch.zeros(shape)
         self.last_lr = float(lr)
         self._last_batch: tuple[Tensor, Tensor, Tensor] | None = None
+        self.class_weights = loss_weights(class_weights, classes)
+        self._make_metrics(len(classes))
+
+    def _make_metrics(self, num_classes: int) -> None:
         self.train_loss, self.val_loss = MeanLoss(), MeanLoss()
-        self.train_accuracy = MulticlassAccuracy(len(classes), average="micro", validate_args=False)
+        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.val_accuracy = self.train_accuracy.clone()
+        self.val_macro = MulticlassAccuracy(num_classes, average="macro", validate_args=False)
         self.num_val = 0
-        self.test_predictions = PredictionCollector(len(classes))
+        self.test_predictions = PredictionCollector(num_classes)
         self.predictions: Predictions | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -148,6 +159,7 @@ class ImageClassifier(Predictor):
     def on_train_start(self) -> None:
         # A GradientAccumulationScheduler sets it when an epoch begins, not when one is resumed (Lightning 2.6).
         self.trainer.accumulate_grad_batches = accumulation(self.trainer, self.current_epoch)
+        self.class_weights = loss_weights(self.hparams["class_weights"], self.classes, self.trainer)
         if self.hparams["compile"]:
             # The network and not the module, in place (#20233, #21836): names of weights and self.log stay as they are.
             self.net.compile()
@@ -164,7 +176,8 @@ class ImageClassifier(Predictor):
         """Compute the loss of a batch: the mean cross-entropy, a scalar."""
         images, labels = check_batch(batch, batch_idx)
         logits = self(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        loss = F.cross_entropy(logits, labels, weights, label_smoothing=self.hparams["label_smoothing"])
         self._last_batch = loss.detach(), logits.detach(), labels
         return loss
 
@@ -192,11 +205,13 @@ class ImageClassifier(Predictor):
         logits = self(images)
         self.val_loss.update(F.cross_entropy(logits, labels), len(labels))
         self.val_accuracy.update(logits, labels)
+        self.val_macro.update(logits, labels)
 
     def on_validation_epoch_end(self) -> None:
         with self.val_loss.sync_context():
             self.num_val = int(self.val_loss.num_images)
-        self._log_epoch({"Loss/val": self.val_loss, "Accuracy/val": self.val_accuracy})
+        means = {"Accuracy/val": self.val_accuracy, "MacroAccuracy/val": self.val_macro}
+        self._log_epoch({"Loss/val": self.val_loss, **means})
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the predictions for a batch, with their positions in the test set."""

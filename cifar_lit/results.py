@@ -25,10 +25,12 @@ class Results:
         total_val: Validation images that there are, where only a part was scored, as ``total_test``; None for all.
         checkpoint: The checkpoint that was scored; None for weights that were not saved.
         best_epoch: The epoch of the best checkpoint, counted from 1.
+        monitor: The metric that it is the best of.
+        duplicates: Which images are in two splits or in two classes; None where nobody looked.
         train_seconds: Seconds of training, with validation and saving; ``images_per_second`` is without validation.
         multiplications: Of the training, as ``count_multiplications`` has them; None where they cannot be counted.
-        metrics: ``Accuracy/val``, ``Loss/val``, and what ``Predictions.metrics`` returns. In ``results.json`` they
-            stand beside the other fields: a name with a slash is a metric, named as in TensorBoard.
+        metrics: ``Accuracy/val``, ``MacroAccuracy/val``, ``Loss/val``, and what ``Predictions.metrics`` returns. In
+            ``results.json`` they stand beside the other fields: a name with a slash is a metric, as in TensorBoard.
     """
 
     source: str
@@ -53,6 +55,8 @@ class Results:
     versions: dict | None = None  # type: ignore[type-arg]  # a plain type, which isinstance takes
     command: str | None = None
     test_images: str | None = None
+    monitor: str | None = None
+    duplicates: str | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     version: int = VERSION
 

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -14,34 +14,32 @@ from cifar_lit.checkpoint import load_checkpoint
 from cifar_lit.errors import UserError
 from cifar_lit.run import BEST
 
-REMEMBERED = ("best_loss", "best_epoch", "num_val")
+Monitor = Literal["Accuracy/val", "MacroAccuracy/val", "Loss/val"]
+MONITORED: tuple[Monitor, ...] = get_args(Monitor)
+"""The metrics of validation; the first is the default."""
+REMEMBERED = ("metrics", "best_epoch", "num_val")
 
 
 class Best(ModelCheckpoint):
-    """Keeps ``best.ckpt``: the epoch with the best validation accuracy, of several the one with the lowest loss.
+    """Keeps ``best.ckpt``: the epoch with the best ``monitor`` on validation, of several the one with the lowest loss.
 
     It is saved at the end of the epoch, as ``last.ckpt`` is, so that a run can resume from either. Only the first
-    process knows the folder, which is broadcast. ``best_epoch`` is counted from 1; 0 before there is one.
+    process knows the folder, which is broadcast. ``best_epoch`` is counted from 1; 0 before there is one. ``metrics``
+    are those of validation in that epoch; empty before.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, monitor: Monitor = MONITORED[0]) -> None:
         super().__init__(
             dirpath=folder,
             filename=Path(BEST).stem,
-            monitor="Accuracy/val",
-            mode="max",
+            monitor=monitor,
+            mode="min" if monitor == "Loss/val" else "max",
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         )
-        self.best_loss = math.inf
+        self.metrics: dict[str, float] = {}
         self.best_epoch = 0
         self.num_val = 0
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The validation metrics of the best epoch; empty before there is one."""
-        score = self.best_model_score
-        return {} if score is None else {"Accuracy/val": float(score), "Loss/val": self.best_loss}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor in trainer.callback_metrics:
@@ -49,16 +47,16 @@ class Best(ModelCheckpoint):
             super().on_train_epoch_end(trainer, pl_module)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Return whether an epoch has the highest accuracy, or the same as the best and a lower loss.
+        """Return whether an epoch is the best by ``monitor``, or has the same as the best and a lower loss.
 
         Few images give few different accuracies, and the first of several equal epochs may hardly have learned.
         """
-        loss = float(trainer.callback_metrics.get("Loss/val", math.inf))
+        now = {name: float(trainer.callback_metrics[name]) for name in MONITORED if name in trainer.callback_metrics}
         is_better: bool = super().check_monitor_top_k(trainer, current)
         if current is not None and self.best_model_score is not None and bool(current == self.best_model_score):
-            is_better = loss < self.best_loss
+            is_better = now.get("Loss/val", math.inf) < self.metrics.get("Loss/val", math.inf)
         if is_better:
-            self.best_loss, self.best_epoch = loss, trainer.current_epoch + 1
+            self.metrics, self.best_epoch = now, trainer.current_epoch + 1
         return is_better
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
@@ -75,7 +73,10 @@ class Best(ModelCheckpoint):
         path = Path(str(self.dirpath), BEST)
         try:
             saved = load_checkpoint(path)["callbacks"][self.state_key]
-            score, loss = torch.tensor(float(saved["best_model_score"])), float(saved["best_loss"])
+            score = torch.tensor(float(saved["best_model_score"]))
+            # An older version could choose by accuracy alone, and kept no more.
+            found = saved["metrics"] if "metrics" in saved else {"Accuracy/val": score, "Loss/val": saved["best_loss"]}
+            metrics = {name: float(found[name]) for name in MONITORED if name in found}
             epoch, num_val = int(saved["best_epoch"]), int(saved["num_val"])
         except (UserError, KeyError, TypeError, ValueError, OverflowError):
             if path.exists():
@@ -85,7 +86,7 @@ class Best(ModelCheckpoint):
         best = {"best_model_score": score, "kth_value": score, "best_k_models": {str(path): score}}
         paths = {"dirpath": str(path.parent), "best_model_path": str(path), "kth_best_model_path": str(path)}
         super().load_state_dict({**state_dict, **best, **paths})
-        self.best_loss, self.best_epoch, self.num_val = loss, epoch, num_val
+        self.metrics, self.best_epoch, self.num_val = metrics, epoch, num_val
 
 
 def saved_paths(callback: Callback) -> list[Path]:

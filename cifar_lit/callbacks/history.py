@@ -11,7 +11,10 @@ from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.run import HISTORY, read_history
 from cifar_lit.run_writer import RunWriter
 
-COLUMNS = ("epoch", "step", "seconds", "lr", "Loss/train", "Accuracy/train", "Loss/val", "Accuracy/val")
+COLUMNS = (
+    *("epoch", "step", "seconds", "lr"),
+    *("Loss/train", "Accuracy/train", "Loss/val", "Accuracy/val", "MacroAccuracy/val"),
+)
 """Epochs and optimizer steps that are done, seconds of training up to here, and the metrics of the epoch."""
 
 

@@ -10,11 +10,15 @@ from cifar_lit.errors import UserError
 
 
 class PruningCallback(Callback):
-    """Reports the validation accuracy of each epoch to a trial of Optuna, and stops the fit if the trial is pruned."""
+    """Reports a metric of validation in each epoch to a trial of Optuna, and stops the fit if the trial is pruned.
+
+    Of a loss it is the negative: what a study searches for is the highest value.
+    """
 
     def __init__(self, trial: Any, bar: "tqdm[Any]") -> None:
         self.trial = trial
         self.bar = bar
+        self.judged_by = "Accuracy/val"
         self.best = -math.inf
         self.num_epochs = 0
         self.is_pruned = False
@@ -29,11 +33,11 @@ class PruningCallback(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        accuracy = float(trainer.callback_metrics["Accuracy/val"])
-        self.best = max(self.best, accuracy)
+        value = float(trainer.callback_metrics[self.judged_by]) * (-1 if self.judged_by == "Loss/val" else 1)
+        self.best = max(self.best, value)
         self.num_epochs = trainer.current_epoch + 1
         self.bar.update()
-        self.trial.report(accuracy, self.num_epochs)
+        self.trial.report(value, self.num_epochs)
         if self.num_epochs != trainer.max_epochs and self.trial.should_prune():
             self.is_pruned = trainer.should_stop = True
 

@@ -10,6 +10,7 @@ import yaml
 from jsonargparse import ActionYesNo, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from cifar_lit.callbacks.best import MONITORED, Monitor
 from cifar_lit.callbacks.saver import Saver
 from cifar_lit.checkpoint import check_exists
 from cifar_lit.cli.config import install_loader
@@ -114,6 +115,15 @@ class FitCLI(LightningCLI):
         return self.datamodule.has_val and self.trainer_options["limit_val_batches"] != 0
 
     @property
+    def saving(self) -> tuple[Monitor, dict[str, Any]]:
+        """What the best checkpoint is chosen by, and the options of the Saver."""
+        options = dict(self.config["checkpoint"].items())
+        monitor = options.pop("monitor")
+        if not self.has_val and monitor != MONITORED[0]:
+            raise UserError(f"`monitor` is {monitor}, and there is no validation: give `val_size`, or leave it out")
+        return monitor, options
+
+    @property
     def keeps_checkpoints(self) -> bool:
         return self.trainer_options["enable_checkpointing"] is not False and not self.trainer_options["fast_dev_run"]
 
@@ -132,6 +142,8 @@ class FitCLI(LightningCLI):
         )
         parser.add_argument("--trust_run", action="store_true", help=TRUST_HELP)
         parser.add_class_arguments(Saver, "checkpoint", skip={"run", "keep"}, instantiate=False)
+        monitor = "What best.ckpt is the best of on validation; of epochs equal in it, that with the lowest loss."
+        parser.add_argument("--checkpoint.monitor", type=Monitor, default=MONITORED[0], help=monitor)
         parser.add_argument(
             "--report",
             action=ActionYesNo(no_prefix="no_"),

@@ -12,6 +12,7 @@ from cifar_lit.callbacks.best import Best
 from cifar_lit.callbacks.history import History, MetricsFile
 from cifar_lit.callbacks.nonfinite import NonFiniteGuard
 from cifar_lit.callbacks.progress import EpochLines
+from cifar_lit.callbacks.pruning import PruningCallback
 from cifar_lit.callbacks.saver import Saver
 from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.checkpoint import load_checkpoint
@@ -57,11 +58,13 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
     filter_logs()
     cli = FitCLI(with_config(expand_homes(args)))  # parses the options, seeds, builds model and data
     with naming_options(cli.names), lasting_output():
-        resumed = find_resumed(cli)
+        resumed, (monitor, saving) = find_resumed(cli), cli.saving
+        if isinstance(pruner, PruningCallback):
+            pruner.judged_by = monitor
         with open_run(cli, resumed) as run:
             throughput = Throughput()
-            best = Best(run.checkpoints if run else None) if cli.keeps_checkpoints and cli.has_val else None
-            saver = Saver(run, keep=cli.keeps_checkpoints, **cli.config["checkpoint"])
+            best = Best(run.checkpoints if run else None, monitor) if cli.keeps_checkpoints and cli.has_val else None
+            saver = Saver(run, keep=cli.keeps_checkpoints, **saving)
             guard = NonFiniteGuard(run.path if run and cli.keeps_checkpoints else None)
             history = History(throughput)
             lines = None if cli.trainer_options["enable_progress_bar"] is False else EpochLines(history)
@@ -114,6 +117,7 @@ def evaluate(
             seed=cli.config["seed_everything"],
             epochs=trainer.current_epoch,
             best_epoch=best.best_epoch if best and is_best else None,
+            monitor=best.monitor if best and is_best else None,
             train_seconds=throughput.train_seconds,
             images_per_second=throughput.images_per_second,
             multiplications=count_multiplications(cli.model, throughput.sizes, trainer.global_step),

@@ -41,9 +41,9 @@ USED = {
 }
 """The options that people use, with a text and the default (of the default recipe)."""
 OTHERS = {
-    "--": "checkpoint.every_n_minutes checkpoint.every_n_steps trust_run",
-    "--data.": "cache_dir cutout dataset image_sizes mirror resize split_seed",
-    "--model.": "compile label_smoothing mean muon_lr muon_momentum nesterov std tta warmup_epochs",
+    "--": "checkpoint.every_n_minutes checkpoint.every_n_steps checkpoint.monitor trust_run",
+    "--data.": "cache_dir cutout dataset duplicates image_sizes mirror resize split_seed",
+    "--model.": "class_weights compile label_smoothing mean muon_lr muon_momentum nesterov std tta warmup_epochs",
     "--trainer.": "accumulate_grad_batches benchmark callbacks check_val_every_n_epoch detect_anomaly deterministic "
     "devices enable_autolog_hparams enable_checkpointing enable_model_summary enable_progress_bar fast_dev_run "
     "gradient_clip_algorithm gradient_clip_val inference_mode limit_test_batches limit_train_batches limit_val_batches "

@@ -23,6 +23,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from cifar_lit.callbacks.best import MONITORED
 from cifar_lit.checkpoint import SafeCheckpointIO
 from cifar_lit.cli.words import FINDER
 from cifar_lit.errors import UserError, require, suggest
@@ -46,7 +47,7 @@ REFUSED: dict[type[Callback], str] = {
 }
 """Callbacks of Lightning that train otherwise than is written down or saved."""
 
-METRICS = {"train": ("Loss/train", "Accuracy/train", "lr"), "val": ("Loss/val", "Accuracy/val")}
+METRICS = {"train": ("Loss/train", "Accuracy/train", "lr"), "val": MONITORED}
 """What the module logs at the end of an epoch, and so what a callback can monitor."""
 
 PATHS = ("root", "mirror", "ckpt_path")
@@ -137,7 +138,7 @@ def check_callbacks(callbacks: Sequence[Callback], *, has_val: bool) -> None:
 
 def _words(metric: str) -> list[str]:
     """Return the first letters of a metric's words: val_loss and Loss/val are the same, as are acc and accuracy."""
-    return sorted(word[:3] for word in re.split(r"[\W_]+", metric.lower()))
+    return sorted(word[:3].lower() for word in re.split(r"[\W_]+|(?<=[a-z])(?=[A-Z])", metric))
 
 
 def check_plugins(plugins: Iterable[Any]) -> None:

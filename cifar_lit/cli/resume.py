@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_only
 
+from cifar_lit.callbacks.best import MONITORED
 from cifar_lit.checkpoint import plain_value
 from cifar_lit.cli.arguments import FitCLI
 from cifar_lit.cli.restore import check_has_state
@@ -65,6 +66,9 @@ def find_resumed(cli: FitCLI) -> Run | None:
         differences = ", ".join(f"{name} {then[name]} (given: {now.get(name)})" for name in changed)
         way_out = "give the same" + (", or leave them out" if run.folder else "; the run's config.yaml is missing")
         raise UserError(f"--ckpt_path {path} resumes with its own settings of model and data: {differences}; {way_out}")
+    monitor = run.config.get("checkpoint", {}).get("monitor", MONITORED[0])
+    if run.folder and monitor != cli.saving[0]:
+        raise UserError(f"`monitor` is {cli.saving[0]}, and best.ckpt of {path} is the best by {monitor}: leave it out")
     if not run.data_state:
         raise UserError(f"{path} was saved by an older version, which split the images otherwise: start a new run")
     cli.datamodule.load_state_dict(run.known_images)

@@ -48,6 +48,7 @@ INSTEAD = {
         ("tensorboard", "wandb", "mlflow", "csv"), "give --trainer.logger TensorBoardLogger, WandbLogger, ..."
     ),
     **dict.fromkeys(("trials", "n_trials", "num_trials"), "cifar-lit sweep has --trials"),
+    **dict.fromkeys(("sampler", "weighted_sampler", "oversample"), "give --model.class_weights balanced"),
     "v": "cifar-lit --version shows the version",
     "pretrained": "there are no pretrained weights; --ckpt_path resumes a run of yours",
     "dropout": "it belongs to a network; its options are given as --model.net.NAME",
@@ -83,6 +84,9 @@ SYNONYMS = {
     **dict.fromkeys(("log_interval", "print_freq", "log_freq", "log_every"), "log_every_n_steps"),
     **dict.fromkeys(("save_every", "save_freq", "save_interval"), "every_n_steps"),
     **dict.fromkeys(("img_size", "imgsz", "input_size", "resolution"), "image_size"),
+    **dict.fromkeys(("class_weight", "cls_weights", "loss_weights", "pos_weight", "balanced"), "class_weights"),
+    **dict.fromkeys(("metric", "eval_metric", "metric_for_best_model", "best_metric", "save_best"), "monitor"),
+    **dict.fromkeys(("dedup", "deduplicate", "remove_duplicates", "drop_duplicates", "near_duplicates"), "duplicates"),
     **dict.fromkeys(("preset", "r"), "recipe"),
     **dict.fromkeys(("cfg", "conf", "config_file"), "config"),
     **dict.fromkeys(("n_trials", "num_trials", "n"), "trials"),

@@ -130,7 +130,7 @@ class Sweep:
             self.study.optimize(self._run_trial, n_trials=1)
 
     def _run_trial(self, trial: Any) -> float:
-        """Fit with the trial's values; return the best validation accuracy."""
+        """Fit with the trial's values; return the best of what the fit monitors, which is the validation accuracy."""
         trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
         values = {name: suggest(trial) for name, suggest in self.ranges.items()}
         tried = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
@@ -155,7 +155,7 @@ class Sweep:
             print(printable(f"{head}  {reason}, {tried}"), flush=True)
             raise self.optuna.TrialPruned from error
         epochs = f"{'stopped after ' * pruner.is_pruned}{pruner.num_epochs} epoch{'s' * (pruner.num_epochs > 1)}"
-        print(printable(f"{head}  {pruner.best:.4f}  {tried}, {epochs}"), flush=True)
+        print(printable(f"{head}  {abs(pruner.best):.4f}  {tried}, {epochs}"), flush=True)
         if pruner.is_pruned:
             raise self.optuna.TrialPruned
         return pruner.best
@@ -167,7 +167,7 @@ class Sweep:
         best = self.study.best_trial
         found = {name: value for name, value in best.params.items() if name in self.ranges}  # a study may have others
         return [
-            f"best      trial {best.number + 1}: {best.value:.4f} on validation",
+            f"best      trial {best.number + 1}: {abs(best.value):.4f} on validation",
             f"trials    {len(self.trials('COMPLETE'))} finished, {len(self.trials('PRUNED'))} stopped early",
             f"study     {self.study.study_name} in {self.url!r}",
             "",

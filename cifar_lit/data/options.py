@@ -4,6 +4,7 @@ from typing import Any, get_args
 
 from cifar_lit.data.augment import Flip
 from cifar_lit.data.decoding import Resize
+from cifar_lit.data.duplicates import Duplicates
 from cifar_lit.errors import require
 
 
@@ -27,6 +28,8 @@ def check_options(options: dict[str, Any]) -> None:
     if image_size != 32 and sizes and sizes[-1] != image_size:
         scaled = [max(8, round(size * image_size / sizes[-1])) for size in sizes]
         require("image_sizes", list(sizes), False, f"sizes that end with `image_size`, as {scaled}, or [] for none")
+    duplicates = options["duplicates"]
+    require("duplicates", duplicates, duplicates in get_args(Duplicates), f"one of {', '.join(get_args(Duplicates))}")
     is_fraction = isinstance(val_size, float)
     require("val_size", val_size, not is_fraction or val_size < 1, "a whole number of images, or a fraction below 1")
 

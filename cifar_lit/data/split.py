@@ -25,8 +25,8 @@ class Split(NamedTuple):
     images: Tensor  # (N, size, size, 3), uint8, RGB, contiguous; or StoredImages
     labels: Tensor  # (N,), int64, indices into the source's classes
 
-    def part(self, is_in: Tensor) -> "Split":
-        """Return the images where a mask ``(N,)``, bool, is set, in their order."""
+    def part(self, is_in: Tensor | slice) -> "Split":
+        """Return the images where a mask ``(N,)``, bool, is set, or those of a slice, in their order."""
         return Split(select(self.images, is_in), self.labels[is_in])
 
 

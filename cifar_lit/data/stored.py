@@ -57,17 +57,22 @@ class StoredImages:
         return self.images.index_select(dim, self.index[index])
 
 
-def select(images: Any, index: Tensor) -> Any:
-    """Return the images at positions, or where a mask is set; of ``StoredImages`` without reading them."""
+def select(images: Any, index: Tensor | slice) -> Any:
+    """Return the images at positions, of a slice, or where a mask is set; of ``StoredImages`` without reading them."""
     if isinstance(images, StoredImages):
         return StoredImages(images.images, images.small, images.index[index])
     return images[index]
 
 
+def small(images: Any) -> Tensor:
+    """Return images in the 32x32 pixels by which they are compared; of a tensor, as they are."""
+    return images.small[images.index] if isinstance(images, StoredImages) else images
+
+
 def fits(images: Any, device: torch.device | str = "cpu") -> bool:
     """Return whether images, or an array of this shape, may be in memory, or on the GPU; each rank has its own."""
     num_bytes = math.prod(getattr(images, "shape", images))
-    return num_bytes * int(os.environ.get("WORLD_SIZE") or 1) <= SHARE * free_memory(device)
+    return bool(num_bytes * int(os.environ.get("WORLD_SIZE") or 1) <= SHARE * free_memory(device))
 
 
 def room_for(shape: tuple[int, ...], folder: Path, *, num_saved: int = 0) -> Tensor:

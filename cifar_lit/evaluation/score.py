@@ -41,6 +41,7 @@ def describe(
     model: ImageClassifier, datamodule: CIFAR10DataModule, metrics: dict[str, Any], **training: Any
 ) -> Results:
     """Return the results of a model that was just scored; ``training`` are other fields of ``Results``."""
+    copies = [text for text in datamodule.copies.values() if text is not None]
     num_val = model.num_val if metrics.get("Accuracy/val") is not None else 0
     num_test = len(model.predictions.labels) if model.predictions else 0
     return Results(
@@ -55,6 +56,7 @@ def describe(
         network=type(model.net).__name__,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         test_images=datamodule.fingerprints.get("test"),
+        duplicates="; ".join(filter(None, copies)) or "none found" if copies else None,
         metrics={"Accuracy/val": None, "Loss/val": None, **metrics},
         **training,
     )

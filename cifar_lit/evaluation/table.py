@@ -71,7 +71,8 @@ def _describe(results: Results, run: str | None, trust: str) -> dict[str, str]:
         rows["training"] = f"{epochs} epoch{'s' if epochs != 1 else ''} in {time}, {speed:,.0f} images/s"
         if results.multiplications:
             rows["training"] += f", {results.multiplications:.2e} multiplications"
-    epoch = f", of epoch {results.best_epoch}" if results.best_epoch else ""
+    by = f", best by {results.monitor}" if results.monitor not in (None, "Accuracy/val") else ""
+    epoch = f", of epoch {results.best_epoch}{by}" if results.best_epoch else ""
     rows["checkpoint"] = f"{results.checkpoint or 'none: the last weights'}{epoch}"
     if run is not None:
         rows["run"] = run

@@ -1,19 +1,20 @@
 """The best checkpoint: chosen on validation, and remembered by a run that resumes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from cifar_lit.callbacks.best import Best
+from cifar_lit.callbacks.best import Best, Monitor
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.evaluation.report import read_curves
 from cifar_lit.main import main
-from tests.helpers.runs import RUN, read_results
+from tests.helpers.runs import RUN, Refused, read_results
 from tests.helpers.trainers import Scripted, quiet_trainer
 
 
-def fit(root: Path, best: Best, validations: list[tuple[float, float]]) -> None:
+def fit(root: Path, best: Best, validations: Sequence[tuple[float, ...]]) -> None:
     """Train for an epoch per validation."""
     data = CIFAR10DataModule(source="images", root=str(root), val_size=12, batch_size=24)
     trainer = quiet_trainer(
@@ -41,6 +42,39 @@ def test_the_best_epoch_is_kept(validations: list[tuple[float, float]], expected
     assert best.metrics == pytest.approx({"Accuracy/val": accuracy, "Loss/val": loss})
     assert [path.name for path in Path("kept").iterdir()] == ["best.ckpt"]
     assert torch.load("kept/best.ckpt", weights_only=True)["epoch"] == expected - 1
+
+
+@pytest.mark.parametrize(("monitor", "expected"), [("Loss/val", 2), ("MacroAccuracy/val", 3), ("Accuracy/val", 1)])
+def test_what_is_best_can_be_chosen_and_is_remembered(monitor: Monitor, expected: int, tiny_root: Path) -> None:
+    validations = [(0.9, 1.0, 0.3), (0.5, 0.2, 0.3), (0.6, 0.8, 0.5), (0.6, 0.9, 0.5)]
+    best = Best(Path("kept"), monitor)
+    fit(tiny_root, best, validations)
+    names = ("Accuracy/val", "Loss/val", "MacroAccuracy/val")
+    assert best.best_epoch == expected
+    assert best.metrics == pytest.approx(dict(zip(names, validations[expected - 1], strict=True)))
+    again = Best(Path("kept"), monitor)
+    again.load_state_dict(best.state_dict())
+    assert (again.metrics, again.best_epoch) == (best.metrics, expected)
+
+
+def test_the_best_of_an_older_version_is_remembered(tiny_root: Path) -> None:
+    best = Best(Path("kept"))
+    fit(tiny_root, best, [(0.8, 0.4)])
+    checkpoint = torch.load("kept/best.ckpt", weights_only=True)
+    state = checkpoint["callbacks"][best.state_key]
+    state["best_loss"] = state.pop("metrics")["Loss/val"]
+    torch.save(checkpoint, "kept/best.ckpt")
+    again = Best(Path("kept"))
+    again.load_state_dict(state)
+    assert again.metrics == pytest.approx({"Accuracy/val": 0.8, "Loss/val": 0.4})
+
+
+def test_a_run_resumes_with_its_own_idea_of_the_best(run: str, refused: Refused) -> None:
+    options = ["--ckpt_path", str(RUN), "--trainer.max_epochs", "3", "--checkpoint.monitor", "Loss/val"]
+    code, line = refused(["fit", *options])
+    assert code == 2
+    assert "--checkpoint.monitor is Loss/val, and best.ckpt of" in line
+    assert "is the best by Accuracy/val: leave it out" in line
 
 
 def test_it_is_saved_at_the_end_of_the_epoch(tiny_root: Path) -> None:
@@ -104,7 +138,7 @@ def test_a_run_that_resumes_from_before_its_best_keeps_it_unless_it_is_damaged(
     fit(tiny_root, again, [(0.2, 1.0)])  # worse than both, and what is kept is what is said
     assert again.metrics == pytest.approx(best or {"Accuracy/val": 0.2, "Loss/val": 1.0})
     saved = torch.load("kept/best.ckpt", weights_only=True)["callbacks"][again.state_key]
-    assert saved["best_loss"] == pytest.approx(again.metrics["Loss/val"])
+    assert saved["metrics"] == pytest.approx(again.metrics)
 
 
 def test_a_fit_tests_the_best_epoch(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,17 @@ def make_trainer(**options: Any) -> Any:
     return SimpleNamespace(**{**defaults, "limit_val_batches": 1.0, "world_size": 1, **options})
 
 
+def test_of_a_loss_the_negative_is_reported_so_that_the_lowest_is_best() -> None:
+    trial, trainer = FakeTrial(), make_trainer()
+    callback = PruningCallback(trial, tqdm(disable=True))
+    callback.judged_by = "Loss/val"
+    for trainer.current_epoch, loss in enumerate((2.0, 0.5, 1.0)):
+        trainer.callback_metrics = {"Accuracy/val": 0.9, "Loss/val": loss}
+        callback.on_validation_end(trainer, MODULE)
+    assert callback.best == -0.5
+    assert trial.reported[1] == (-0.5, 2)
+
+
 def fit(accuracies: list[float]) -> tuple[PruningCallback, FakeTrial, Any]:
     trial, trainer = FakeTrial(), make_trainer()
     callback = PruningCallback(trial, tqdm(disable=True))

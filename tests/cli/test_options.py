@@ -69,6 +69,8 @@ def test_what_can_be_monitored_is_what_the_module_logs(capsys: pytest.CaptureFix
             "EarlyStopping monitors val_loss, which nobody logs; did you mean Loss/val?",
         ),
         ([EarlyStopping("acc/val")], True, "did you mean Accuracy/val?; there are Loss/train, Accuracy/train, lr"),
+        ([EarlyStopping("val_macro_acc")], True, "did you mean MacroAccuracy/val?"),
+        ([EarlyStopping("val/MacroAcc")], True, "did you mean MacroAccuracy/val?"),
         ([ModelCheckpoint(monitor="Loss/vol")], True, "ModelCheckpoint monitors Loss/vol, which nobody logs"),
         ([EarlyStopping("Loss/val")], False, "which nobody logs; there are Loss/train, Accuracy/train, lr"),
         ([EarlyStopping("lr-SGD")], True, "EarlyStopping monitors lr-SGD, which nobody logs"),

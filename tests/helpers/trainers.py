@@ -27,13 +27,14 @@ class Scripted(ImageClassifier):
 
     Args:
         classes: Names of the classes.
-        validations: Accuracy and loss of each validation.
+        validations: Accuracy and loss, and perhaps macro accuracy, of each validation.
     """
 
-    def __init__(self, *, classes: Sequence[str], validations: Sequence[tuple[float, float]]) -> None:
+    def __init__(self, *, classes: Sequence[str], validations: Sequence[tuple[float, ...]]) -> None:
         super().__init__(classes=classes)
         self.validations = iter(validations)
 
     def on_validation_epoch_end(self) -> None:
-        accuracy, loss = next(self.validations)
-        self.log_dict({"Accuracy/val": accuracy, "Loss/val": loss})
+        self.log_dict(
+            dict(zip(("Accuracy/val", "Loss/val", "MacroAccuracy/val"), next(self.validations), strict=False))
+        )

@@ -1,0 +1,147 @@
+"""Images in two splits, or in two classes."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance
+
+from cifar_lit.data import Split
+from cifar_lit.data.duplicates import find_copies
+from cifar_lit.data.listing import say
+from cifar_lit.datamodule import CIFAR10DataModule
+from cifar_lit.errors import UserError
+from cifar_lit.evaluation.score import describe
+from cifar_lit.module import ImageClassifier
+from tests.helpers.images import encode, tiny_files, write_files
+
+
+def photo(number: int, size: int = 32) -> Image.Image:
+    """Make an image that is smooth, as a photo is."""
+    noise = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def split_of(images: list[Image.Image], labels: list[int] | None = None) -> Split:
+    pixels = torch.stack([torch.from_numpy(np.array(image)) for image in images])
+    return Split(pixels, torch.tensor(labels or [0] * len(images)))
+
+
+def saved_again(image: Image.Image) -> Image.Image:
+    return Image.open(io.BytesIO(encode(image, ".jpg"))).convert("RGB")
+
+
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "saved again": saved_again,
+    "resized": lambda image: image.resize((24, 24)).resize((32, 32)),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.2),
+    "less colour": lambda image: ImageEnhance.Color(image).enhance(0.7),
+}
+
+
+def test_exact_and_near_copies_are_found_and_no_others() -> None:
+    others = split_of([photo(number) for number in range(200)])
+    changed = [change(photo(number)) for number, change in enumerate(CHANGES.values())]
+    found = find_copies(split_of([photo(50), *changed, *(photo(number) for number in range(300, 400))]), others)
+    assert found.exact.nonzero().flatten().tolist() == [0]
+    assert found.near.nonzero().flatten().tolist() == [1, 2, 3, 4]
+    assert not found.relabelled.any()
+
+
+def test_where_all_images_are_alike_a_near_copy_must_be_nearer() -> None:
+    def alike(number: int) -> Image.Image:
+        return Image.blend(photo(0), photo(number), 0.3)
+
+    others = split_of([alike(number) for number in range(1, 100)])
+    images = [CHANGES["brighter"](alike(5)), *(alike(number) for number in range(200, 300))]
+    assert find_copies(split_of(images), others).near.nonzero().flatten().tolist() == [0]
+
+
+def test_uniform_images_are_only_exact_copies() -> None:
+    grey, black = (Image.new("RGB", (32, 32), colour) for colour in ("grey", "black"))
+    found = find_copies(split_of([grey, black]), split_of([black, photo(0)]))
+    assert (found.exact.tolist(), found.near.tolist()) == ([False, True], [False, False])
+
+
+def test_an_image_in_two_classes_is_found_within_a_split_and_in_another() -> None:
+    split = split_of([photo(0), photo(0), photo(1), photo(2), saved_again(photo(3))], [0, 1, 0, 0, 0])
+    others = split_of([photo(1), photo(2), photo(3), photo(4)], [0, 1, 1, 0])
+    assert find_copies(split, others).relabelled.tolist() == [True, True, False, True, True]
+    assert find_copies(split).relabelled.tolist() == [True, True, False, False, False]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Return images with a copy of each kind: of validation, of test (saved again), and in two classes."""
+    say.cache_clear()
+    files = tiny_files() | {
+        f"val/{name}/1.png": encode(photo(8 + i), ".png") for i, name in enumerate(("bright", "dark", "green"))
+    }
+    files["train/dark/val.png"] = files["val/dark/1.png"]
+    files["train/dark/test.png"], files["test/dark/test.jpg"] = (
+        encode(photo(7, 64), suffix) for suffix in (".png", ".jpg")
+    )
+    files["train/dark/two.png"] = files["train/green/two.png"] = encode(photo(6), ".png")
+    return write_files(tmp_path / "copies", files)
+
+
+def load(root: Path, **options: Any) -> CIFAR10DataModule:
+    data = CIFAR10DataModule(source="images", root=str(root), batch_size=8, **options)
+    data.setup("fit")
+    data.setup("test")
+    return data
+
+
+def test_copies_of_own_images_are_counted_in_a_line_and_in_the_results(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = load(root)
+    assert data.train is not None
+    assert len(data.train.labels) == 64
+    train = (
+        "of 64 training images 1 are in validation, too (1 exactly) and 2 have a copy in another class (dark, green)"
+    )
+    test = "of 25 test images 1 are in training or validation, too (0 exactly)"
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("of ")]
+    assert lines == [f"{train}; --data.duplicates drop leaves them out", test]
+    results = describe(ImageClassifier(classes=data.classes), data, {})
+    assert results.duplicates == f"{lines[0]}; {test}"
+
+
+def test_copies_are_dropped_from_training_alone(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = load(root, duplicates="drop")
+    assert (data.train and len(data.train.labels), data.val and len(data.val.labels)) == (60, 3)
+    assert data.test is not None
+    assert len(data.test.labels) == 25
+    err = capsys.readouterr().err
+    assert "of 64 training images 2 are in validation or test, too (1 exactly) and 2 have a copy in another" in err
+    assert "green): left out\n" in err
+    assert data.copies["test"] == ""
+    again = load(root, duplicates="drop")
+    assert again.fingerprints == data.fingerprints  # so that a run resumes
+
+
+def test_no_class_is_left_empty(tmp_path: Path) -> None:
+    files = tiny_files()
+    files |= {
+        f"val/{name.removeprefix('train/')}": data for name, data in files.items() if name.startswith("train/dark")
+    }
+    files |= {f"val/{name}/own.png": encode(photo(1 + len(name)), ".png") for name in ("bright", "green")}
+    with pytest.raises(UserError, match="`duplicates` drop leaves dark without training images: give keep"):
+        load(write_files(tmp_path / "copies", files), duplicates="drop")
+
+
+def test_copies_are_sought_in_other_sources_only_to_drop_them() -> None:
+    data = CIFAR10DataModule(source="synthetic")
+    data.source.num_train = data.source.num_test = 400  # type: ignore[attr-defined]
+    data.hparams["val_size"] = 50
+    data.setup("fit")
+    data.setup("test")
+    assert set(data.copies.values()) == {None}
+    assert describe(ImageClassifier(classes=data.classes), data, {}).duplicates is None
+    with pytest.raises(UserError, match="`duplicates` is maybe: must be one of keep, drop"):
+        CIFAR10DataModule(source="synthetic", duplicates="maybe")  # type: ignore[arg-type]
