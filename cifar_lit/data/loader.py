@@ -7,7 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cifar_lit.data.augment import Augmentation, check_values, crop, cutout, flip, generator_for, pad, to_float
+from cifar_lit.data.augment import (
+    Augmentation,
+    AugmentParams,
+    check_values,
+    crop,
+    cutout,
+    flip,
+    generator_for,
+    jitter,
+    pad,
+    to_float,
+)
+from cifar_lit.data.mixing import erase, mix
+from cifar_lit.data.trivial import trivial_augment
 from cifar_lit.errors import UserError
 
 
@@ -34,9 +47,11 @@ class BatchLoader:
         rank: This process among the ranks, from 0.
         world_size: Number of ranks.
         device: Device of the images and batches.
+        num_classes: Number of classes, for MixUp and CutMix; by default up to the highest label.
 
     Yields:
-        Images ``(n, 3, height, width)``, uint8, channels last in memory, and labels ``(n,)``, int64.
+        Images ``(n, 3, height, width)``, uint8, channels last in memory, and labels ``(n,)``, int64; with MixUp or
+        CutMix the share of each class, ``(n, num_classes)``, float32.
     """
 
     images: Tensor
@@ -49,11 +64,14 @@ class BatchLoader:
     rank: int = 0
     world_size: int = 1
     device: torch.device | str = "cpu"
+    num_classes: int = 0
 
     def __post_init__(self) -> None:
         self.size = self.images.shape[1]
         self.images, self.labels = self.images.to(self.device), self.labels.to(self.device)
-        if self.augmentation.cutout:
+        if self.augmentation.mixup or self.augmentation.cutmix:
+            self.one_hot = torch.eye(self.num_classes or int(self.labels.max()) + 1, device=self.device)
+        if self.augmentation.cutout or self.augmentation.erasing:
             # In parts, because torch converts all that it sums to int64 first.
             parts = [part.sum((0, 1, 2)) for part in torch.split(self.images, 1000)]
             self.colour = (torch.stack(parts).sum(0) / (self.images.numel() // 3)).round().byte()
@@ -97,16 +115,39 @@ class BatchLoader:
         )
         start, self._start = self._start, 0
         for index in self.indices()[start:]:
-            corners, flips, holes = params.at(index)
-            if corners is None:
-                images = self.images.index_select(0, index)
-            else:
-                images = crop(self.images, index, corners, self.size)
-            if flips is not None:
-                images = flip(images, flips)
-            if holes is not None:
-                images = cutout(images, holes, self.augmentation.cutout, self.colour)
-            yield images.permute(0, 3, 1, 2), self.labels.index_select(0, index)
+            rows = params.at(index)
+            images, labels = self._augment(index, rows), self.labels.index_select(0, index)
+            if rows.others is not None:
+                images, labels = self._mix(images, labels, rows, params.at(rows.others))
+            yield images.permute(0, 3, 1, 2), labels
+
+    def _augment(self, index: Tensor, rows: AugmentParams) -> Tensor:
+        if rows.corners is None:
+            images = self.images.index_select(0, index)
+        else:
+            images = crop(self.images, index, rows.corners, self.size)
+        if rows.flips is not None:
+            images = flip(images, rows.flips)
+        if rows.operations is not None and rows.strengths is not None:
+            images = trivial_augment(images, rows.operations, rows.strengths)
+        if rows.factors is not None:
+            images = jitter(images, rows.factors)
+        if rows.erased is not None:
+            images = erase(images, rows.erased, self.colour)
+        if rows.holes is not None:
+            images = cutout(images, rows.holes, self.augmentation.cutout, self.colour)
+        return images
+
+    def _mix(
+        self, images: Tensor, labels: Tensor, rows: AugmentParams, rows_of_others: AugmentParams
+    ) -> tuple[Tensor, Tensor]:
+        assert rows.others is not None
+        assert rows.shares is not None
+        assert rows.boxes is not None
+        images, shares = mix(images, self._augment(rows.others, rows_of_others), rows.shares, rows.boxes)
+        others = self.labels.index_select(0, rows.others)
+        own, other = (self.one_hot.index_select(0, part) for part in (labels, others))
+        return images, torch.lerp(other, own, shares[:, None])
 
 
 def check_batch(batch: Any, batch_idx: int = 0) -> tuple[Tensor, Tensor]:
