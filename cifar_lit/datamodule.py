@@ -28,8 +28,8 @@ class CIFAR10DataModule(LightningDataModule):
     """CIFAR-10, or other 32x32 colour images of a few classes, in memory.
 
     A batch is a tuple of images ``(N, 3, 32, 32)``, uint8 in [0, 255], channels last in memory, and labels ``(N,)``,
-    int64. With ``image_sizes``, training images are float32 in [0, 1] instead, and may have another size. Images
-    are not normalised: that is part of the model. The test images are read only by ``trainer.test``.
+    int64. With ``image_sizes``, training images are float32 in [0, 1], of another size; with ``mixup`` or ``cutmix``,
+    training labels are float32 ``(N, num_classes)``. The test images are read only by ``trainer.test``.
 
     Which images are held out depends on the pixels of each image, and not on its name or position. A checkpoint holds
     fingerprints of the training and validation images: to resume with other ones is a ``UserError``, to validate on
@@ -54,10 +54,16 @@ class CIFAR10DataModule(LightningDataModule):
             crop of the old size is taken; 0 for none.
         flip: Horizontal flip of training images: none; random, with probability 0.5; or alternating, a random half of
             the images in one epoch and the other half in the next.
-        cutout: Side in pixels of a square at a random position that is filled with the mean colour in each training
-            image; 0 for none.
+        cutout: Side in pixels of a square of the mean colour at a random position in each training image; 0 for none.
         image_sizes: Height and width of the training images in each epoch, for progressive resizing, for example
             [16, 24, 32]; later epochs use the last size. Empty for 32 throughout.
+        mixup: MixUp of training images and labels, with shares from Beta(mixup, mixup); 0 for none.
+        cutmix: CutMix, with areas from Beta(cutmix, cutmix); 0 for none. With both, each image has one at random.
+        brightness: Multiply the brightness of each training image by a factor within 1 +/- brightness; 0 for none.
+        contrast: The same for the contrast.
+        saturation: The same for the saturation.
+        erasing: Probability of filling a random box of a training image with the mean colour; 0 for none.
+        trivial_augment: Do one random operation of random strength to each training image.
 
     Attributes:
         train: The training split, after ``setup("fit")``; its images are uint8 ``(N, 32, 32, 3)``.
@@ -81,6 +87,13 @@ class CIFAR10DataModule(LightningDataModule):
         flip: Flip = "none",
         cutout: int = 0,
         image_sizes: Sequence[int] = (),
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        erasing: float = 0.0,
+        trivial_augment: bool = False,
     ) -> None:
         options = {name: plain_value(value) for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -91,7 +104,7 @@ class CIFAR10DataModule(LightningDataModule):
         # The default cache stays as it is: another folder for each user.
         saved = {"root": folder, **({} if cache_dir == CACHE_DIR else {"cache_dir": cache})}
         self.save_hyperparameters(options | {name: os.path.abspath(path) for name, path in saved.items()})  # noqa: PTH100
-        self.augmentation = Augmentation(crop_padding=crop_padding, flip=flip, cutout=cutout)
+        self.augmentation = Augmentation(**{name: options[name] for name in vars(Augmentation())})
         self.source: Source = make_source(source, root=Path(folder), cache_dir=Path(cache), mirror=mirror)
         self.train: Split | None = None
         self.val: Split | None = None
@@ -231,5 +244,6 @@ class CIFAR10DataModule(LightningDataModule):
             seed=self.hparams["seed"],
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
+            num_classes=len(self.classes),
             **options,
         )

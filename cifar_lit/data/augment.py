@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cifar_lit.data.mixing import sample_erased, sample_mixing
+from cifar_lit.data.colour import OPERATIONS, jitter, trivial_augment
+from cifar_lit.data.mixing import in_boxes, sample_erased, sample_mixing
 from cifar_lit.errors import UserError
 
 EXPECTED = "uint8, or floating point in [0, 1]"
@@ -35,13 +36,11 @@ class AugmentParams(NamedTuple):
     corners: Tensor | None  # (N, 2), int64: top row and left column of the crop in the padded image
     flips: Tensor | None  # (N,), int64: 1 where the image is mirrored
     holes: Tensor | None  # (N, 2), int64: row and column of the centre of the cutout
-    operations: Tensor | None = None  # (N,), int64: of TrivialAugment
-    strengths: Tensor | None = None  # (N,), float32 in [-1, 1]: of the operations
+    operations: Tensor | None = None  # (N, 2), float32: operation of TrivialAugment, and its strength in [-1, 1]
     factors: Tensor | None = None  # (N, 3), float32: of brightness, contrast and saturation
-    erased: Tensor | None = None  # (N, 4), int64: the box that is erased
+    boxes: Tensor | None = None  # (N, 4), int64: the box that is erased
     others: Tensor | None = None  # (N,), int64: the image that is mixed in
-    shares: Tensor | None = None  # (N,), float32: share of the image itself outside the box
-    boxes: Tensor | None = None  # (N, 4), int64: the box that shows the other image
+    mixing: Tensor | None = None  # (N, 5), float32: its box, and the share of the image itself outside of it
 
     def at(self, index: Tensor) -> "AugmentParams":
         """Return the rows of a batch, ``index`` of shape ``(n,)``, int64."""
@@ -50,10 +49,10 @@ class AugmentParams(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What is done to training images, in this order: crop, flip, TrivialAugment, colours, erasing, cutout, mixing.
+    """Random crop, horizontal flip, TrivialAugment, colour jitter, random erasing, cutout and mixing, in that order.
 
-    The parameters of an image in an epoch, and the image that is mixed in, are a pure function of seed, epoch and the
-    image's position in the training images.
+    What is done to an image in an epoch, the image that is mixed in included, is a function of the seed, the epoch and
+    its position in the training images; neither batches nor ranks matter.
 
     Attributes:
         crop_padding: Pixels of reflection padding on each side, from which a random crop of the old size is taken; 0
@@ -64,14 +63,13 @@ class Augmentation:
         cutout: Side in pixels of a square around a random pixel that is filled with the mean colour (arXiv 1708.04552),
             clipped at the edge; 0 for none.
         mixup: Alpha of MixUp (arXiv 1710.09412): each image becomes ``share * image + (1 - share) * other``, and its
-            label likewise, where the share is sampled from Beta(alpha, alpha); 0 for none.
-        cutmix: Alpha of CutMix (arXiv 1905.04899): a box of each image shows another image, and the labels have the
-            shares of the areas; 0 for none. With both, either is done to each image with probability 0.5.
-        brightness: The brightness of each image is multiplied by a factor that is uniform in [1 - brightness,
-            1 + brightness], as in torchvision's ``ColorJitter``; from 0 for none to 1.
-        contrast: The same for the distance of each pixel to the mean grey.
-        saturation: The same for the distance of each pixel to its grey.
-        erasing: Probability with which a random box of an image is filled with the mean colour (arXiv 1708.04896).
+            label likewise, with a share from Beta(alpha, alpha); 0 for none.
+        cutmix: Alpha of CutMix (arXiv 1905.04899): a box of a size from Beta(alpha, alpha) shows the other image, and
+            the labels have the shares of the areas; 0 for none. With both, each image has one of the two at random.
+        brightness: Each image has a factor that is uniform in [1 - brightness, 1 + brightness]; from 0 for none to 1.
+        contrast: The same for the contrast.
+        saturation: The same for the saturation.
+        erasing: Probability of filling a random box of an image with the mean colour (arXiv 1708.04896, there RE-M).
         trivial_augment: Do one random operation of random strength to each image (arXiv 2103.10158).
     """
 
@@ -100,25 +98,41 @@ class Augmentation:
             flips = torch.randint(2, (num_images,), generator=generator_for(seed, 0, 2)) ^ (epoch % 2)
         if self.cutout:
             holes = torch.randint(size, (num_images, 2), generator=generator)
-        params = AugmentParams(corners, flips, holes, **self._sample_more(num_images, size, seed, epoch))
+        params = AugmentParams(corners, flips, holes, *self._sample_more(num_images, size, seed, epoch))
         return AugmentParams(*(None if part is None else part.to(device) for part in params))
 
-    def _sample_more(self, num_images: int, size: int, seed: int, epoch: int) -> dict[str, Tensor]:
-        """Sample from generators of their own: an option leaves the random numbers of all others as they are."""
-        more: dict[str, Tensor] = {}
+    def _sample_more(self, num_images: int, size: int, seed: int, epoch: int) -> list[Tensor | None]:
+        """Sample what has a generator of its own, so that an option moves no random numbers of another one."""
+        operations = factors = boxes = others = mixing = None
         if self.trivial_augment:
-            generator = generator_for(seed, epoch, 3)
-            more["operations"] = torch.randint(14, (num_images,), generator=generator)
-            more["strengths"] = torch.randint(-30, 31, (num_images,), generator=generator) / 30
+            random = torch.rand(3, num_images, generator=generator_for(seed, epoch, 3))
+            strength = (random[1] * 31).floor() / 30 * torch.where(random[2] < 0.5, 1, -1)
+            operations = torch.stack(((random[0] * len(OPERATIONS)).floor(), strength), 1)
         if self.brightness or self.contrast or self.saturation:
             widths = torch.tensor([self.brightness, self.contrast, self.saturation])
-            more["factors"] = 1 + widths * (2 * torch.rand(num_images, 3, generator=generator_for(seed, epoch, 4)) - 1)
+            factors = 1 + widths * (2 * torch.rand(num_images, 3, generator=generator_for(seed, epoch, 4)) - 1)
         if self.erasing:
-            more["erased"] = sample_erased(num_images, size, self.erasing, generator_for(seed, epoch, 5))
+            boxes = sample_erased(num_images, size, self.erasing, generator_for(seed, epoch, 5))
         if self.mixup or self.cutmix:
-            mixing = sample_mixing(num_images, size, mixup=self.mixup, cutmix=self.cutmix, seed=seed, epoch=epoch)
-            more |= dict(zip(("others", "shares", "boxes"), mixing, strict=True))
-        return more
+            others, mixing = sample_mixing(num_images, size, self.mixup, self.cutmix, seed, epoch, 6)
+        return [operations, factors, boxes, others, mixing]
+
+    def apply(self, images: Tensor, params: AugmentParams, colour: Tensor) -> Tensor:
+        """Change images ``(n, size, size, 3)``, uint8, that are cropped; holes and boxes have the ``colour`` ``(3,)``.
+
+        What remains is to mix them.
+        """
+        if params.flips is not None:
+            images = flip(images, params.flips)
+        if params.operations is not None:
+            images = trivial_augment(images, params.operations)
+        if params.factors is not None:
+            images = jitter(images, params.factors)
+        if params.boxes is not None:
+            images = torch.where(in_boxes(params.boxes, images.shape[1]), colour, images)
+        if params.holes is not None:
+            images = cutout(images, params.holes, self.cutout, colour)
+        return images
 
 
 def pad(images: Tensor, padding: int) -> Tensor:
@@ -159,23 +173,6 @@ def cutout(images: Tensor, holes: Tensor, size: int, colour: Tensor) -> Tensor:
     columns = torch.arange(images.shape[2], device=images.device) - left[:, None]
     is_hole = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
     return torch.where(is_hole[..., None], colour, images)
-
-
-def jitter(images: Tensor, factors: Tensor) -> Tensor:
-    """Multiply brightness, contrast and saturation of images ``(n, height, width, 3)``, uint8, in that order.
-
-    ``factors`` are ``(n, 3)``, at least 0; 1 changes nothing. Each is the weight of the image in a mean with black, its
-    mean grey or its grey, as in torchvision; the result is rounded once.
-    """
-    brightness, contrast, saturation = factors.T[..., None, None, None]
-    pixels = (images * brightness).clamp_(0, 255)
-    pixels = torch.lerp(_grey(pixels).mean((1, 2), keepdim=True), pixels, contrast).clamp_(0, 255)
-    return torch.lerp(_grey(pixels), pixels, saturation).clamp_(0, 255).round_().byte()
-
-
-def _grey(pixels: Tensor) -> Tensor:
-    red, green, blue = pixels.split(1, dim=-1)
-    return 0.2989 * red + 0.587 * green + 0.114 * blue
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -7,20 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cifar_lit.data.augment import (
-    Augmentation,
-    AugmentParams,
-    check_values,
-    crop,
-    cutout,
-    flip,
-    generator_for,
-    jitter,
-    pad,
-    to_float,
-)
-from cifar_lit.data.mixing import erase, mix
-from cifar_lit.data.trivial import trivial_augment
+from cifar_lit.data.augment import Augmentation, AugmentParams, check_values, crop, generator_for, pad, to_float
+from cifar_lit.data.mixing import mix
 from cifar_lit.errors import UserError
 
 
@@ -71,6 +59,7 @@ class BatchLoader:
         self.images, self.labels = self.images.to(self.device), self.labels.to(self.device)
         if self.augmentation.mixup or self.augmentation.cutmix:
             self.one_hot = torch.eye(self.num_classes or int(self.labels.max()) + 1, device=self.device)
+        self.colour = torch.zeros(3)
         if self.augmentation.cutout or self.augmentation.erasing:
             # In parts, because torch converts all that it sums to int64 first.
             parts = [part.sum((0, 1, 2)) for part in torch.split(self.images, 1000)]
@@ -117,37 +106,19 @@ class BatchLoader:
         for index in self.indices()[start:]:
             rows = params.at(index)
             images, labels = self._augment(index, rows), self.labels.index_select(0, index)
-            if rows.others is not None:
-                images, labels = self._mix(images, labels, rows, params.at(rows.others))
+            if rows.others is not None and rows.mixing is not None:
+                others = self._augment(rows.others, params.at(rows.others))
+                images, shares = mix(images, others, rows.mixing)
+                own, other = self.one_hot[labels], self.one_hot[self.labels[rows.others]]
+                labels = own * shares + other * (1 - shares)
             yield images.permute(0, 3, 1, 2), labels
 
-    def _augment(self, index: Tensor, rows: AugmentParams) -> Tensor:
-        if rows.corners is None:
+    def _augment(self, index: Tensor, params: AugmentParams) -> Tensor:
+        if params.corners is None:
             images = self.images.index_select(0, index)
         else:
-            images = crop(self.images, index, rows.corners, self.size)
-        if rows.flips is not None:
-            images = flip(images, rows.flips)
-        if rows.operations is not None and rows.strengths is not None:
-            images = trivial_augment(images, rows.operations, rows.strengths)
-        if rows.factors is not None:
-            images = jitter(images, rows.factors)
-        if rows.erased is not None:
-            images = erase(images, rows.erased, self.colour)
-        if rows.holes is not None:
-            images = cutout(images, rows.holes, self.augmentation.cutout, self.colour)
-        return images
-
-    def _mix(
-        self, images: Tensor, labels: Tensor, rows: AugmentParams, rows_of_others: AugmentParams
-    ) -> tuple[Tensor, Tensor]:
-        assert rows.others is not None
-        assert rows.shares is not None
-        assert rows.boxes is not None
-        images, shares = mix(images, self._augment(rows.others, rows_of_others), rows.shares, rows.boxes)
-        others = self.labels.index_select(0, rows.others)
-        own, other = (self.one_hot.index_select(0, part) for part in (labels, others))
-        return images, torch.lerp(other, own, shares[:, None])
+            images = crop(self.images, index, params.corners, self.size)
+        return self.augmentation.apply(images, params, self.colour)
 
 
 def check_batch(batch: Any, batch_idx: int = 0) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
-"""Boxes of images that are erased or show another image: random erasing, MixUp and CutMix of whole batches.
+"""Random erasing, MixUp and CutMix of whole batches, and the loss for mixed labels.
 
-A box is top, left, bottom and right in pixels, the last two exclusive; it may be empty.
+A box has four numbers: its top and left pixel, and the ones behind its bottom and right. It may be empty.
 """
 
 import math
@@ -8,17 +8,16 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-AREAS = (0.02, 0.33)
-"""Least and largest share of the image that is erased, as in torchvision."""
-RATIOS = (0.3, 3.3)
-"""Least and largest height by width of what is erased, as in torchvision."""
+AREAS, RATIOS = (0.02, 0.33), (0.3, 3.3)
+"""Area that is erased, as a share of the image, and its height by width: the ranges of torchvision."""
 
 
 def sample_erased(num_images: int, size: int, probability: float, generator: torch.Generator) -> Tensor:
-    """Sample the box that is erased from each image, ``(N, 4)``, int64; with ``1 - probability`` it is empty.
+    """Sample the box to erase in each image, ``(N, 4)``, int64; area and logarithm of the ratio are uniform.
 
-    Its area and the logarithm of its ratio are uniform. A side that is longer than the image is cut to it.
+    A side longer than the image is cut to it.
     """
     area, ratio, *place, chance = torch.rand(5, num_images, generator=generator, dtype=torch.float64)
     area = (AREAS[0] + (AREAS[1] - AREAS[0]) * area) * size**2
@@ -28,52 +27,56 @@ def sample_erased(num_images: int, size: int, probability: float, generator: tor
     return torch.cat((first, first + sides * (chance < probability))).T.long()
 
 
-def sample_mixing(
-    num_images: int, size: int, *, mixup: float, cutmix: float, seed: int, epoch: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sample how each image is mixed with another one: a pure function of seed and epoch.
+def sample_mixing(num_images: int, size: int, mixup: float, cutmix: float, *key: int) -> tuple[Tensor, Tensor]:
+    """Sample, as a function of a key, the other image of each image, ``(N,)``, int64, and how they are mixed.
 
-    Returns:
-        The other image, ``(N,)``, int64, a permutation; the share of the image outside the box, ``(N,)``, float32; and
-        the box that shows the other image, ``(N, 4)``, int64. MixUp has an empty box, CutMix a share of 1.
+    The latter are ``(N, 5)``, float32: the box that shows the other image, and the share of the image outside of it.
+    MixUp has an empty box, and CutMix a share of 1.
     """
-    rng = np.random.default_rng((seed, epoch, 6))
+    rng = np.random.default_rng(key)
     others = rng.permutation(num_images)
     is_cut = rng.random(num_images) < (0.5 if mixup and cutmix else float(cutmix > 0))
     alpha = np.where(is_cut, cutmix, mixup)
-    shares = rng.beta(alpha, alpha)
-    half = (np.sqrt(1 - shares) * size / 2).astype(np.int64) * is_cut
-    centres = rng.integers(size, size=(2, num_images))
-    boxes = np.concatenate((centres - half, centres + half)).clip(0, size).T
-    shares = np.where(is_cut, 1, shares).astype(np.float32)
-    return torch.from_numpy(others), torch.from_numpy(shares), torch.from_numpy(boxes)
+    share = rng.beta(alpha, alpha)
+    half = np.floor(np.sqrt(1 - share) * size / 2) * is_cut
+    centre = rng.integers(size, size=(2, num_images))
+    box = np.concatenate((centre - half, centre + half)).clip(0, size)
+    return torch.from_numpy(others), torch.from_numpy(np.stack((*box, np.where(is_cut, 1, share)), 1)).float()
 
 
 def in_boxes(boxes: Tensor, size: int) -> Tensor:
-    """Return which pixels are in the boxes ``(n, 4)``, as ``(n, size, size, 1)``, bool."""
+    """Return which pixels are in boxes ``(n, 4)``, as ``(n, size, size, 1)``, bool."""
     places = torch.arange(size, device=boxes.device)
     top, left, bottom, right = boxes.T[..., None]
     is_row, is_column = (places >= top) & (places < bottom), (places >= left) & (places < right)
     return (is_row[:, :, None] & is_column[:, None, :])[..., None]
 
 
-def erase(images: Tensor, boxes: Tensor, colour: Tensor) -> Tensor:
-    """Fill a box of each image ``(n, size, size, 3)`` with a colour ``(3,)`` (arXiv 1708.04896, there RE-M)."""
-    return torch.where(in_boxes(boxes, images.shape[1]), colour, images)
+def mix(images: Tensor, others: Tensor, mixing: Tensor) -> tuple[Tensor, Tensor]:
+    """Mix images ``(n, size, size, 3)``, uint8, with others: MixUp (arXiv 1710.09412) or CutMix (arXiv 1905.04899).
 
-
-def mix(images: Tensor, others: Tensor, shares: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Mix images with other ones by MixUp (arXiv 1710.09412) or CutMix (arXiv 1905.04899).
-
-    Args:
-        images: ``(n, size, size, 3)``, uint8.
-        others: The same of the images that are mixed in.
-        shares: ``(n,)``, from 0 to 1: the share of ``images`` outside the boxes.
-        boxes: ``(n, 4)``: the boxes that show the others alone.
-
-    Returns:
-        The mixed images, rounded to uint8, and the share of ``images`` in them, ``(n,)``, float32.
+    ``mixing`` is that of ``sample_mixing``, ``(n, 5)``. Returns the mixed images, rounded to uint8, and the share of
+    each image in its own, ``(n, 1)``, float32.
     """
-    weights = shares[:, None, None, None] * ~in_boxes(boxes, images.shape[1])
-    mixed = torch.lerp(others.float(), images.float(), weights).round_().byte()
-    return mixed, weights.mean((1, 2, 3))
+    weights = mixing[:, 4, None, None, None] * ~in_boxes(mixing[:, :4], images.shape[1])
+    mixed = (images * weights).add_(others * (1 - weights)).round_().byte()
+    return mixed, weights.mean((1, 2))
+
+
+def hard_labels(labels: Tensor) -> Tensor:
+    """Return the class of each image, ``(n,)``, int64: of shares ``(n, num_classes)``, that of the largest."""
+    return labels.argmax(1) if labels.ndim == 2 else labels
+
+
+def mean_cross_entropy(
+    logits: Tensor, labels: Tensor, weights: Tensor | None = None, *, label_smoothing: float = 0.0
+) -> Tensor:
+    """Compute the cross-entropy, a scalar, for labels ``(n,)`` or shares ``(n, num_classes)``: the mean over images.
+
+    With ``weights`` of the classes it is the weighted mean, also for shares, which torch divides by ``n`` instead.
+    """
+    if labels.ndim == 1:
+        return F.cross_entropy(logits, labels, weights, label_smoothing=label_smoothing)
+    labels = labels.to(logits.dtype)  # from the precision of the Trainer
+    loss = F.cross_entropy(logits, labels, weights, label_smoothing=label_smoothing)
+    return loss if weights is None else loss * len(labels) / (labels @ weights).sum()

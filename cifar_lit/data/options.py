@@ -20,3 +20,7 @@ def check_options(options: dict[str, Any]) -> None:
     require("flip", options["flip"], options["flip"] in get_args(Flip), f"one of {', '.join(get_args(Flip))}")
     is_fraction = isinstance(val_size, float)
     require("val_size", val_size, not is_fraction or val_size < 1, "a whole number of images, or a fraction below 1")
+    for name in ("brightness", "contrast", "saturation", "erasing"):
+        require(name, options[name], 0 <= options[name] <= 1, "from 0 to 1")
+    for name in ("mixup", "cutmix"):
+        require(name, options[name], options[name] == 0 or 0.01 <= options[name] <= 100, "0, or from 0.01 to 100")
