@@ -28,8 +28,8 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def _grey(pixels: Tensor) -> Tensor:
-    red, green, blue = pixels.split(1, dim=-1)
-    return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    red, green, blue = pixels.unbind(-1)
+    return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)[..., None]
 
 
 def trivial_augment(images: Tensor, operations: Tensor) -> Tensor:

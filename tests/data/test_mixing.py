@@ -1,6 +1,8 @@
 """Erasing, MixUp and CutMix, and the loss for mixed labels, against their formulas."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +14,9 @@ from cifar_lit.data.augment import Augmentation, AugmentParams
 from cifar_lit.data.loader import BatchLoader
 from cifar_lit.data.mixing import hard_labels, in_boxes, mean_cross_entropy, mix, sample_erased, sample_mixing
 
-ALL = Augmentation(
-    **{"crop_padding": 4, "flip": "alternating", "cutout": 6, "mixup": 0.5, "cutmix": 1.0, "trivial_augment": True},
-    **{"brightness": 0.4, "contrast": 0.3, "saturation": 0.2, "erasing": 0.5},
-)
 PLAIN = Augmentation(crop_padding=4, flip="alternating", cutout=6)
+COLOURS = replace(PLAIN, trivial_augment=True, brightness=0.4, contrast=0.3, saturation=0.2, erasing=0.5)
+ALL = replace(COLOURS, mixup=0.5, cutmix=1.0)
 
 
 def random_images(num_images: int, size: int = 32) -> Tensor:
@@ -24,7 +24,7 @@ def random_images(num_images: int, size: int = 32) -> Tensor:
 
 
 def make_loader(augmentation: Augmentation, *, batch_size: int = 8, rank: int = 0, world_size: int = 1) -> BatchLoader:
-    options = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
+    options: Any = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
     labels = torch.arange(48)  # each image has a class of its own
     return BatchLoader(random_images(48), labels, shuffle=True, seed=5, augmentation=augmentation, **options)
 
@@ -113,7 +113,10 @@ def test_parameters_depend_on_seed_and_epoch_alone_and_none_on_another_option() 
         assert not any(torch.equal(part, getattr(other, name)) for other in others)
         assert torch.equal(part[:7], getattr(params.at(torch.arange(7)), name))
     before = PLAIN.sample(500, 32, seed=1, epoch=2)
-    assert all(torch.equal(part, params[i]) for i, part in enumerate(before[:3]) if part is not None)
+    for same, part in zip(before[:3], params, strict=False):
+        assert same is not None
+        assert part is not None
+        assert torch.equal(same, part)
     alone = {"operations": {"trivial_augment": True}, "factors": {"contrast": 0.3}, "boxes": {"erasing": 0.5}}
     for name, options in alone.items():
         part = getattr(Augmentation(**options).sample(500, 32, seed=1, epoch=2), name)  # type: ignore[arg-type]
