@@ -72,6 +72,10 @@ class CIFAR10DataModule(LightningDataModule):
         fingerprints: The number and a hash of the images of each split that is loaded.
     """
 
+    train: Split | None = None
+    val: Split | None = None
+    test: Split | None = None
+
     def __init__(
         self,
         *,
@@ -106,9 +110,6 @@ class CIFAR10DataModule(LightningDataModule):
         self.save_hyperparameters(options | {name: os.path.abspath(path) for name, path in saved.items()})  # noqa: PTH100
         self.augmentation = Augmentation(**{name: options[name] for name in vars(Augmentation())})
         self.source: Source = make_source(source, root=Path(folder), cache_dir=Path(cache), mirror=mirror)
-        self.train: Split | None = None
-        self.val: Split | None = None
-        self.test: Split | None = None
         self.fingerprints: dict[str, str] = {}
         self._limits: list[int] | None = None  # of the hashes of each class that are held out
         self._trained: Mapping[str, Any] | None = None  # what a checkpoint says of the images of its training
@@ -210,8 +211,9 @@ class CIFAR10DataModule(LightningDataModule):
         assert self.train is not None
         # With overfit_batches, each epoch must have the same batches.
         overfits = getattr(self.trainer, "overfit_batches", 0) > 0
-        batch_size = self.hparams["batch_size"]
-        return self._loader(self.train, batch_size, shuffle=not overfits, augmentation=self.augmentation)
+        return self._loader(
+            self.train, self.hparams["batch_size"], shuffle=not overfits, augmentation=self.augmentation
+        )
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         return self._loader(self.val) if self.val else []

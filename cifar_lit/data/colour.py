@@ -19,7 +19,7 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
     torchvision: at least 0, and 1 changes nothing. The result is rounded once.
     """
     brightness, contrast, saturation = factors.T[..., None, None, None]
-    pixels = (images * brightness).clamp_(0, 255)
+    pixels: Tensor = (images * brightness).clamp_(0, 255)
     mean = _grey(pixels).mean((1, 2), keepdim=True)
     pixels.mul_(contrast).add_(mean * (1 - contrast)).clamp_(0, 255)
     grey = _grey(pixels)

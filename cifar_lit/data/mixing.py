@@ -49,7 +49,7 @@ def in_boxes(boxes: Tensor, size: int) -> Tensor:
     places = torch.arange(size, device=boxes.device)
     top, left, bottom, right = boxes.T[..., None]
     is_row, is_column = (places >= top) & (places < bottom), (places >= left) & (places < right)
-    return (is_row[:, :, None] & is_column[:, None, :])[..., None]
+    return torch.logical_and(is_row[:, :, None], is_column[:, None, :])[..., None]
 
 
 def mix(images: Tensor, others: Tensor, mixing: Tensor) -> tuple[Tensor, Tensor]:
