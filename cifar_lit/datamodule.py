@@ -210,10 +210,8 @@ class CIFAR10DataModule(LightningDataModule):
     def train_dataloader(self) -> BatchLoader:
         assert self.train is not None
         # With overfit_batches, each epoch must have the same batches.
-        overfits = getattr(self.trainer, "overfit_batches", 0) > 0
-        return self._loader(
-            self.train, self.hparams["batch_size"], shuffle=not overfits, augmentation=self.augmentation
-        )
+        order = {"shuffle": not getattr(self.trainer, "overfit_batches", 0) > 0}
+        return self._loader(self.train, self.hparams["batch_size"], augmentation=self.augmentation, **order)
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         return self._loader(self.val) if self.val else []
