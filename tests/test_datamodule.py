@@ -120,7 +120,7 @@ def test_an_old_checkpoint_without_the_later_options_has_none_of_them(
     assert Run("old.ckpt").datamodule().augmentation == Augmentation()
 
 
-@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true"])
+@pytest.mark.parametrize("precision", [pytest.param("32-true", marks=pytest.mark.slow), "64-true", "bf16-true"])
 def test_a_training_takes_mixed_labels_in_any_precision_and_size(tiny_root: Path, precision: str) -> None:
     options: Any = {"mixup": 0.3, "cutmix": 1.0, "erasing": 0.5, "contrast": 0.5, "flip": "random"}
     data = CIFAR10DataModule(
