@@ -30,8 +30,9 @@ class CIFAR10DataModule(LightningDataModule):
     """CIFAR-10, or other square colour images of a few classes.
 
     A batch is a tuple of images ``(N, 3, size, size)``, uint8 in [0, 255], channels last in memory, and labels
-    ``(N,)``, int64. With ``image_sizes``, training images are float32 in [0, 1] instead, and may have another size.
-    Images are not normalised: that is part of the model. The test images are read only by ``trainer.test``.
+    ``(N,)``, int64. With ``image_sizes``, training images are float32 in [0, 1], of another size; with ``mixup`` or
+    ``cutmix``, training labels are float32 ``(N, num_classes)``. Images are not normalised: that is part of the model.
+    The test images are read only by ``trainer.test``.
 
     Which images are held out depends on the pixels of each image, and not on its name or position. A checkpoint holds
     fingerprints of the training and validation images: to resume with other ones is a ``UserError``, to validate on
@@ -57,8 +58,7 @@ class CIFAR10DataModule(LightningDataModule):
             crop of the old size is taken; 0 for none.
         flip: Horizontal flip of training images: none; random, with probability 0.5; or alternating, a random half of
             the images in one epoch and the other half in the next.
-        cutout: Side in pixels of a square at a random position that is filled with the mean colour in each training
-            image; 0 for none.
+        cutout: Side in pixels of a square of the mean colour at a random position in each training image; 0 for none.
         image_sizes: Height and width of the training images in each epoch, for progressive resizing, for example
             [16, 24, 32]; later epochs use the last size, and with a lower max_epochs some sizes are skipped, so that
             the last epoch has the last one. Empty for image_size throughout.
@@ -70,6 +70,13 @@ class CIFAR10DataModule(LightningDataModule):
             EMNIST/letters. A wrong name lists them all. Some need another package, which the error names.
         duplicates: keep, or drop training images that have an exact or near copy among the validation and test images,
             which drop reads for that, or an exact copy in another class. Of your own images such copies are counted.
+        mixup: MixUp of training images and labels, with shares from Beta(mixup, mixup); 0 for none.
+        cutmix: CutMix, with areas from Beta(cutmix, cutmix); 0 for none. With both, each image has one at random.
+        brightness: Multiply the brightness of each training image by a factor within 1 +/- brightness; 0 for none.
+        contrast: The same for the contrast.
+        saturation: The same for the saturation.
+        erasing: Probability of filling a random box of a training image with the mean colour; 0 for none.
+        trivial_augment: Do one random operation of random strength to each training image.
 
     Attributes:
         train: The training split, after ``setup("fit")``; its images are uint8 ``(N, size, size, 3)``.
@@ -78,6 +85,10 @@ class CIFAR10DataModule(LightningDataModule):
         fingerprints: The number and a hash of the images of each split that is loaded.
         copies: What was said of the training and test images that have copies; None if nobody looked for them.
     """
+
+    train: Split | None = None
+    val: Split | None = None
+    test: Split | None = None
 
     def __init__(
         self,
@@ -98,6 +109,13 @@ class CIFAR10DataModule(LightningDataModule):
         resize: Resize = "squash",
         dataset: str | None = None,
         duplicates: Duplicates = "keep",
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        erasing: float = 0.0,
+        trivial_augment: bool = False,
     ) -> None:
         options = {name: plain_value(value) for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -108,16 +126,13 @@ class CIFAR10DataModule(LightningDataModule):
         # The default cache stays as it is: another folder for each user.
         saved = {"root": folder, **({} if cache_dir == CACHE_DIR else {"cache_dir": cache})}
         self.save_hyperparameters(options | {name: os.path.abspath(path) for name, path in saved.items()})  # noqa: PTH100
-        self.augmentation = Augmentation(crop_padding=crop_padding, flip=flip, cutout=cutout)
+        self.augmentation = Augmentation(**{name: options[name] for name in vars(Augmentation())})
         self.source: Source = make_source(
             source,
             root=Path(folder),
             cache_dir=Path(cache),
             **{name: options[name] for name in ("mirror", "image_size", "resize", "dataset")},
         )
-        self.train: Split | None = None
-        self.val: Split | None = None
-        self.test: Split | None = None
         self.fingerprints: dict[str, str] = {}
         self.copies: dict[str, str | None] = {}
         self._limits: list[int] | None = None  # of the hashes of each class that are held out
@@ -225,9 +240,8 @@ class CIFAR10DataModule(LightningDataModule):
     def train_dataloader(self) -> BatchLoader:
         assert self.train is not None
         # With overfit_batches, each epoch must have the same batches.
-        overfits = getattr(self.trainer, "overfit_batches", 0) > 0
-        batch_size = self.hparams["batch_size"]
-        return self._loader(self.train, batch_size, shuffle=not overfits, augmentation=self.augmentation)
+        order = {"shuffle": not getattr(self.trainer, "overfit_batches", 0) > 0}
+        return self._loader(self.train, self.hparams["batch_size"], augmentation=self.augmentation, **order)
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         return self._loader(self.val) if self.val else []
@@ -262,5 +276,6 @@ class CIFAR10DataModule(LightningDataModule):
             seed=self.hparams["seed"],
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
+            num_classes=len(self.classes),
             **options,
         )

@@ -15,6 +15,7 @@ from cifar_lit.data.augment import to_float
 from cifar_lit.data.balance import ClassWeights, check_class_weights, loss_weights
 from cifar_lit.data.decoding import Resize
 from cifar_lit.data.loader import check_batch, training_images
+from cifar_lit.data.mixing import hard_labels, mean_cross_entropy
 from cifar_lit.data.options import check_image_size, scaled
 from cifar_lit.errors import UserError, require
 from cifar_lit.loggers import SkipOnce, log_epoch, log_test
@@ -26,7 +27,7 @@ from cifar_lit.optim import Schedule, accumulation, check_optimizer_options, fit
 from cifar_lit.prediction import Predictor
 
 Batch = tuple[Tensor, Tensor]
-"""Images ``(N, 3, H, W)``, uint8 or float in [0, 1], and labels ``(N,)``, int64."""
+"""Images ``(N, 3, H, W)``, uint8 or float in [0, 1], and labels ``(N,)``, int64; in training perhaps their shares."""
 REPORT_ONLY = ("AccuracyInterval/", "CalibrationError/", "Confusion/", "F1/", "Precision/", "Recall/")
 """Test metrics that are not logged: they stand in ``results.json`` and in the report."""
 
@@ -177,8 +178,8 @@ class ImageClassifier(Predictor):
         images, labels = check_batch(batch, batch_idx)
         logits = self(images)
         weights = None if self.class_weights is None else self.class_weights.to(logits)
-        loss = F.cross_entropy(logits, labels, weights, label_smoothing=self.hparams["label_smoothing"])
-        self._last_batch = loss.detach(), logits.detach(), labels
+        loss = mean_cross_entropy(logits, labels, weights, label_smoothing=self.hparams["label_smoothing"])
+        self._last_batch = loss.detach(), logits.detach(), hard_labels(labels)
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

@@ -1,6 +1,7 @@
 """The data module: what is read when, what is in a batch, which arguments are refused."""
 
 import functools
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.data import Split
 from cifar_lit.data.augment import Augmentation, resize
 from cifar_lit.data.cifar10 import CLASSES
@@ -106,6 +108,42 @@ def test_augmentation_is_for_training_alone(tiny_root: Path) -> None:
     for loader in (data.val_dataloader(), data.test_dataloader()):
         assert isinstance(loader, BatchLoader)
         assert loader.augmentation == Augmentation()
+
+
+def test_an_old_checkpoint_without_the_later_options_has_none_of_them(
+    trained: tuple[ImageClassifier, CIFAR10DataModule],
+) -> None:
+    checkpoint = torch.load("trained.ckpt", weights_only=True)
+    for name in ("mixup", "cutmix", "brightness", "contrast", "saturation", "erasing", "trivial_augment"):
+        assert not checkpoint["datamodule_hyper_parameters"].pop(name)
+    torch.save(checkpoint, "old.ckpt")
+    assert Run("old.ckpt").datamodule().augmentation == Augmentation()
+
+
+@pytest.mark.parametrize("precision", [pytest.param("32-true", marks=pytest.mark.slow), "64-true", "bf16-true"])
+def test_a_training_takes_mixed_labels_in_any_precision_and_size(tiny_root: Path, precision: str) -> None:
+    options: Any = {"mixup": 0.3, "cutmix": 1.0, "erasing": 0.5, "contrast": 0.5, "flip": "random"}
+    data = CIFAR10DataModule(
+        source="images", root=str(tiny_root), val_size=12, batch_size=16, image_sizes=[16, 24], **options
+    )
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Recorder(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, *args: Any) -> None:
+            seen.append(batch)
+
+    model = ImageClassifier(classes=data.classes, net=functools.partial(WideNet, width=3), label_smoothing=0.1)
+    trainer = quiet_trainer(max_epochs=2, precision=precision, callbacks=[Recorder(), Throughput()])
+    trainer.fit(model, datamodule=data)
+    assert [len(labels) for _, labels in seen] == [16, 16, 16] * 2
+    for images, labels in seen:
+        assert images.is_floating_point()
+        assert torch.allclose(labels.double().sum(1), torch.ones(16).double(), atol=1e-2)
+        assert bool((labels.amax(1) < 0.99).any())
+    assert [images.shape[-1] for images, _ in seen] == [16] * 3 + [24] * 3
+    assert 0 <= trainer.callback_metrics["Accuracy/train"] <= 1
+    assert trainer.callback_metrics["Loss/train"] > 0
+    assert trainer.callback_metrics["Loss/val"] > 0
 
 
 def test_without_validation_there_is_no_validation_loader(tiny_root: Path) -> None:
@@ -383,6 +421,16 @@ def test_a_home_folder_is_expanded_before_it_is_used_and_saved(
         ({"crop_padding": 32}, "`crop_padding` is 32: must be less than 32, the image size"),
         ({"cutout": -2}, "`cutout` is -2: must be at least 0"),
         ({"flip": "twice"}, "`flip` is twice: must be one of none, random, alternating"),
+        *(
+            ({name: value}, rf"`{name}` is {re.escape(str(value))}: must be from 0 to 1")
+            for name in ("brightness", "contrast", "saturation", "erasing")
+            for value in (-0.1, 1.5, float("nan"))
+        ),
+        *(
+            ({name: value}, rf"`{name}` is {re.escape(str(value))}: must be 0, or from 0.01 to 100")
+            for name in ("mixup", "cutmix")
+            for value in (-1.0, 1e-9, float("inf"), float("nan"))
+        ),
         ({"image_sizes": [16, 7]}, r"`image_sizes` is \[16, 7\]: must be sizes of at least 8"),
     ],
 )
@@ -416,5 +464,7 @@ def test_hyper_parameters_are_plain_values() -> None:
     assert {name: type(value) for name, value in hparams.items()} == {
         **dict.fromkeys(("source", "root", "cache_dir", "flip", "duplicates"), str),
         **dict.fromkeys(("batch_size", "split_seed", "seed", "crop_padding", "cutout"), int),
+        **dict.fromkeys(("mixup", "cutmix", "brightness", "contrast", "saturation", "erasing"), float),
+        "trivial_augment": bool,
         **{"mirror": type(None), "dataset": type(None), "val_size": float, "image_sizes": list},
     }

@@ -552,3 +552,16 @@ def test_a_float_option_is_a_number_in_its_range(kind: Any, name: str, is_tuple:
 def test_a_std_that_makes_infinities_is_refused(std: float) -> None:
     with pytest.raises(UserError, match=r"`std` is .*: must be three numbers from 1e-6 to 1"):
         ImageClassifier(classes=CLASSES, std=(0.5, std, 0.5))
+
+
+def test_the_loss_is_of_all_shares_and_the_accuracy_of_the_largest() -> None:
+    module = ImageClassifier(classes=CLASSES, label_smoothing=0.1)
+    images = torch.randint(256, (6, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    shares = torch.tensor([[0.7, 0.3, 0], [0.2, 0.8, 0], [0, 0.4, 0.6]]).repeat(2, 1)
+    loss = module.training_step((images, shares), 0)
+    logits = module(images)
+    target = shares * 0.9 + 0.1 / 3
+    assert float(loss.detach()) == pytest.approx(float(-(target * logits.log_softmax(1)).sum(1).mean().detach()))
+    module.on_after_backward()
+    expected = (logits.argmax(1) == torch.tensor([0, 1, 2, 0, 1, 2])).double().mean()
+    assert float(module.train_accuracy.compute()) == pytest.approx(float(expected))

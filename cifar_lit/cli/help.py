@@ -42,7 +42,8 @@ USED = {
 """The options that people use, with a text and the default (of the default recipe)."""
 OTHERS = {
     "--": "checkpoint.every_n_minutes checkpoint.every_n_steps checkpoint.monitor trust_run",
-    "--data.": "cache_dir cutout dataset duplicates image_sizes mirror resize split_seed",
+    "--data.": "brightness cache_dir contrast cutmix cutout dataset duplicates erasing image_sizes mirror mixup resize "
+    "saturation split_seed trivial_augment",
     "--model.": "class_weights compile label_smoothing mean muon_lr muon_momentum nesterov std tta warmup_epochs",
     "--trainer.": "accumulate_grad_batches benchmark callbacks check_val_every_n_epoch detect_anomaly deterministic "
     "devices enable_autolog_hparams enable_checkpointing enable_model_summary enable_progress_bar fast_dev_run "

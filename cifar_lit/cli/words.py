@@ -36,9 +36,8 @@ INSTEAD = {
     **dict.fromkeys(("patience", "early_stopping"), "give --trainer.callbacks+ EarlyStopping and its options"),
     **dict.fromkeys(("ema", "swa"), "give --trainer.callbacks+ EMAWeightAveraging"),
     **dict.fromkeys(("augment", "aug", "augmentation"), "give --data.flip, --data.crop_padding and --data.cutout"),
-    **dict.fromkeys(
-        ("mixup", "cutmix", "auto_augment", "randaugment"), "there are --data.flip, crop_padding and cutout"
-    ),
+    **dict.fromkeys(("auto_augment", "autoaugment", "randaugment", "aa"), "give --data.trivial_augment true"),
+    **dict.fromkeys(("color_jitter", "colorjitter"), "give --data.brightness, --data.contrast and --data.saturation"),
     **dict.fromkeys(("eval", "evaluate", "test"), "cifar-lit test RUN scores a run"),
     **dict.fromkeys(("name", "experiment", "exp_name", "save_model"), f"everything is {_LATER}"),
     **dict.fromkeys(("quiet", "silent", "q"), "give --trainer.enable_progress_bar false"),
@@ -93,6 +92,8 @@ SYNONYMS = {
     **dict.fromkeys(("topk", "top", "k"), "top_k"),
     **{"nodes": "num_nodes", "num_gpus": "devices", "n_gpus": "devices", "accelerator": "device", "time": "max_time"},
     **dict.fromkeys(("device", "gpu", "gpus", "cuda", "cpu", "mps"), "accelerator"),
+    **{"random_erasing": "erasing", "random_erase": "erasing", "reprob": "erasing"},
+    **{"mixup_alpha": "mixup", "cutmix_alpha": "cutmix", "ta_wide": "trivial_augment"},
     **{"horizontal_flip": "flip", "hflip": "flip", "crop": "crop_padding", "padding": "crop_padding"},
     **{"server_port": "port", "server_name": "host", "address": "host", "format": "to"},
     **{"torch_compile": "compile", "study_name": "study", "db": "storage"},

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cifar_lit.data.colour import OPERATIONS, jitter, trivial_augment
+from cifar_lit.data.mixing import in_boxes, sample_erased, sample_mixing
 from cifar_lit.errors import UserError
 
 EXPECTED = "uint8, or floating point in [0, 1]"
@@ -35,6 +37,11 @@ class AugmentParams(NamedTuple):
     corners: Tensor | None  # (N, 2), int64: top row and left column of the crop in the padded image
     flips: Tensor | None  # (N,), int64: 1 where the image is mirrored
     holes: Tensor | None  # (N, 2), int64: row and column of the centre of the cutout
+    operations: Tensor | None = None  # (N, 2), float32: operation of TrivialAugment, and its strength in [-1, 1]
+    factors: Tensor | None = None  # (N, 3), float32: of brightness, contrast and saturation
+    boxes: Tensor | None = None  # (N, 4), int64: the box that is erased
+    others: Tensor | None = None  # (N,), int64: the image that is mixed in
+    mixing: Tensor | None = None  # (N, 5), float32: its box, and the share of the image itself outside of it
 
     def at(self, index: Tensor) -> "AugmentParams":
         """Return the rows of a batch, ``index`` of shape ``(n,)``, int64."""
@@ -43,7 +50,10 @@ class AugmentParams(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Random crop, horizontal flip and cutout.
+    """Random crop, horizontal flip, TrivialAugment, colour jitter, random erasing, cutout and mixing, in that order.
+
+    What is done to an image in an epoch, the image that is mixed in included, is a function of the seed, the epoch and
+    its position in the training images; neither batches nor ranks matter.
 
     Attributes:
         crop_padding: Pixels of reflection padding on each side, from which a random crop of the old size is taken; 0
@@ -53,11 +63,27 @@ class Augmentation:
             ways (arXiv 2404.00498).
         cutout: Side in pixels of a square around a random pixel that is filled with the mean colour (arXiv 1708.04552),
             clipped at the edge; 0 for none.
+        mixup: Alpha of MixUp (arXiv 1710.09412): each image becomes ``share * image + (1 - share) * other``, and its
+            label likewise, with a share from Beta(alpha, alpha); 0 for none.
+        cutmix: Alpha of CutMix (arXiv 1905.04899): a box of a size from Beta(alpha, alpha) shows the other image, and
+            the labels have the shares of the areas; 0 for none. With both, each image has one of the two at random.
+        brightness: Each image has a factor that is uniform in [1 - brightness, 1 + brightness]; from 0 for none to 1.
+        contrast: The same for the contrast.
+        saturation: The same for the saturation.
+        erasing: Probability of filling a random box of an image with the mean colour (arXiv 1708.04896, there RE-M).
+        trivial_augment: Do one random operation of random strength to each image (arXiv 2103.10158).
     """
 
     crop_padding: int = 0
     flip: Flip = "none"
     cutout: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    erasing: float = 0.0
+    trivial_augment: bool = False
 
     def sample(
         self, num_images: int, size: int, *, seed: int, epoch: int, device: torch.device | str = "cpu"
@@ -73,7 +99,41 @@ class Augmentation:
             flips = torch.randint(2, (num_images,), generator=generator_for(seed, 0, 2)) ^ (epoch % 2)
         if self.cutout:
             holes = torch.randint(size, (num_images, 2), generator=generator)
-        return AugmentParams(*(None if part is None else part.to(device) for part in (corners, flips, holes)))
+        params = AugmentParams(corners, flips, holes, *self._sample_more(num_images, size, seed, epoch))
+        return AugmentParams(*(None if part is None else part.to(device) for part in params))
+
+    def _sample_more(self, num_images: int, size: int, seed: int, epoch: int) -> list[Tensor | None]:
+        """Sample what has a generator of its own, so that an option moves no random numbers of another one."""
+        operations = factors = boxes = others = mixing = None
+        if self.trivial_augment:
+            random = torch.rand(3, num_images, generator=generator_for(seed, epoch, 3))
+            strength = (random[1] * 31).floor() / 30 * torch.where(random[2] < 0.5, 1, -1)
+            operations = torch.stack(((random[0] * len(OPERATIONS)).floor(), strength), 1)
+        if self.brightness or self.contrast or self.saturation:
+            widths = torch.tensor([self.brightness, self.contrast, self.saturation])
+            factors = 1 + widths * (2 * torch.rand(num_images, 3, generator=generator_for(seed, epoch, 4)) - 1)
+        if self.erasing:
+            boxes = sample_erased(num_images, size, self.erasing, generator_for(seed, epoch, 5))
+        if self.mixup or self.cutmix:
+            others, mixing = sample_mixing(num_images, size, self.mixup, self.cutmix, seed, epoch, 6)
+        return [operations, factors, boxes, others, mixing]
+
+    def apply(self, images: Tensor, params: AugmentParams, colour: Tensor) -> Tensor:
+        """Change images ``(n, size, size, 3)``, uint8, that are cropped; holes and boxes have the ``colour`` ``(3,)``.
+
+        What remains is to mix them.
+        """
+        if params.flips is not None:
+            images = flip(images, params.flips)
+        if params.operations is not None:
+            images = trivial_augment(images, params.operations)
+        if params.factors is not None:
+            images = jitter(images, params.factors)
+        if params.boxes is not None:
+            images = torch.where(in_boxes(params.boxes, images.shape[1]), colour, images)
+        if params.holes is not None:
+            images = cutout(images, params.holes, self.cutout, colour)
+        return images
 
 
 def pad(images: Tensor, padding: int) -> Tensor:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cifar_lit.data.augment import Augmentation, check_values, crop, cutout, flip, generator_for, pad, to_float
+from cifar_lit.data.augment import Augmentation, AugmentParams, check_values, crop, generator_for, pad, to_float
+from cifar_lit.data.mixing import mix
 from cifar_lit.data.stored import CHUNK, StoredImages, fits
 from cifar_lit.errors import UserError
 
@@ -36,9 +37,11 @@ class BatchLoader:
         rank: This process among the ranks, from 0.
         world_size: Number of ranks.
         device: Device of the images and batches.
+        num_classes: Number of classes, for MixUp and CutMix; by default up to the highest label.
 
     Yields:
-        Images ``(n, 3, height, width)``, uint8, channels last in memory, and labels ``(n,)``, int64.
+        Images ``(n, 3, height, width)``, uint8, channels last in memory, and labels ``(n,)``, int64; with MixUp or
+        CutMix the share of each class, ``(n, num_classes)``, float32.
     """
 
     images: Tensor
@@ -51,13 +54,17 @@ class BatchLoader:
     rank: int = 0
     world_size: int = 1
     device: torch.device | str = "cpu"
+    num_classes: int = 0
 
     def __post_init__(self) -> None:
         self.size = self.images.shape[1]
         if not isinstance(self.images, StoredImages) or (fits(self.images) and fits(self.images, self.device)):
             self.images = self.images[:].to(self.device)
         self.labels = self.labels.to(self.device)
-        if self.augmentation.cutout:
+        if self.augmentation.mixup or self.augmentation.cutmix:
+            self.one_hot = torch.eye(self.num_classes or int(self.labels.max()) + 1, device=self.device)
+        self.colour = torch.zeros(3)
+        if self.augmentation.cutout or self.augmentation.erasing:
             # In parts, because torch converts all that it sums to int64 first.
             parts = [self.images[i : i + CHUNK].sum((0, 1, 2)) for i in range(0, len(self.images), CHUNK)]
             num_pixels = len(self.images) * self.size**2
@@ -102,13 +109,17 @@ class BatchLoader:
         )
         start, self._start = self._start, 0
         for index in self.indices()[start:]:
-            corners, flips, holes = params.at(index)
-            images = self._cut(index, corners)
-            if flips is not None:
-                images = flip(images, flips)
-            if holes is not None:
-                images = cutout(images, holes, self.augmentation.cutout, self.colour)
-            yield images.permute(0, 3, 1, 2), self.labels.index_select(0, index)
+            rows = params.at(index)
+            images, labels = self._augment(index, rows), self.labels.index_select(0, index)
+            if rows.others is not None and rows.mixing is not None:
+                others = self._augment(rows.others, params.at(rows.others))
+                images, shares = mix(images, others, rows.mixing)
+                own, other = self.one_hot[labels], self.one_hot[self.labels[rows.others]]
+                labels = own * shares + other * (1 - shares)
+            yield images.permute(0, 3, 1, 2), labels
+
+    def _augment(self, index: Tensor, params: AugmentParams) -> Tensor:
+        return self.augmentation.apply(self._cut(index, params.corners), params, self.colour)
 
     def _cut(self, index: Tensor, corners: Tensor | None) -> Tensor:
         """Return a batch, ``(n, size, size, 3)``; images that are read for it are padded one batch at a time."""

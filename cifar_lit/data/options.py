@@ -32,6 +32,10 @@ def check_options(options: dict[str, Any]) -> None:
     require("duplicates", duplicates, duplicates in get_args(Duplicates), f"one of {', '.join(get_args(Duplicates))}")
     is_fraction = isinstance(val_size, float)
     require("val_size", val_size, not is_fraction or val_size < 1, "a whole number of images, or a fraction below 1")
+    for name in ("brightness", "contrast", "saturation", "erasing"):
+        require(name, options[name], 0 <= options[name] <= 1, "from 0 to 1")
+    for name in ("mixup", "cutmix"):
+        require(name, options[name], options[name] == 0 or 0.01 <= options[name] <= 100, "0, or from 0.01 to 100")
 
 
 def check_image_size(image_size: int, resize: str) -> None:

@@ -22,6 +22,10 @@ WAYS = {
         *["--trainer.accumulate_grad_batches", "4"],
         *callback("EMAWeightAveraging", decay=0.9),
     ],
+    "all that is done to images": [
+        *["--data.crop_padding", "2", "--data.flip", "alternating", "--data.trivial_augment", "true"],
+        *["--data.mixup", "0.4", "--data.cutmix", "1", "--data.erasing", "0.5", "--data.saturation", "0.5"],
+    ],
     "a limit on the time": callback("Timer", duration="00:01:00:00"),
 }
 SLOW = list(WAYS)[2:]
