@@ -1,5 +1,6 @@
 """Exported files: they compute what the model does, take any number of images, and say nothing of this machine."""
 
+import contextlib
 import json
 import re
 import sys
@@ -63,6 +64,13 @@ def test_a_run_in_all_formats(run: str, capsys: pytest.CaptureFixture[str], monk
         (found,) = session.run(["logits"], {"images": IMAGES[:size].numpy()})
         assert torch.allclose(torch.from_numpy(found), logits[:size], atol=1e-5)
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == model.classes
+    codes = re.findall("```python\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
+    (code,) = (part for part in codes if "onnxruntime" in part)
+    with contextlib.chdir(FOLDER):
+        Image.linear_gradient("L").resize((60, 90)).save("photo.jpg")
+        exec(code, names := {})
+        assert torch.from_numpy(names["logits"]).softmax(1).allclose(model.predict(["photo.jpg"]), atol=1e-5)
+        Path("photo.jpg").unlink()
 
     files = {"classes.json": ""}
     network = torch.export.load(str(FOLDER / "model.pt2"), extra_files=files).module()
