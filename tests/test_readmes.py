@@ -92,6 +92,7 @@ def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True, symlinks=True)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])  # as installed: not the current folder
     monkeypatch.setattr("cifar_lit.commands.demo.threading", SimpleNamespace(Event=Stopped))
+    monkeypatch.setattr("cifar_lit.commands.export.NUM_CHECKED", 100)
     monkeypatch.setattr(Synthetic.__init__, "__kwdefaults__", {"num_train": 6_000, "num_test": 200, "seed": 0})
     yield tmp_path
     sys.modules.pop("my_net", None)

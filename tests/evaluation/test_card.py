@@ -66,8 +66,9 @@ def test_the_card_of_a_run_is_what_the_hub_reads(run: str) -> None:
     "formats", [["pt2", "safetensors"], pytest.param(["onnx", "pt2", "safetensors"], marks=pytest.mark.slow)]
 )
 def test_the_code_of_a_card_runs_and_agrees_with_the_model(
-    formats: list[str], run: str, capsys: pytest.CaptureFixture[str]
+    formats: list[str], run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cifar_lit.commands.export.NUM_CHECKED", 100)
     assert main(["export", str(RUN), "--to", *formats, "--input", "float"]) == 0
     model = Run(RUN).model()
     codes = re.findall("```python\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
