@@ -73,8 +73,9 @@ def test_a_run_in_all_formats(run: str, capsys: pytest.CaptureFixture[str], monk
     (code,) = (part for part in codes if "onnxruntime" in part)
     with contextlib.chdir(FOLDER):
         Image.linear_gradient("L").resize((60, 90)).save("photo.jpg")
-        exec(code, names := {})
-        assert torch.from_numpy(names["logits"]).softmax(1).allclose(model.predict(["photo.jpg"]), atol=1e-5)
+        values: dict[str, Any] = {}
+        exec(code, values)
+        assert torch.from_numpy(values["logits"]).softmax(1).allclose(model.predict(["photo.jpg"]), atol=1e-5)
         Path("photo.jpg").unlink()
 
     files = {"classes.json": ""}
