@@ -1,7 +1,7 @@
 """``cifar-lit fit --help``: the options that people use, then the names of all others. Imports no torch."""
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from cifar_lit.recipes import RECIPES
 
@@ -74,13 +74,6 @@ def format_help() -> str:
             EXAMPLES,
         )
     )
-
-
-def other_options() -> Iterator[str]:
-    """Yield the names of the options that have no line of their own."""
-    for start, names in OTHERS.items():
-        for name in names.split():
-            yield f"{start}{name}"
 
 
 def _fill(text: str, indent: int = 0) -> Iterable[str]:

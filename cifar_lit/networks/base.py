@@ -220,10 +220,6 @@ def check_logits(logits: Any, net: nn.Module, num_images: int, num_classes: int)
     raise UserError(f"`net`: {name} gives {given} for {num_images} images: must give {expected}{hint}")
 
 
-def _shape_of(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-
 @contextlib.contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode, and each part back into its own mode afterwards."""

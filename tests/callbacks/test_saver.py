@@ -94,7 +94,7 @@ def raise_bug() -> None:
     [
         pytest.param(functools.partial(signal.raise_signal, signal.SIGTERM), 143, marks=pytest.mark.slow),
         pytest.param(functools.partial(signal.raise_signal, signal.SIGINT), 130, marks=pytest.mark.slow),
-        (functools.partial(signal.raise_signal, signal.SIGHUP), 129),
+        pytest.param(functools.partial(signal.raise_signal, signal.SIGHUP), 129, marks=pytest.mark.slow),
         (raise_bug, 1),
     ],
     ids=["SIGTERM", "SIGINT", "SIGHUP", "exception"],
@@ -235,6 +235,7 @@ def test_a_signal_waits_until_gradients_are_used_and_validation_is_over(tiny_arg
         shutil.rmtree("lightning_logs")
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(tiny_args: list[str]) -> None:
     runs = []
     for _ in range(2):

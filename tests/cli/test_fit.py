@@ -336,6 +336,7 @@ def test_a_run_has_one_folder_whatever_the_logger(
     assert f"run         {RUN}\n" in capsys.readouterr().out
     files = {path.relative_to(RUN).as_posix() for path in RUN.rglob("*") if path.is_file()}
     expected = {"config.yaml", "metrics.csv", "results.json", "report.html"}
+    assert "<h2>Training</h2>" in (RUN / "report.html").read_text(encoding="utf-8")
     assert files == expected | {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     if log:
         assert list(Path().glob(log))
@@ -371,6 +372,7 @@ def some_real_images(real_images: Path, tmp_path: Path) -> Path:
     return tmp_path / "some.tar"
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_a_hundred_steps_on_some_real_images_learn_more_than_chance(some_real_images: Path) -> None:
     options = ["--data.source", "images", "--data.root", str(some_real_images), "--data.val_size", "500"]

@@ -1,40 +1,44 @@
 """Resuming: which run, in which folder, and with which options."""
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from cifar_lit.main import main
-from tests.helpers.processes import LAST, curves, run, state_of, stopped_at
+from tests.helpers.processes import LAST, at_step, curves, state_of
 from tests.helpers.runs import EPOCHS, FEW_EPOCHS, RUN, Refused, read_metrics, read_results
 
 
-def test_a_run_that_was_moved_knows_its_best(tiny_args: list[str], tmp_path: Path) -> None:
-    assert run(["fit", *tiny_args, *EPOCHS]).code == 0
+def stop(args: list[str], step: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(step, lambda: signal.raise_signal(signal.SIGTERM), patch)
+        assert main(args) == 143
+
+
+def test_a_run_that_was_moved_knows_its_best(run: str, tiny_args: list[str], tmp_path: Path) -> None:
     undisturbed = state_of(), read_metrics()
     shutil.rmtree("lightning_logs")
-    stopped_at(14, ["fit", *tiny_args, *EPOCHS])
+    stop(["fit", *tiny_args, *FEW_EPOCHS, "--seed_everything", "3"], 8)
     moved = tmp_path / "elsewhere" / "mine"
     moved.parent.mkdir()
     RUN.rename(moved)
-    done = run(["fit", "--ckpt_path", str(moved / "checkpoints/last.ckpt")])
-    assert done.code == 0, done.err
+    assert main(["fit", "--ckpt_path", str(moved / "checkpoints/last.ckpt")]) == 0
     assert (state_of(moved / "checkpoints/last.ckpt"), read_metrics(moved)) == undisturbed
     assert not RUN.exists()
 
 
-@pytest.mark.parametrize("step", [8, pytest.param(12, marks=pytest.mark.slow)])
-def test_a_checkpoint_away_from_its_run_resumes_in_a_new_folder(step: int, tiny_args: list[str]) -> None:
-    assert run(["fit", *tiny_args, *EPOCHS]).code == 0
+@pytest.mark.parametrize("step", [8, pytest.param(6, marks=pytest.mark.slow)])
+def test_a_checkpoint_away_from_its_run_resumes_in_a_new_folder(step: int, run: str, tiny_args: list[str]) -> None:
     undisturbed = state_of()
     shutil.rmtree("lightning_logs")
-    stopped_at(step, ["fit", *tiny_args, *EPOCHS])
+    options = ["fit", *tiny_args, *FEW_EPOCHS, "--seed_everything", "3"]
+    stop(options, step)
     LAST.rename("kept.ckpt")
     before = LAST.with_name("best.ckpt").read_bytes()
-    done = run(["fit", *tiny_args, *EPOCHS, "--ckpt_path", "kept.ckpt"])
-    assert done.code == 0, done.err
+    assert main([*options, "--ckpt_path", "kept.ckpt"]) == 0
     new = Path("lightning_logs/version_1")
     # Its best is that of the epochs in its own folder; all else is as in a run that was not stopped.
     ended, accuracies = state_of(new / "checkpoints/last.ckpt"), curves(new)["Accuracy/val"]
@@ -45,31 +49,31 @@ def test_a_checkpoint_away_from_its_run_resumes_in_a_new_folder(step: int, tiny_
     assert LAST.with_name("best.ckpt").read_bytes() == before
 
 
-def test_an_epoch_of_another_length_is_not_resumed_in_its_middle(tiny_args: list[str]) -> None:
-    stopped_at(3, ["fit", *tiny_args, *EPOCHS])
-    done = run(["fit", "--ckpt_path", "last", "--trainer.limit_train_batches", "5"])
-    assert done.code == 2
+def test_an_epoch_of_another_length_is_not_resumed_in_its_middle(tiny_args: list[str], refused: Refused) -> None:
+    stop(["fit", *tiny_args, *EPOCHS], 3)
+    code, line = refused(["fit", "--ckpt_path", "last", "--trainer.limit_train_batches", "5"])
+    assert code == 2
     expected = "--trainer.limit_train_batches: the checkpoint was saved in the middle of an epoch of 6 batches, and "
-    assert f"error: {expected}there are 5: give the same" in done.err
+    assert line == f"error: {expected}there are 5: give the same"
     assert torch.load(LAST, weights_only=True)["global_step"] == 3
 
 
-def test_more_epochs_than_it_began_with(tiny_args: list[str]) -> None:
-    assert run(["fit", *tiny_args, *EPOCHS, "--trainer.max_epochs", "4"]).code == 0
-    undisturbed = state_of()["state_dict"], curves(), read_metrics()
+def test_more_epochs_than_it_began_with(
+    run: str, tiny_args: list[str], refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = ["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3"]
+    assert main(again) == 0
+    assert "3 epochs in" in capsys.readouterr().out
+    resumed = state_of()["state_dict"], curves(), read_metrics()
+    code, line = refused(again)
+    assert code == 2
+    assert line == f"error: --trainer.max_epochs is 3, and {LAST} has finished 3 epochs: give more"
     shutil.rmtree("lightning_logs")
-    assert run(["fit", *tiny_args, *EPOCHS]).code == 0
-    done = run(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "4"])
-    assert done.code == 0, done.err
-    assert "4 epochs in" in done.out
-    assert (state_of()["state_dict"], curves(), read_metrics()) == undisturbed
-    again = run(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "4"])
-    assert again.code == 2
-    assert f"error: --trainer.max_epochs is 4, and {LAST} has finished 4 epochs: give more" in again.err
+    assert main(["fit", *tiny_args, *EPOCHS, "--seed_everything", "3"]) == 0
+    assert (state_of()["state_dict"], curves(), read_metrics()) == resumed
 
 
-def test_a_run_that_was_killed_before_its_test_is_tested(tiny_args: list[str]) -> None:
-    assert main(["fit", *tiny_args, *EPOCHS]) == 0
+def test_a_run_that_was_killed_before_its_test_is_tested(run: str) -> None:
     undisturbed, before = read_metrics(), read_results()
     (RUN / "results.json").unlink()
     assert main(["fit", "--ckpt_path", "last"]) == 0
@@ -77,7 +81,7 @@ def test_a_run_that_was_killed_before_its_test_is_tested(tiny_args: list[str]) -
     assert read_results()["images_per_second"] == pytest.approx(before["images_per_second"], rel=0.5)
 
 
-@pytest.mark.parametrize("logger", ["false", "CSVLogger"])
+@pytest.mark.parametrize("logger", ["false", pytest.param("CSVLogger", marks=pytest.mark.slow)])
 def test_a_run_without_tensorboard_resumes_in_its_folder(logger: str, tiny_args: list[str]) -> None:
     options = ["fit", *tiny_args, *EPOCHS, "--trainer.logger", logger]
     options += ["--trainer.logger.save_dir", "csv"] * (logger == "CSVLogger")
@@ -93,14 +97,13 @@ def test_a_run_without_tensorboard_resumes_in_its_folder(logger: str, tiny_args:
     assert not list(Path("csv").rglob("*.ckpt"))
 
 
-def test_last_is_the_run_that_was_saved_last(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    for seed in ("1", "2"):
-        assert main(["fit", *tiny_args, *FEW_EPOCHS, "--seed_everything", seed]) == 0
+def test_last_is_the_run_that_was_saved_last(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(RUN, RUN.with_name("version_1"))
     assert main(["fit", "--ckpt_path", str(RUN), "--trainer.max_epochs", "3"]) == 0
     capsys.readouterr()
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "4"]) == 0
     assert f"resuming {LAST}: 3 epochs are done (18 steps)" in capsys.readouterr().out
-    assert (read_results()["seed"], read_results()["epochs"]) == (1, 4)
+    assert read_results()["epochs"] == 4
 
 
 @pytest.mark.parametrize(

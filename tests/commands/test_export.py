@@ -1,5 +1,6 @@
 """Exported files: they compute what the model does, take any number of images, and say nothing of this machine."""
 
+import contextlib
 import json
 import re
 import sys
@@ -29,6 +30,11 @@ IMAGES = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=tor
 FOLDER = RUN / "export"
 
 
+@pytest.fixture(autouse=True)
+def _fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "NUM_CHECKED", 100)  # of 1,000
+
+
 def exported(*args: str) -> None:
     assert main(["export", str(RUN), *args]) == 0
 
@@ -48,7 +54,7 @@ def test_a_run_in_all_formats(run: str, capsys: pytest.CaptureFixture[str], monk
     monkeypatch.setattr(exporting, "NUM_TIMED", 1)
     exported("--to", "onnx", "pt2", "safetensors", "--benchmark")
     printed = capsys.readouterr().out
-    assert "12 images of the run's own data and 988 synthetic images" in printed
+    assert "12 images of the run's own data and 88 synthetic images" in printed
     assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("checked"))
     assert len(re.findall(r"^(?:PyTorch|model\.\w+) +[\d,]+$", printed, re.MULTILINE)) == 4
     names = ["README.md", "config.json", "model.onnx", "model.pt2", "model.safetensors"]
@@ -63,6 +69,14 @@ def test_a_run_in_all_formats(run: str, capsys: pytest.CaptureFixture[str], monk
         (found,) = session.run(["logits"], {"images": IMAGES[:size].numpy()})
         assert torch.allclose(torch.from_numpy(found), logits[:size], atol=1e-5)
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == model.classes
+    codes = re.findall("```python\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
+    (code,) = (part for part in codes if "onnxruntime" in part)
+    with contextlib.chdir(FOLDER):
+        Image.linear_gradient("L").resize((60, 90)).save("photo.jpg")
+        values: dict[str, Any] = {}
+        exec(code, values)
+        assert torch.from_numpy(values["logits"]).softmax(1).allclose(model.predict(["photo.jpg"]), atol=1e-5)
+        Path("photo.jpg").unlink()
 
     files = {"classes.json": ""}
     network = torch.export.load(str(FOLDER / "model.pt2"), extra_files=files).module()
@@ -106,7 +120,7 @@ def test_a_file_that_computes_something_else_is_not_kept(
     monkeypatch.setattr(exporting, "write_pt2", lambda model, *args: write(cast(Any, Wrong(model).eval()), *args))
     code, line = refused(["export", str(RUN), "--to", "pt2"])
     assert code == 1
-    assert re.search(r"model.pt2 is not kept: it predicts another class for \d+ of 1,000 images", line)
+    assert re.search(r"model.pt2 is not kept: it predicts another class for \d+ of 100 images", line)
     assert [file.name for file in FOLDER.iterdir()] == ["README.md"]  # the card, which marks it as an export
 
 

@@ -132,7 +132,7 @@ def test_bad_values_are_passed_over(
     assert f"trial 2     {expected}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_costs_the_running_trial(
     signum: signal.Signals, tiny_args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
