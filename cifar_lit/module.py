@@ -12,14 +12,14 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from cifar_lit.checkpoint import first_nonfinite, plain_value
 from cifar_lit.data.augment import to_float
-from cifar_lit.data.loader import check_batch, training_images
+from cifar_lit.data.loader import check_batch
 from cifar_lit.errors import UserError, require
+from cifar_lit.finetuning import FineTuning, Freeze
 from cifar_lit.loggers import SkipOnce, log_epoch, log_test
 from cifar_lit.metrics import MeanLoss, PredictionCollector, Predictions
-from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network, lay_out
+from cifar_lit.networks import NetworkFactory, TutorialCNN, build_network, describe_network, lay_out
 from cifar_lit.networks.tta import TTA, TTA_MODES, tta_logits
 from cifar_lit.optim import Schedule, accumulation, check_optimizer_options, fit_scheduler, make_optimizer, mean_factor
-from cifar_lit.prediction import Predictor
 
 Batch = tuple[Tensor, Tensor]
 """Images ``(N, 3, H, W)``, uint8 or float in [0, 1], and labels ``(N,)``, int64."""
@@ -27,7 +27,7 @@ REPORT_ONLY = ("AccuracyInterval/", "CalibrationError/", "Confusion/", "F1/", "P
 """Test metrics that are not logged: they stand in ``results.json`` and in the report."""
 
 
-class ImageClassifier(Predictor):
+class ImageClassifier(FineTuning):
     """Classifies 32x32 colour images with a network that is trained with cross-entropy and SGD.
 
     The hyper-parameters are kept as plain values, so a checkpoint alone rebuilds the module under
@@ -56,6 +56,11 @@ class ImageClassifier(Predictor):
         tta: Test-time augmentation (TTA): the test also gives the accuracy of the mean over each image and its mirror
             image (mirror), or also over both shifted by one pixel in two directions (mirror_shift).
         compile: Compile the network before the first step, in place, so that checkpoints are the same.
+        weights: Start a new training from the weights in a checkpoint, a ``.safetensors`` export or a file of a
+            ``state_dict``; on the command line also from a run's folder. What has the name and shape of a tensor of
+            the network is loaded, after data-dependent initialisation; the rest stays initialised.
+        freeze: What is not trained: nothing, or the body, which is all but the last linear layer; needs ``weights``.
+        freeze_epochs: Epochs at the start in which the body is not trained; needs ``weights``.
 
     Attributes:
         predictions: The predictions of the last test; None before.
@@ -81,6 +86,9 @@ class ImageClassifier(Predictor):
         muon_momentum: float = 0.6,
         tta: Literal["none", TTA] = "none",
         compile: bool = False,  # noqa: A002
+        weights: str | None = None,
+        freeze: Freeze = "none",
+        freeze_epochs: int = 0,
     ) -> None:
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -90,6 +98,7 @@ class ImageClassifier(Predictor):
         self.classes = list(classes)
         self.net = build_network(options["net"], num_classes=len(classes))
         self.channels_last = lay_out(self.net)
+        self.start_from(weights, freeze, freeze_epochs)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
         self.normalize = tuple(mean) != (0.0, 0.0, 0.0) or tuple(std) != (1.0, 1.0, 1.0)
@@ -119,14 +128,8 @@ class ImageClassifier(Predictor):
         # Loss, averages and probabilities are computed in float32 or better, whatever the precision of the network.
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
-    def setup(self, stage: str) -> None:
-        """Check the network, and show some training images to one with data-dependent initialisation."""
-        self.check_network()
-        if stage == "fit" and isinstance(self.net, Network) and type(self.net).prepare is not Network.prepare:
-            with torch.no_grad():
-                self.net.prepare((training_images(self.trainer) - self.mean.cpu()) / self.std.cpu())
-
     def on_train_start(self) -> None:
+        super().on_train_start()
         # A GradientAccumulationScheduler sets it when an epoch begins, not when one is resumed (Lightning 2.6).
         self.trainer.accumulate_grad_batches = accumulation(self.trainer, self.current_epoch)
         if self.hparams["compile"]:
@@ -135,6 +138,7 @@ class ImageClassifier(Predictor):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse non-finite weights; become float64 before those are restored, not, as the Trainer does, after it."""
+        super().on_load_checkpoint(checkpoint)
         weights = checkpoint["state_dict"]
         if name := first_nonfinite((name, weights.get(name)) for name, _ in self.named_parameters()):
             raise UserError(f"the checkpoint is unusable: {name} has non-finite values, because its training diverged")

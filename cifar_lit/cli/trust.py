@@ -22,8 +22,8 @@ PLAIN: dict[ModuleType, Collection[str]] = {
     loggers: LOCAL_LOGGERS,
 }
 """Classes that a configuration may name, with arguments that are plain, too."""
-UNUSED = ("data.root", "trainer.default_root_dir")
-"""Paths: the first is only read, and a run that resumes does not use the second."""
+UNUSED = ("data.root", "trainer.default_root_dir", "model.weights")
+"""Paths: the first is only read, and a run that resumes does not use the others."""
 MAX_SHOWN = 10
 MAX_LENGTH = 1000
 """Characters of a text, which is parsed as YAML; that takes long if it has many brackets."""
