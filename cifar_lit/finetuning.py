@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -35,15 +35,12 @@ class FineTuning(Predictor):
         require("freeze", freeze, freeze in get_args(Freeze), f"one of {', '.join(get_args(Freeze))}")
         require("freeze_epochs", freeze_epochs, freeze_epochs >= 0, "at least 0")
         require("freeze_epochs", freeze_epochs, freeze == "none" or freeze_epochs == 0, "0 beside a `freeze` of body")
-        self.weights = weights
+        self.weights, options = weights, self.hparams["net"]["init_args"]
         if freeze == "none" and freeze_epochs == 0:
             return
-        options = self.hparams["net"]["init_args"]
         if not (weights or options.get("weights") or options.get("pretrained")):
-            name, value = ("freeze", freeze) if freeze == "body" else ("freeze_epochs", freeze_epochs)
-            raise UserError(
-                f"`{name}` is {value}, and the body would have random weights: give `weights` to start from"
-            )
+            what = "`freeze` is body" if freeze == "body" else f"`freeze_epochs` is {freeze_epochs}"
+            raise UserError(f"{what}, and the body would have random weights: give `weights` to start from")
         head = {id(parameter) for parameter in head_of(self.net, len(self.classes)).parameters()}
         self.body = [one for one in self.net.parameters() if one.requires_grad and id(one) not in head]
         if freeze == "body":  # before the optimizer and DistributedDataParallel take what is trained
@@ -56,10 +53,6 @@ class FineTuning(Predictor):
             with torch.no_grad():
                 self.net.prepare((training_images(self.trainer) - self.mean.cpu()) / self.std.cpu())
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Start from no other weights: a run that resumes does not open their file."""
-        self.weights = None
-
     def on_fit_start(self) -> None:
         """Load the weights."""
         wrapped = self.trainer.strategy.model
@@ -69,10 +62,6 @@ class FineTuning(Predictor):
         if self.weights is not None:
             rank_zero_info(load_matching(self, Path(self.weights)))
             self.weights = None
-
-    def on_train_start(self) -> None:
-        """Freeze the body, also where a run resumes within an epoch, which the next hook does not see."""
-        self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
         """Freeze the body, with its BatchNorm statistics, or train all from here on."""
@@ -113,21 +102,18 @@ def load_matching(model: FineTuning, path: Path) -> str:
     counts = f"{len(found)} of {len(own)} tensors, {int(100 * share)} % of the parameters"
     if share < 0.5:
         raise UserError(
-            f"`weights` is {path}, weights of another network: {counts} of {type(model.net).__name__} have their name "
-            f"and shape there: must be half of them; its own are {', '.join(list(saved_net)[:2])}, ..."
+            f"`weights` is {path}, of another network ({', '.join(list(saved_net)[:2]):.100}, ...): {counts} of "
+            f"{type(model.net).__name__} have their name and shape there: must be at least half"
         )
-    if name := first_nonfinite(
-        (name, part) for name, part in found.items() if not first_nonfinite([("it", own[name])])
-    ):
+    checked = ((name, part) for name, part in found.items() if not first_nonfinite([("it", own[name])]))
+    if name := first_nonfinite(checked):
         raise UserError(f"`weights` is {path}, and its {name} has non-finite values: give those of another training")
     model.net.load_state_dict(found, strict=False)
     others = [name for name in own if name not in found]
     text = f"weights of {path}: {counts}" + (f"; initialised: {', '.join(others[:3])}" if others else "")
     text += f" and {len(others) - 3} more" if len(others) > 3 else ""
     for name in ("mean", "std") if is_ours else ():
-        then, now = (
-            [round(value, 4) for value in part.flatten().tolist()] for part in (saved[name], getattr(model, name))
-        )
+        then, now = ([round(x, 4) for x in part.flatten().tolist()] for part in (saved[name], getattr(model, name)))
         text += f"; their training had {name} {then}, and this one has {now}" if then != now else ""
     return text
 
@@ -138,14 +124,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         check_exists(path)
         saved = load_safetensors(path) if path.suffix == ".safetensors" else read_saved(path)
         check_tensors(saved)
-    except UserError as error:
+    except ValueError as error:  # a UserError is one, too
         raise UserError(f"`weights`: {error}") from error
-    except ValueError as error:
-        raise UserError(f"`weights` is {path}, which is damaged: {error}") from error
-    weights = saved.get("state_dict", saved) if isinstance(saved, dict) else saved
-    tensors = (
-        {name: part for name, part in weights.items() if isinstance(part, Tensor)} if isinstance(weights, dict) else {}
-    )
+    weights = saved.get("state_dict", saved) if isinstance(saved, dict) else None
+    items = weights.items() if isinstance(weights, dict) else ()
+    tensors = {str(name): part for name, part in items if isinstance(part, Tensor)}
     if not tensors:
         raise UserError(f"`weights` is {path}, which has no weights: must hold tensors by name, as a state_dict does")
     return tensors

@@ -129,7 +129,7 @@ class ImageClassifier(FineTuning):
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
     def on_train_start(self) -> None:
-        super().on_train_start()
+        self.on_train_epoch_start()  # which a run that resumes within an epoch does not call
         # A GradientAccumulationScheduler sets it when an epoch begins, not when one is resumed (Lightning 2.6).
         self.trainer.accumulate_grad_batches = accumulation(self.trainer, self.current_epoch)
         if self.hparams["compile"]:
@@ -138,8 +138,7 @@ class ImageClassifier(FineTuning):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse non-finite weights; become float64 before those are restored, not, as the Trainer does, after it."""
-        super().on_load_checkpoint(checkpoint)
-        weights = checkpoint["state_dict"]
+        self.weights, weights = None, checkpoint["state_dict"]  # the file that the training started from is not needed
         if name := first_nonfinite((name, weights.get(name)) for name, _ in self.named_parameters()):
             raise UserError(f"the checkpoint is unusable: {name} has non-finite values, because its training diverged")
         if self._trainer is not None and self.trainer.precision == "64-true":
