@@ -64,7 +64,11 @@ class FineTuning(Predictor):
             self.weights = None
 
     def on_train_epoch_start(self) -> None:
-        """Freeze the body, with its BatchNorm statistics, or train all from here on."""
+        """Freeze the body, or train all from here on."""
+        self.freeze_body()
+
+    def freeze_body(self) -> None:
+        """Do what the epoch needs, also where a run resumes within it; the statistics of BatchNorm are frozen, too."""
         if self.body:
             is_frozen = self.hparams["freeze"] == "body" or self.current_epoch < self.hparams["freeze_epochs"]
             self._freeze(is_frozen)

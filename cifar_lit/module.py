@@ -129,7 +129,7 @@ class ImageClassifier(FineTuning):
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
     def on_train_start(self) -> None:
-        self.on_train_epoch_start()  # which a run that resumes within an epoch does not call
+        self.freeze_body()
         # A GradientAccumulationScheduler sets it when an epoch begins, not when one is resumed (Lightning 2.6).
         self.trainer.accumulate_grad_batches = accumulation(self.trainer, self.current_epoch)
         if self.hparams["compile"]:
