@@ -105,11 +105,14 @@ class ImageClassifier(FineTuning):
         self.example_input_array = torch.zeros(64, 3, 32, 32)  # for the summary and the graph: the tutorial's batch
         self.last_lr = float(lr)
         self._last_batch: tuple[Tensor, Tensor, Tensor] | None = None
+        self._add_metrics()
+
+    def _add_metrics(self) -> None:
         self.train_loss, self.val_loss = MeanLoss(), MeanLoss()
-        self.train_accuracy = MulticlassAccuracy(len(classes), average="micro", validate_args=False)
+        self.train_accuracy = MulticlassAccuracy(len(self.classes), average="micro", validate_args=False)
         self.val_accuracy = self.train_accuracy.clone()
         self.num_val = 0
-        self.test_predictions = PredictionCollector(len(classes))
+        self.test_predictions = PredictionCollector(len(self.classes))
         self.predictions: Predictions | None = None
 
     def forward(self, images: Tensor) -> Tensor:

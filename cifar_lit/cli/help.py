@@ -24,7 +24,6 @@ USED = {
     "--data.flip MODE": ("mirror: none, random, alternating", "none"),
     "--data.crop_padding N": ("shift images by up to N pixels", 0),
     "--model.net CLASS": ("FastCNN, StrongCNN or yours", "TutorialCNN"),
-    "--model.weights RUN": ("start from weights of a run or a file", None),
     "--model.lr RATE": ("learning rate, or its peak", 0.01),
     "--model.momentum M": ("of SGD, from 0 to below 1", 0.0),
     "--model.weight_decay D": ("L2 penalty on the weights", 0.0),
@@ -44,7 +43,7 @@ OTHERS = {
     "--": "checkpoint.every_n_minutes checkpoint.every_n_steps trust_run",
     "--data.": "cache_dir cutout image_sizes mirror split_seed",
     "--model.": "compile freeze freeze_epochs label_smoothing mean muon_lr muon_momentum nesterov std tta "
-    "warmup_epochs",
+    "warmup_epochs weights",
     "--trainer.": "accumulate_grad_batches benchmark callbacks check_val_every_n_epoch detect_anomaly deterministic "
     "devices enable_autolog_hparams enable_checkpointing enable_model_summary enable_progress_bar fast_dev_run "
     "gradient_clip_algorithm gradient_clip_val inference_mode limit_test_batches limit_train_batches limit_val_batches "
