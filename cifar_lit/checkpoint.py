@@ -22,6 +22,8 @@ from cifar_lit.files import write_atomic
 from cifar_lit.schema import check_tensors, is_outside, leaves, read_bytes
 
 EXPORTS = (".safetensors", ".onnx", ".pt2")
+OF_START = ("weights", "freeze", "freeze_epochs")
+"""Hyper-parameters of the start of a training, which an export does not have."""
 _PARTS = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters")
 _NOT_PLAIN = (pickle.PickleError, AttributeError, TypeError)
 """What torch raises for a value that cannot be pickled, or only by running code."""
@@ -83,21 +85,26 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     check_exists(path)
     if path.suffix in EXPORTS:
         raise UserError(f"{path} is an export, which has no training state: give the run it was made from")
-    _check_zip(path)
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is not a checkpoint of this project: it holds more than plain values, which could run code"
-        ) from error
-    except Exception as error:  # torch.load has no closed list of what it raises for a file of another kind
-        raise UserError(f"{path} is not a checkpoint of this project ({type(error).__name__})") from error
+    checkpoint = read_saved(path)
     if isinstance(checkpoint, dict) and checkpoint and all(isinstance(part, Tensor) for part in checkpoint.values()):
         raise UserError(f"{path} is not a checkpoint of this project: it holds only weights")
     if not (isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(part), dict) for part in _PARTS)):
         raise UserError(f"{path} is not a checkpoint of this project: its settings are missing")
     _check_parts(checkpoint, path)
     return checkpoint
+
+
+def read_saved(path: Path) -> Any:
+    """Read what ``torch.save`` wrote, on the CPU, if its checksums match and it holds plain values and tensors."""
+    _check_zip(path)
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is not a checkpoint of this project: it holds more than plain values, which could run code"
+        ) from error
+    except Exception as error:  # torch.load has no closed list of what it raises for a file of another kind
+        raise UserError(f"{path} is not a checkpoint of this project ({type(error).__name__})") from error
 
 
 def _check_parts(checkpoint: dict[str, Any], path: Path) -> None:
@@ -203,7 +210,7 @@ def save_safetensors(path: Path, options: Mapping[str, Any], weights: Mapping[st
         "resize": options["resize"],
         "sha256": hashlib.sha256(data).hexdigest(),
         "cifar_lit_version": cifar_lit.__version__,
-        "hyper_parameters": dict(options),
+        "hyper_parameters": {name: value for name, value in options.items() if name not in OF_START},
     }
     write_atomic(path, data)
     write_atomic(path.with_name("config.json"), json.dumps(config, indent=2, ensure_ascii=False) + "\n")

@@ -14,17 +14,17 @@ from cifar_lit.checkpoint import first_nonfinite, plain_value
 from cifar_lit.data.augment import to_float
 from cifar_lit.data.balance import ClassWeights, check_class_weights, loss_weights
 from cifar_lit.data.decoding import Resize
-from cifar_lit.data.loader import check_batch, training_images
+from cifar_lit.data.loader import check_batch
 from cifar_lit.data.mixing import hard_labels, mean_cross_entropy
 from cifar_lit.data.options import check_image_size, scaled
 from cifar_lit.errors import UserError, require
+from cifar_lit.finetuning import FineTuning, Freeze
 from cifar_lit.loggers import SkipOnce, log_epoch, log_test
 from cifar_lit.metrics import MeanLoss, PredictionCollector, Predictions
 from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network, lay_out
 from cifar_lit.networks.base import load_once
 from cifar_lit.networks.tta import TTA, TTA_MODES, tta_logits
 from cifar_lit.optim import Schedule, accumulation, check_optimizer_options, fit_scheduler, make_optimizer, mean_factor
-from cifar_lit.prediction import Predictor
 
 Batch = tuple[Tensor, Tensor]
 """Images ``(N, 3, H, W)``, uint8 or float in [0, 1], and labels ``(N,)``, int64; in training perhaps their shares."""
@@ -32,7 +32,7 @@ REPORT_ONLY = ("AccuracyInterval/", "CalibrationError/", "Confusion/", "F1/", "P
 """Test metrics that are not logged: they stand in ``results.json`` and in the report."""
 
 
-class ImageClassifier(Predictor):
+class ImageClassifier(FineTuning):
     """Classifies square colour images with a network that is trained with cross-entropy and SGD.
 
     The hyper-parameters are kept as plain values, so a checkpoint alone rebuilds the module under
@@ -66,6 +66,11 @@ class ImageClassifier(Predictor):
         class_weights: Weights of the classes in the training loss, as those of ``torch.nn.CrossEntropyLoss``: a list of
             numbers above 0 in the order of the labels, or balanced, where a class of n of the N training images has
             N / (num_classes * n). Validation and test losses are without them.
+        weights: Start a new training from the weights in a checkpoint, a ``.safetensors`` export or a file of a
+            ``state_dict``; on the command line also from a run's folder. What has the name and shape of a tensor of
+            the network is loaded, after data-dependent initialisation; the rest stays initialised.
+        freeze: What is not trained: nothing, or the body, which is all but the last linear layer; needs ``weights``.
+        freeze_epochs: Epochs at the start in which the body is not trained; needs ``weights``.
 
     Attributes:
         predictions: The predictions of the last test; None before.
@@ -94,6 +99,9 @@ class ImageClassifier(Predictor):
         image_size: int = 32,
         resize: Resize = "squash",
         class_weights: ClassWeights = None,
+        weights: str | None = None,
+        freeze: Freeze = "none",
+        freeze_epochs: int = 0,
     ) -> None:
         class_weights = check_class_weights(class_weights, len(classes))
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
@@ -104,6 +112,7 @@ class ImageClassifier(Predictor):
         self.classes, self.image_size = list(classes), image_size
         self.net = build_network(options["net"], num_classes=len(classes), image_size=image_size)
         self.channels_last = lay_out(self.net, image_size)
+        self.start_from(weights, freeze, freeze_epochs)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
         self.normalize = tuple(mean) != (0.0, 0.0, 0.0) or tuple(std) != (1.0, 1.0, 1.0)
@@ -144,13 +153,6 @@ class ImageClassifier(Predictor):
         # Loss, averages and probabilities are computed in float32 or better, whatever the precision of the network.
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
-    def setup(self, stage: str) -> None:
-        """Check the network, and show some training images to one with data-dependent initialisation."""
-        self.check_network()
-        if stage == "fit" and isinstance(self.net, Network) and type(self.net).prepare is not Network.prepare:
-            with torch.no_grad():
-                self.net.prepare((training_images(self.trainer) - self.mean.cpu()) / self.std.cpu())
-
     def on_fit_start(self) -> None:
         """Load the weights that the network starts from, if no checkpoint gave some."""
         if isinstance(self.net, Network) and not self.trainer.ckpt_path:
@@ -158,6 +160,7 @@ class ImageClassifier(Predictor):
         super().on_fit_start()
 
     def on_train_start(self) -> None:
+        self.freeze_body()
         # A GradientAccumulationScheduler sets it when an epoch begins, not when one is resumed (Lightning 2.6).
         self.trainer.accumulate_grad_batches = accumulation(self.trainer, self.current_epoch)
         self.class_weights = loss_weights(self.hparams["class_weights"], self.classes, self.trainer)
@@ -167,7 +170,7 @@ class ImageClassifier(Predictor):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse non-finite weights; become float64 before those are restored, not, as the Trainer does, after it."""
-        weights = checkpoint["state_dict"]
+        self.weights, weights = None, checkpoint["state_dict"]  # the file that the training started from is not needed
         if name := first_nonfinite((name, weights.get(name)) for name, _ in self.named_parameters()):
             raise UserError(f"the checkpoint is unusable: {name} has non-finite values, because its training diverged")
         if self._trainer is not None and self.trainer.precision == "64-true":

@@ -18,6 +18,7 @@ LAYERS = (
     {"run"},
     {"trust"},
     {"module", "datamodule", "results"},
+    {"finetuning"},
     {"checkpoint", "loggers", "prediction"},
     {"data", "networks", "optim", "metrics", "recipes", "schema"},
     {"machine", "errors", "files", "signals"},

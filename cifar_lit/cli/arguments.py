@@ -24,7 +24,7 @@ from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError, require
 from cifar_lit.module import ImageClassifier
 from cifar_lit.recipes import RECIPES, recipe_help
-from cifar_lit.run import CHECKPOINTS, CONFIG, LAST, LOGS, run_folder
+from cifar_lit.run import CHECKPOINTS, CONFIG, LAST, LOGS, find_checkpoint, run_folder
 from cifar_lit.schema import read_yaml
 from cifar_lit.trust import only_read
 
@@ -201,6 +201,15 @@ def _check_options(config: Any) -> None:
         raise UserError("--ckpt_path last: give that on the command line, or the name of the file here")
     if config["ckpt_path"] is not None:
         check_exists(config["ckpt_path"])
+    elif config["model"]["weights"] is not None:  # a run that resumes does not open them
+        config["model"]["weights"] = _file_of_weights(config["model"]["weights"])
+
+
+def _file_of_weights(given: str) -> str:
+    try:
+        return str(find_checkpoint(Path(given)))
+    except UserError as error:
+        raise UserError(f"`weights`: {error}") from error
 
 
 def _check_recipe(config: Any) -> None:

@@ -50,7 +50,7 @@ REFUSED: dict[type[Callback], str] = {
 METRICS = {"train": ("Loss/train", "Accuracy/train", "lr"), "val": MONITORED}
 """What the module logs at the end of an epoch, and so what a callback can monitor."""
 
-PATHS = ("root", "mirror", "ckpt_path")
+PATHS = ("root", "mirror", "ckpt_path", "weights")
 FOLDERS = ("cache_dir", "default_root_dir", "dirpath", "save_dir")
 
 LARGEST = 2**53

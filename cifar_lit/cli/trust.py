@@ -22,8 +22,8 @@ PLAIN: dict[ModuleType, Collection[str]] = {
     loggers: LOCAL_LOGGERS,
 }
 """Classes that a configuration may name, with arguments that are plain, too."""
-UNUSED = ("data.root", "trainer.default_root_dir")
-"""Paths: the first is only read, and a run that resumes does not use the second, nor weights to start from."""
+UNUSED = ("data.root", "trainer.default_root_dir", "model.weights")
+"""Paths: the first is only read, and a run that resumes does not use the others."""
 TORCHVISION_NET = re.compile(r"(cifar_lit\.networks\.(torchvision_net\.)?)?TorchvisionNet")
 MAX_SHOWN = 10
 MAX_LENGTH = 1000

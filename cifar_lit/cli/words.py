@@ -49,7 +49,7 @@ INSTEAD = {
     **dict.fromkeys(("trials", "n_trials", "num_trials"), "cifar-lit sweep has --trials"),
     **dict.fromkeys(("sampler", "weighted_sampler", "oversample"), "give --model.class_weights balanced"),
     "v": "cifar-lit --version shows the version",
-    "pretrained": "there are no pretrained weights; --ckpt_path resumes a run of yours",
+    "pretrained": "give --model.weights and a run of yours, or a file; --ckpt_path resumes a run",
     "dropout": "it belongs to a network; its options are given as --model.net.NAME",
     "download": "the data is downloaded when it is needed",
     "verbose": "there is a line per epoch; --trainer.log_every_n_steps logs more",
@@ -67,13 +67,13 @@ SYNONYMS = {
     **dict.fromkeys(("data", "data_set", "dataset_name"), "source"),
     **dict.fromkeys(("data_dir", "data_path", "data_root", "dataroot", "datadir", "train_dir", "path", "dir"), "root"),
     **dict.fromkeys(("arch", "network", "architecture", "backbone", "model_name", "a"), "net"),
-    **dict.fromkeys(
-        ("resume", "checkpoint_path", "ckpt", "load", "weights", "resume_from", "from_checkpoint"), "ckpt_path"
-    ),
+    **dict.fromkeys(("resume", "checkpoint_path", "ckpt", "load", "resume_from", "from_checkpoint"), "ckpt_path"),
     **dict.fromkeys(
         ("out", "output", "output_dir", "out_dir", "save_dir", "logdir", "log_dir", "o"), "default_root_dir"
     ),
     **dict.fromkeys(("l2", "wd", "decay"), "weight_decay"),
+    **dict.fromkeys(("init_from", "init_weights", "finetune", "pretrained_weights"), "weights"),
+    **dict.fromkeys(("freeze_backbone", "freeze_body", "linear_probe"), "freeze"),
     **dict.fromkeys(("val_split", "valid_size", "val_frac", "validation_split", "val_fraction"), "val_size"),
     **dict.fromkeys(("scheduler", "lr_scheduler", "lr_schedule", "sched", "annealing"), "schedule"),
     **dict.fromkeys(("warmup", "warm_up", "warmup_steps"), "warmup_epochs"),

@@ -12,7 +12,7 @@ from cifar_lit.module import ImageClassifier
 from cifar_lit.results import Results
 
 CARD = "README.md"
-HIDDEN = {"classes", "net", "root", "cache_dir", "mirror", "seed"}
+HIDDEN = {"classes", "net", "root", "cache_dir", "mirror", "seed", "weights"}
 """Settings that are paths, or that stand elsewhere in the card."""
 
 

@@ -39,6 +39,8 @@ def count_multiplications(model: ImageClassifier, num_images: Mapping[int, int],
 def _count(model: ImageClassifier, num_images: Mapping[int, int], num_steps: int) -> int:
     net = build_network(model.hparams["net"], num_classes=len(model.classes), image_size=model.image_size)
     net = net.to("meta").train()
+    for name, parameter in model.net.named_parameters():
+        net.get_parameter(name).requires_grad_(parameter.requires_grad)
     names = ("lr", "momentum", "weight_decay", "nesterov", "muon_lr", "muon_momentum")
     optimizer = make_optimizer(net.parameters(), **{name: model.hparams[name] for name in names})
     total = 0

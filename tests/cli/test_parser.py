@@ -186,7 +186,7 @@ def test_options_that_people_try_first_name_the_right_one(meant: str, workbench:
         ("--gpu", "--gpu is not an option of fit: give --trainer.accelerator gpu, mps or cpu"),
         ("--optim", "--optim is not an option of fit: it is SGD, with Muon by --model.muon_lr"),
         ("--patience", "--patience is not an option of fit: give --trainer.callbacks+ EarlyStopping"),
-        ("--pretrained", "--pretrained is not an option of fit: there are no pretrained weights"),
+        ("--pretrained", "--pretrained is not an option of fit: give --model.weights and a run"),
         ("--version", "--version is not an option of fit: cifar-lit --version shows it"),
         ("--dropout", "--dropout is not an option of fit: it belongs to a network"),
         ("--model", "--model is 1: must be a file with its settings; did you mean --model.net?"),

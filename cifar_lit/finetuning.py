@@ -1,0 +1,138 @@
+"""How a training starts: data-dependent initialisation, the weights of another training, and what is frozen."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cifar_lit.checkpoint import check_exists, first_nonfinite, load_safetensors, read_saved
+from cifar_lit.data.loader import training_images
+from cifar_lit.errors import UserError, require
+from cifar_lit.networks import Network
+from cifar_lit.prediction import Predictor
+from cifar_lit.schema import check_tensors
+
+Freeze = Literal["none", "body"]
+
+
+class FineTuning(Predictor):
+    """How the training of an ``ImageClassifier`` starts.
+
+    Attributes:
+        weights: The file that the next training starts from; None without one, and once weights are loaded.
+        body: The parameters that are frozen, at first or for good.
+    """
+
+    weights: str | None
+    body: Sequence[nn.Parameter] = ()
+
+    def start_from(self, weights: str | None, freeze: Freeze, freeze_epochs: int) -> None:
+        """Note the weights that a training starts from, and the body if it is frozen."""
+        require("freeze", freeze, freeze in get_args(Freeze), f"one of {', '.join(get_args(Freeze))}")
+        require("freeze_epochs", freeze_epochs, freeze_epochs >= 0, "at least 0")
+        require("freeze_epochs", freeze_epochs, freeze == "none" or freeze_epochs == 0, "0 beside a `freeze` of body")
+        self.weights, options = weights, self.hparams["net"]["init_args"]
+        if freeze == "none" and freeze_epochs == 0:
+            return
+        if not (weights or options.get("weights") or options.get("pretrained")):
+            what = "`freeze` is body" if freeze == "body" else f"`freeze_epochs` is {freeze_epochs}"
+            raise UserError(f"{what}, and the body would have random weights: give `weights` to start from")
+        head = {id(parameter) for parameter in head_of(self.net, len(self.classes)).parameters()}
+        self.body = [one for one in self.net.parameters() if one.requires_grad and id(one) not in head]
+        if freeze == "body":  # before the optimizer and DistributedDataParallel take what is trained
+            self._freeze(True)
+
+    def setup(self, stage: str) -> None:
+        """Check the network, and show some training images to one with data-dependent initialisation."""
+        self.check_network()
+        if stage == "fit" and isinstance(self.net, Network) and type(self.net).prepare is not Network.prepare:
+            with torch.no_grad():
+                self.net.prepare((training_images(self.trainer) - self.mean.cpu()) / self.std.cpu())
+
+    def on_fit_start(self) -> None:
+        """Load the weights."""
+        wrapped = self.trainer.strategy.model
+        if self.hparams["freeze_epochs"] and isinstance(wrapped, DistributedDataParallel):
+            expected = "ddp_find_unused_parameters_true, because `freeze_epochs` changes what is trained"
+            require("strategy", type(self.trainer.strategy).__name__, wrapped.find_unused_parameters, expected)
+        if self.weights is not None:
+            rank_zero_info(load_matching(self, Path(self.weights)))
+            self.weights = None
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze the body, or train all from here on."""
+        self.freeze_body()
+
+    def freeze_body(self) -> None:
+        """Do what the epoch needs, also where a run resumes within it; the statistics of BatchNorm are frozen, too."""
+        if self.body:
+            is_frozen = self.hparams["freeze"] == "body" or self.current_epoch < self.hparams["freeze_epochs"]
+            self._freeze(is_frozen)
+            self.net.train(not is_frozen)
+
+    def _freeze(self, is_frozen: bool) -> None:
+        for parameter in self.body:
+            parameter.requires_grad_(not is_frozen)
+
+
+def head_of(net: nn.Module, num_classes: int) -> nn.Module:
+    """Return the last linear layer or convolution, in order of definition, that has an output for each class."""
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    if heads := [layer for layer in layers if len(layer.weight) == num_classes]:
+        return heads[-1]
+    raise UserError(f"`freeze`: {type(net).__name__} has no linear layer with {num_classes} outputs, which is its head")
+
+
+def load_matching(model: FineTuning, path: Path) -> str:
+    """Load the tensors of a file that have the name and shape of one of the network's, and return what was done.
+
+    It is a ``UserError`` if they are less than half of the parameters, or non-finite where the network's are finite.
+    """
+    saved = read_weights(path)
+    is_ours = {"mean", "std"} <= saved.keys()  # with the normalisation beside the network
+    saved_net = {name[4:]: part for name, part in saved.items() if name.startswith("net.")} if is_ours else saved
+    own = {name: part for name, part in model.net.state_dict().items() if isinstance(part, Tensor)}
+    found = {
+        name: part
+        for name, part in saved_net.items()
+        if name in own and part.shape == own[name].shape and part.is_floating_point() == own[name].is_floating_point()
+    }
+    sizes = {name: parameter.numel() for name, parameter in model.net.named_parameters()}
+    share = sum(sizes.get(name, 0) for name in found) / max(1, sum(sizes.values()))
+    counts = f"{len(found)} of {len(own)} tensors, {int(100 * share)} % of the parameters"
+    if share < 0.5:
+        raise UserError(
+            f"`weights` is {path}, of another network ({', '.join(list(saved_net)[:2]):.100}, ...): {counts} of "
+            f"{type(model.net).__name__} have their name and shape there: must be at least half"
+        )
+    checked = ((name, part) for name, part in found.items() if not first_nonfinite([("it", own[name])]))
+    if name := first_nonfinite(checked):
+        raise UserError(f"`weights` is {path}, and its {name} has non-finite values: give those of another training")
+    model.net.load_state_dict(found, strict=False)
+    others = [name for name in own if name not in found]
+    text = f"weights of {path}: {counts}" + (f"; initialised: {', '.join(others[:3])}" if others else "")
+    text += f" and {len(others) - 3} more" if len(others) > 3 else ""
+    for name in ("mean", "std") if is_ours else ():
+        then, now = ([round(x, 4) for x in part.flatten().tolist()] for part in (saved[name], getattr(model, name)))
+        text += f"; their training had {name} {then}, and this one has {now}" if then != now else ""
+    return text
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint, an export or a file of a ``state_dict``, without running code in it."""
+    try:
+        check_exists(path)
+        saved = load_safetensors(path) if path.suffix == ".safetensors" else read_saved(path)
+        check_tensors(saved)
+    except ValueError as error:  # a UserError is one, too
+        raise UserError(f"`weights`: {error}") from error
+    weights = saved.get("state_dict", saved) if isinstance(saved, dict) else None
+    items = weights.items() if isinstance(weights, dict) else ()
+    tensors = {str(name): part for name, part in items if isinstance(part, Tensor)}
+    if not tensors:
+        raise UserError(f"`weights` is {path}, which has no weights: must hold tensors by name, as a state_dict does")
+    return tensors
