@@ -15,7 +15,7 @@ from cifar_lit.errors import UserError
 from cifar_lit.run import BEST
 
 Monitor = Literal["Accuracy/val", "MacroAccuracy/val", "Loss/val"]
-MONITORED: tuple[Monitor, ...] = get_args(Monitor)
+MONITORED: tuple[str, ...] = get_args(Monitor)
 """The metrics of validation; the first is the default."""
 REMEMBERED = ("metrics", "best_epoch", "num_val")
 
@@ -28,7 +28,7 @@ class Best(ModelCheckpoint):
     are those of validation in that epoch; empty before.
     """
 
-    def __init__(self, folder: Path | None, monitor: Monitor = MONITORED[0]) -> None:
+    def __init__(self, folder: Path | None, monitor: Monitor = "Accuracy/val") -> None:
         super().__init__(
             dirpath=folder,
             filename=Path(BEST).stem,

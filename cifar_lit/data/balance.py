@@ -41,7 +41,7 @@ def loss_weights(given: Any, classes: Sequence[str], trainer: Any = None) -> Ten
         weights = torch.tensor(given)
     elif train := getattr(trainer.datamodule, "train", None):
         weights = balanced_weights(train.labels, len(classes))
-        ends = (f"{float(weights[place]):.3g} ({classes[place]})" for place in (weights.argmin(), weights.argmax()))
+        ends = (f"{weights[place]:.3g} ({classes[place]})" for place in (int(weights.argmin()), int(weights.argmax())))
         say(f"class weights, balanced: from {' to '.join(ends)}")
     else:
         raise UserError("`class_weights` balanced counts the images of a CIFAR10DataModule: give a list of numbers")

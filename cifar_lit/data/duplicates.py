@@ -41,9 +41,11 @@ def find_copies(split: Split, *others: Split) -> Copies:
     vectors = differences(split.images)
     for other in others:
         theirs = differences(other.images).numpy().T
-        found = [np.argmax(part.numpy() @ theirs, 1) for part in vectors.split(BATCH)]  # torch takes 2.5 times as long
+        found = [
+            np.argmax(part.numpy() @ theirs, 1) for part in torch.split(vectors, BATCH)
+        ]  # torch takes 2.5 times as long
         nearest = torch.from_numpy(np.concatenate(found))
-        pairs = zip(split.images.split(BATCH), nearest.split(BATCH), strict=True)
+        pairs = zip(torch.split(split.images, BATCH), torch.split(nearest, BATCH), strict=True)
         alike = torch.cat([_correlation(images, other.images[place]) for images, place in pairs])
         is_near = ~exact & (alike > min(ALIKE, 0.9 + 0.1 * float(alike.median())))
         near |= is_near
@@ -60,7 +62,7 @@ def differences(images: Tensor) -> Tensor:
     identity = torch.eye(size)[None, None]
     rows, columns = (F.interpolate(identity, (n, size), mode="bilinear", antialias=True)[0, 0] for n in (8, 9))
     columns = columns.T.repeat_interleave(channels, 0)  # the brightness is the sum of the channels
-    parts = [rows @ part.reshape(len(part), size, -1).float() @ columns for part in images.split(BATCH)]
+    parts = [rows @ part.reshape(len(part), size, -1).float() @ columns for part in torch.split(images, BATCH)]
     return F.normalize(torch.cat(parts).diff(dim=2).flatten(1))
 
 
@@ -71,7 +73,7 @@ def _correlation(*images: Tensor) -> Tensor:
 
 def _in_two_classes(hashes: Tensor, labels: Tensor) -> Tensor:
     """Return which images have an exact copy with another label: ``(N,)``, bool."""
-    _, group = hashes.unique(return_inverse=True)
+    _, group = torch.unique(hashes, return_inverse=True)
     low, high = (labels.scatter_reduce(0, group, labels, how, include_self=False) for how in ("amin", "amax"))
     return (low != high)[group]
 
@@ -96,7 +98,7 @@ def check_copies(
     where = " or ".join(NAMES[other] for other in known)
     texts = [f"{num_copies:,} are in {where}, too ({num_exact:,} exactly)"] * (num_copies > 0)
     if num_relabelled:
-        names = ", ".join(source.classes[label] for label in split.labels[found.relabelled].unique()[:5])
+        names = ", ".join(source.classes[label] for label in sorted(set(split.labels[found.relabelled].tolist()))[:5])
         texts.append(f"{num_relabelled:,} have a copy in another class ({names})")
     text = f"of {len(split.labels):,} {NAMES[name]} images {' and '.join(texts)}" if texts else ""
     if text and name == "train":
@@ -104,7 +106,7 @@ def check_copies(
     if text:
         say(text)
     is_used = ~(found.exact | found.near | found.relabelled)
-    for label in split.labels.unique() if drop else ():
+    for label in set(split.labels.tolist()) if drop else ():
         if not is_used[split.labels == label].any():
             raise UserError(f"`duplicates` drop leaves {source.classes[label]} without training images: give keep")
     return is_used if drop else slice(None), text
