@@ -1,13 +1,11 @@
 """The Lightning data module: a source, the split into training and validation, loaders."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from cifar_lit.checkpoint import plain_value
@@ -15,9 +13,10 @@ from cifar_lit.data import Source, SourceName, Split, SplitName, expand_home, ma
 from cifar_lit.data.augment import Augmentation, Flip, resize, size_of_epoch, to_float
 from cifar_lit.data.decoding import Resize
 from cifar_lit.data.duplicates import Duplicates, check_copies
+from cifar_lit.data.known import KnownImages
 from cifar_lit.data.loader import BatchLoader
 from cifar_lit.data.options import check_options, scaled
-from cifar_lit.data.split import check_state, compare, fingerprint, hash_images, hold_out, mix_classes
+from cifar_lit.data.split import hash_images, hold_out
 from cifar_lit.data.stored import resized
 from cifar_lit.errors import require
 
@@ -26,7 +25,7 @@ EVALUATION_BATCH_SIZES = {"cpu": 100, "other": 500}
 """Batch size of validation and test at 32 pixels, which changes no result. Larger ones need memory for no speed."""
 
 
-class CIFAR10DataModule(LightningDataModule):
+class CIFAR10DataModule(KnownImages):
     """CIFAR-10, or other square colour images of a few classes.
 
     A batch is a tuple of images ``(N, 3, size, size)``, uint8 in [0, 255], channels last in memory, and labels
@@ -133,10 +132,7 @@ class CIFAR10DataModule(LightningDataModule):
             cache_dir=Path(cache),
             **{name: options[name] for name in ("mirror", "image_size", "resize", "dataset")},
         )
-        self.fingerprints: dict[str, str] = {}
         self.copies: dict[str, str | None] = {}
-        self._limits: list[int] | None = None  # of the hashes of each class that are held out
-        self._trained: Mapping[str, Any] | None = None  # what a checkpoint says of the images of its training
 
     @property
     def classes(self) -> list[str]:
@@ -191,40 +187,6 @@ class CIFAR10DataModule(LightningDataModule):
         images, labels = self.source.load(name)
         folder = Path(expand_home("cache_dir", self.hparams["cache_dir"]))
         return Split(resized(images, self.hparams["image_size"], folder), labels)
-
-    def _take_fingerprint(self, name: str, split: Split, hashes: Tensor) -> Split:
-        # The order and augmentation of training images go by their positions.
-        self.fingerprints[name] = fingerprint(hashes, split.labels, self.classes, ordered=name == "train")
-        return mix_classes(split, hashes)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint holds: the fingerprints of the training and validation images, and their limits."""
-        state: dict[str, Any] = {name: self.fingerprints.get(name, "") for name in ("train", "val")}
-        return {**state, "limits": self._limits} if state["train"] else {}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Compare the images with those of the training that made a checkpoint, as soon as they are loaded.
-
-        The images of a training that resumes must be the same; else other validation images are a warning. Images are
-        then held out as in that training. An empty state is that of a checkpoint from before there were fingerprints.
-        Other test images than those of ``test``, where it is in the state, are a warning, too.
-        """
-        check_state(state_dict, self.classes)
-        self._trained = {"test": (self._trained or {}).get("test", ""), **state_dict}
-        if self.trainer and self.trainer.state.fn == TrainerFn.FITTING:
-            for split in ("train", "val"):
-                self._compare(split, is_resumed=True)
-        elif self.train is None:
-            self._limits = state_dict.get("limits")
-        else:
-            self._compare("val")
-
-    def _compare(self, split: str, *, is_resumed: bool = False) -> None:
-        """Compare images with those of the training that made the checkpoint, if there is one."""
-        now, then = self.fingerprints.get(split, ""), (self._trained or {}).get(split, "")
-        if self._trained is not None:
-            is_held_out = self._limits is not None and self._limits == self._trained.get("limits")
-            compare(split, now, then, root=self.hparams["root"], is_held_out=is_held_out, is_resumed=is_resumed)
 
     def sample_images(self, num_images: int = 5000) -> Tensor:
         """Return at most ``num_images`` training images, always the same: ``(n, 3, size, size)``, float32 in [0, 1].

@@ -13,6 +13,7 @@ from cifar_lit.checkpoint import check_exists, first_nonfinite, load_safetensors
 from cifar_lit.data.loader import training_images
 from cifar_lit.errors import UserError, require
 from cifar_lit.networks import Network
+from cifar_lit.networks.base import load_once
 from cifar_lit.prediction import Predictor
 from cifar_lit.schema import check_tensors
 
@@ -51,10 +52,13 @@ class FineTuning(Predictor):
         self.check_network()
         if stage == "fit" and isinstance(self.net, Network) and type(self.net).prepare is not Network.prepare:
             with torch.no_grad():
-                self.net.prepare((training_images(self.trainer) - self.mean.cpu()) / self.std.cpu())
+                mean, std = self.mean.cpu(), self.get_buffer("std").cpu()
+                self.net.prepare((training_images(self.trainer) - mean) / std)
 
     def on_fit_start(self) -> None:
-        """Load the weights."""
+        """Load the weights that the network starts from, if no checkpoint gave some."""
+        if isinstance(self.net, Network) and not self.trainer.ckpt_path:
+            load_once(self.net, self.trainer)
         wrapped = self.trainer.strategy.model
         if self.hparams["freeze_epochs"] and isinstance(wrapped, DistributedDataParallel):
             expected = "ddp_find_unused_parameters_true, because `freeze_epochs` changes what is trained"

@@ -4,12 +4,33 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.fabric.loggers.logger import Logger
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
+from torchmetrics import Metric
 
 BEST_METRIC = "best/Accuracy/val"
 """The metric of TensorBoard's page of hyper-parameters. Never that of test: hyper-parameters are compared by it."""
+
+
+def log_metrics(module: LightningModule, values: Mapping[str, Metric | float]) -> None:
+    """Log what an epoch came to, for checkpoints, progress bar, results and loggers; metrics begin anew."""
+    computed = {name: float(v.compute() if isinstance(v, Metric) else v) for name, v in values.items()}
+    for metric in (value for value in values.values() if isinstance(value, Metric)):
+        metric.reset()
+    # The metrics are already those of all processes.
+    # `trainer.test` and `trainer.validate` return what is logged by the Trainer.
+    trainer = module.trainer
+    is_fit = trainer.state.fn == "fit"
+    module.log_dict(computed, on_step=False, on_epoch=True, logger=False if is_fit else None)
+    # Not through the Trainer, which logs after the checkpoint of the epoch: a run killed in between lacked a point.
+    # The x-axis is the epoch, as in the tutorial. Validating a checkpoint later adds no point.
+    if is_fit and not trainer.sanity_checking:
+        log_epoch(module.loggers, computed, module.current_epoch + 1)
+    elif trainer.state.fn == "test":
+        log_test(module.loggers, computed, module.current_epoch)
+    if not is_fit and module.loggers:
+        trainer.loggers = [SkipOnce(trainer)]
 
 
 def log_epoch(loggers: Iterable[Logger], values: Mapping[str, float], epoch: int) -> None:

@@ -1,13 +1,12 @@
 """The Lightning module: a network, its normalisation, loss, metrics and optimizer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from cifar_lit.checkpoint import first_nonfinite, plain_value
@@ -19,10 +18,9 @@ from cifar_lit.data.mixing import hard_labels, mean_cross_entropy
 from cifar_lit.data.options import check_image_size, scaled
 from cifar_lit.errors import UserError, require
 from cifar_lit.finetuning import FineTuning, Freeze
-from cifar_lit.loggers import SkipOnce, log_epoch, log_test
+from cifar_lit.loggers import log_metrics
 from cifar_lit.metrics import MeanLoss, PredictionCollector, Predictions
-from cifar_lit.networks import Network, NetworkFactory, TutorialCNN, build_network, describe_network, lay_out
-from cifar_lit.networks.base import load_once
+from cifar_lit.networks import NetworkFactory, TutorialCNN, build_network, describe_network, lay_out
 from cifar_lit.networks.tta import TTA, TTA_MODES, tta_logits
 from cifar_lit.optim import Schedule, accumulation, check_optimizer_options, fit_scheduler, make_optimizer, mean_factor
 
@@ -116,13 +114,8 @@ class ImageClassifier(FineTuning):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
         self.normalize = tuple(mean) != (0.0, 0.0, 0.0) or tuple(std) != (1.0, 1.0, 1.0)
-        shape = (
-            scaled(64, image_size),
-            3,
-            image_size,
-            image_size,
-        )  # of the summary and the graph: the tutorial's batch
-        self.example_input_array = torch.zeros(shape)
+        # For the summary and the graph: the tutorial's batch.
+        self.example_input_array = torch.zeros(scaled(64, image_size), 3, image_size, image_size)
         self.last_lr = float(lr)
         self._last_batch: tuple[Tensor, Tensor, Tensor] | None = None
         self.class_weights = loss_weights(class_weights, classes)
@@ -152,12 +145,6 @@ class ImageClassifier(FineTuning):
         logits: Tensor = self.net(images if self.channels_last else images.contiguous())
         # Loss, averages and probabilities are computed in float32 or better, whatever the precision of the network.
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-
-    def on_fit_start(self) -> None:
-        """Load the weights that the network starts from, if no checkpoint gave some."""
-        if isinstance(self.net, Network) and not self.trainer.ckpt_path:
-            load_once(self.net, self.trainer)
-        super().on_fit_start()
 
     def on_train_start(self) -> None:
         self.freeze_body()
@@ -202,7 +189,7 @@ class ImageClassifier(FineTuning):
         self.last_lr = optimizer.param_groups[0]["lr"]
 
     def on_train_epoch_end(self) -> None:
-        self._log_epoch({"Loss/train": self.train_loss, "Accuracy/train": self.train_accuracy, "lr": self.last_lr})
+        log_metrics(self, {"Loss/train": self.train_loss, "Accuracy/train": self.train_accuracy, "lr": self.last_lr})
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = check_batch(batch, batch_idx)
@@ -215,7 +202,7 @@ class ImageClassifier(FineTuning):
         with self.val_loss.sync_context():
             self.num_val = int(self.val_loss.num_images)
         means = {"Accuracy/val": self.val_accuracy, "MacroAccuracy/val": self.val_macro}
-        self._log_epoch({"Loss/val": self.val_loss, **means})
+        log_metrics(self, {"Loss/val": self.val_loss, **means})
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the predictions for a batch, with their positions in the test set."""
@@ -231,24 +218,7 @@ class ImageClassifier(FineTuning):
         self.predictions = self.test_predictions.predictions(with_tta=self.hparams["tta"] != "none")
         self.test_predictions.reset()
         metrics = self.predictions.metrics(self.classes)
-        self._log_epoch({name: value for name, value in metrics.items() if not name.startswith(REPORT_ONLY)})
-
-    def _log_epoch(self, values: Mapping[str, Metric | float]) -> None:
-        computed = {name: float(v.compute() if isinstance(v, Metric) else v) for name, v in values.items()}
-        for metric in (value for value in values.values() if isinstance(value, Metric)):
-            metric.reset()
-        # For checkpoints, progress bar and results; the metrics are already those of all processes.
-        # `trainer.test` and `trainer.validate` return what is logged by the Trainer.
-        is_fit = self.trainer.state.fn == "fit"
-        self.log_dict(computed, on_step=False, on_epoch=True, logger=False if is_fit else None)
-        # Not through the Trainer, which logs after the checkpoint of the epoch: a run killed in between lacked a point.
-        # The x-axis is the epoch, as in the tutorial. Validating a checkpoint later adds no point.
-        if is_fit and not self.trainer.sanity_checking:
-            log_epoch(self.loggers, computed, self.current_epoch + 1)
-        elif self.trainer.state.fn == "test":
-            log_test(self.loggers, computed, self.current_epoch)
-        if not is_fit and self.loggers:
-            self.trainer.loggers = [SkipOnce(self.trainer)]
+        log_metrics(self, {name: value for name, value in metrics.items() if not name.startswith(REPORT_ONLY)})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return a ``torch.optim.SGD``, with a schedule per step unless the learning rate is constant."""

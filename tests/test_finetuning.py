@@ -46,7 +46,7 @@ def weights(tmp_path: Path) -> Path:
 
 def model_of(num_classes: int = 3, **options: Any) -> ImageClassifier:
     torch.manual_seed(2)
-    return ImageClassifier(classes=[f"class {i}" for i in range(num_classes)], net=NET, lr=0.1, **options)
+    return ImageClassifier(classes=[f"class {i}" for i in range(num_classes)], net=NET, lr=0.1, **options)  # type: ignore[arg-type]
 
 
 class Bodies(Callback):

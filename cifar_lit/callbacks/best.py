@@ -51,7 +51,9 @@ class Best(ModelCheckpoint):
 
         Few images give few different accuracies, and the first of several equal epochs may hardly have learned.
         """
-        now = {name: float(trainer.callback_metrics[name]) for name in MONITORED if name in trainer.callback_metrics}
+        now: dict[str, float] = {
+            name: float(trainer.callback_metrics[name]) for name in MONITORED if name in trainer.callback_metrics
+        }
         is_better: bool = super().check_monitor_top_k(trainer, current)
         if current is not None and self.best_model_score is not None and bool(current == self.best_model_score):
             is_better = now.get("Loss/val", math.inf) < self.metrics.get("Loss/val", math.inf)

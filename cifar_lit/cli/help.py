@@ -44,8 +44,8 @@ OTHERS = {
     "--": "checkpoint.every_n_minutes checkpoint.every_n_steps checkpoint.monitor trust_run",
     "--data.": "brightness cache_dir contrast cutmix cutout dataset duplicates erasing image_sizes mirror mixup resize "
     "saturation split_seed trivial_augment",
-    "--model.": "class_weights compile freeze freeze_epochs label_smoothing mean muon_lr muon_momentum nesterov std tta "
-    "warmup_epochs weights",
+    "--model.": "class_weights compile freeze freeze_epochs label_smoothing mean muon_lr muon_momentum nesterov std "
+    "tta warmup_epochs weights",
     "--trainer.": "accumulate_grad_batches benchmark callbacks check_val_every_n_epoch detect_anomaly deterministic "
     "devices enable_autolog_hparams enable_checkpointing enable_model_summary enable_progress_bar fast_dev_run "
     "gradient_clip_algorithm gradient_clip_val inference_mode limit_test_batches limit_train_batches limit_val_batches "

@@ -97,9 +97,10 @@ class Stage(nn.Module):
 
     def __init__(self, num_in: int, width: int, num_convs: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList([Conv3x3(num_in if i == 0 else width, width) for i in range(num_convs)])
-        for conv in self.convs:  # the first filters as the identity
+        convs = [Conv3x3(num_in if i == 0 else width, width) for i in range(num_convs)]
+        for conv in convs:  # the first filters as the identity
             nn.init.dirac_(conv.weight.data[: conv.in_channels])
+        self.convs = nn.ModuleList(convs)
         # Short memory, because weights change fast; the filters that follow learn the scale.
         self.norms = nn.ModuleList([nn.BatchNorm2d(width, eps=1e-12, momentum=0.4) for _ in range(num_convs)])
         for norm in self.norms:

@@ -52,7 +52,8 @@ class ResNet18(Network):
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(N, 3, height, width)`` to logits ``(N, num_classes)``."""
         features = F.relu(self.bn1(self.conv1(images)), inplace=True)
-        features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
+        for i in range(1, 5):
+            features = self.get_submodule(f"layer{i}")(features)
         logits: Tensor = self.fc(features.mean((2, 3)))
         return logits
 

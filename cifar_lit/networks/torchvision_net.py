@@ -97,7 +97,8 @@ def _check_names(name: str, weights: str | None) -> None:
 
 def _size_option(name: str, size: int) -> dict[str, Any]:
     """Return the option of a network that is built for one size of images; empty for others."""
-    return {"vit": {"image_size": size}, "maxvit": {"input_size": (size, size)}}.get(name.partition("_")[0], {})
+    options: dict[str, dict[str, Any]] = {"vit": {"image_size": size}, "maxvit": {"input_size": (size, size)}}
+    return options.get(name.partition("_")[0], {})
 
 
 def _build(name: str, num_classes: int, size: int, *, is_new: bool) -> nn.Module:

@@ -78,7 +78,7 @@ def test_the_same_images_are_held_out_at_each_size(tmp_path: Path) -> None:
     root = write_files(tmp_path / "all", files)  # without a test folder
     found = []
     for options in ({}, {"image_size": 40}, {"image_size": 40, "resize": "crop"}):
-        data = CIFAR10DataModule(source="images", root=str(root), batch_size=8, **options)  # type: ignore[arg-type]
+        data = CIFAR10DataModule(source="images", root=str(root), batch_size=8, **options)
         data.setup("fit")
         data.setup("test")
         assert data.train is not None

@@ -40,7 +40,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @functools.cache
 def imagenet() -> nn.Module:
     """Build a network as its weights of ImageNet have it: 1,000 classes."""
-    return models.get_model(SHUFFLE)
+    net: nn.Module = models.get_model(SHUFFLE)
+    return net
 
 
 OTHERS = [
@@ -65,10 +66,10 @@ def test_a_network_gets_a_head_for_the_classes(name: str, small_stem: bool) -> N
 
 def test_a_small_stem_keeps_the_size_of_the_image() -> None:
     with torch.device("meta"):
-        resnet = TorchvisionNet(3, name="resnet18", small_stem=True).model
-        mnasnet = TorchvisionNet(3, name="mnasnet0_5", small_stem=True).model
+        resnet: Any = TorchvisionNet(3, name="resnet18", small_stem=True).model
+        mnasnet: Any = TorchvisionNet(3, name="mnasnet0_5", small_stem=True).model
     assert (resnet.conv1.weight.shape[2:], resnet.conv1.stride, type(resnet.maxpool)) == ((3, 3), (1, 1), nn.Identity)
-    first = mnasnet.layers[0]  # type: ignore[index]
+    first = mnasnet.layers[0]
     assert (first.weight.shape[2:], first.stride) == ((3, 3), (1, 1))
 
 
@@ -105,7 +106,7 @@ def test_weights_of_imagenet_are_loaded_but_for_the_head(hub: Path) -> None:
         UserError, match=r"cannot be read \(OSError: asked for https://.*: download https://.* the file"
     ):
         net.load_weights()
-    url = models.get_model_weights(SHUFFLE)["DEFAULT"].url  # type: ignore[index]
+    url = models.get_model_weights(SHUFFLE)["DEFAULT"].url
     torch.save(imagenet().state_dict(), hub / url.rpartition("/")[2])
     head = net.model.fc.weight.clone()  # type: ignore[union-attr,operator]
     assert net.load_weights() == "shufflenet_v2_x0_5: 336 of 338 tensors from DEFAULT; at random: fc.weight, fc.bias"
@@ -136,7 +137,8 @@ def test_names_of_old_files_and_positions_of_other_sizes_are_converted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def build(name: str, num_classes: int, size: int, **_: Any) -> nn.Module:
-        return models.VisionTransformer(size, 16, 1, 1, 8, 8, num_classes=num_classes)
+        net: nn.Module = models.VisionTransformer(size, 16, 1, 1, 8, 8, num_classes=num_classes)
+        return net
 
     monkeypatch.setattr(torchvision_net, "_build", build)
     torch.save(build("", 1000, 64).state_dict(), tmp_path / "vit.pt")
