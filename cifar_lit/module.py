@@ -99,20 +99,18 @@ class ImageClassifier(Predictor):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
         self.normalize = tuple(mean) != (0.0, 0.0, 0.0) or tuple(std) != (1.0, 1.0, 1.0)
-        shape = (
-            scaled(64, image_size),
-            3,
-            image_size,
-            image_size,
-        )  # of the summary and the graph: the tutorial's batch
-        self.example_input_array = torch.zeros(shape)
         self.last_lr = float(lr)
+        self._prepare_steps(len(classes))
+
+    def _prepare_steps(self, num_classes: int) -> None:
+        size = self.image_size  # the example is for the summary and the graph: the tutorial's batch
+        self.example_input_array = torch.zeros(scaled(64, size), 3, size, size)
         self._last_batch: tuple[Tensor, Tensor, Tensor] | None = None
         self.train_loss, self.val_loss = MeanLoss(), MeanLoss()
-        self.train_accuracy = MulticlassAccuracy(len(classes), average="micro", validate_args=False)
+        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.val_accuracy = self.train_accuracy.clone()
         self.num_val = 0
-        self.test_predictions = PredictionCollector(len(classes))
+        self.test_predictions = PredictionCollector(num_classes)
         self.predictions: Predictions | None = None
 
     def forward(self, images: Tensor) -> Tensor:

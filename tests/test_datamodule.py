@@ -411,7 +411,7 @@ def test_hyper_parameters_are_plain_values() -> None:
     hparams = CIFAR10DataModule(source="synthetic", **options).hparams  # type: ignore[arg-type]
     assert hparams["root"] == str(Path("here").absolute())
     assert {name: type(value) for name, value in hparams.items()} == {
-        **dict.fromkeys(("source", "root", "cache_dir", "flip"), str),
-        **dict.fromkeys(("batch_size", "split_seed", "seed", "crop_padding", "cutout"), int),
+        **dict.fromkeys(("source", "root", "cache_dir", "flip", "resize"), str),
+        **dict.fromkeys(("batch_size", "split_seed", "seed", "crop_padding", "cutout", "image_size"), int),
         **{"mirror": type(None), "val_size": float, "image_sizes": list},
     }

@@ -55,7 +55,7 @@ class BatchLoader:
     def __post_init__(self) -> None:
         self.size = self.images.shape[1]
         if not isinstance(self.images, StoredImages) or (fits(self.images) and fits(self.images, self.device)):
-            self.images = self.images[:].to(self.device)
+            self.images = (self.images if isinstance(self.images, Tensor) else self.images[:]).to(self.device)
         self.labels = self.labels.to(self.device)
         if self.augmentation.cutout:
             # In parts, because torch converts all that it sums to int64 first.

@@ -66,7 +66,7 @@ def select(images: Any, index: Tensor) -> Any:
 
 def fits(images: Any, device: torch.device | str = "cpu") -> bool:
     """Return whether images, or an array of this shape, may be in memory, or on the GPU; each rank has its own."""
-    num_bytes = math.prod(getattr(images, "shape", images))
+    num_bytes: int = math.prod(getattr(images, "shape", images))
     return num_bytes * int(os.environ.get("WORLD_SIZE") or 1) <= SHARE * free_memory(device)
 
 

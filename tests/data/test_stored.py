@@ -1,7 +1,7 @@
 """Images that are memory-mapped: the same as those in memory, in every batch; what does not fit on the disk."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -27,10 +27,15 @@ class Disk(NamedTuple):
 
 def content(root: Path, size: int) -> tuple[list[Tensor], dict[str, str], list[bool]]:
     """Return all batches of two epochs, the sampled images, the fingerprints, and whether images are mapped."""
-    options = {"crop_padding": 3, "flip": "alternating", "cutout": 9, "resize": "squash" if size == 32 else "crop"}
+    options: dict[str, Any] = {
+        "crop_padding": 3,
+        "flip": "alternating",
+        "cutout": 9,
+        "resize": "squash" if size == 32 else "crop",
+    }
     data = CIFAR10DataModule(
         source="images", root=str(root), val_size=12, batch_size=7, image_size=size, cache_dir=f"cache{size}", **options
-    )  # type: ignore[arg-type]
+    )
     for stage in ("fit", "test"):
         data.setup(stage)
     loaders: list[BatchLoader] = [data.train_dataloader(), data.val_dataloader(), data.test_dataloader()]  # type: ignore[list-item]
@@ -91,7 +96,7 @@ def test_selected_images_behave_like_a_tensor() -> None:
 def test_a_disk_that_is_too_small_is_one_line_before_anything_is_decoded(
     tiny_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored.shutil, "disk_usage", lambda _: Disk(100_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Disk(100_000))
     monkeypatch.setattr("cifar_lit.data.image_folder.read_rgb", None)
     with pytest.raises(UserError, match=r"`cache_dir`: .* has 0\.00 GB free, and 60 images of 64x64 pixels need"):
         ImageFolder(tiny_root, cache_dir=Path("cache"), image_size=64).load("train")
