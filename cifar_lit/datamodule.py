@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from cifar_lit.checkpoint import plain_value
-from cifar_lit.data import Source, SourceName, Split, SplitName, expand_home, make_source
+from cifar_lit.data import SourceName, Split, SplitName, expand_home, make_source
 from cifar_lit.data.augment import Augmentation, Flip, resize, size_of_epoch, to_float
 from cifar_lit.data.decoding import Resize
 from cifar_lit.data.duplicates import Duplicates, check_copies
 from cifar_lit.data.known import KnownImages
 from cifar_lit.data.loader import BatchLoader
-from cifar_lit.data.options import check_options, scaled
+from cifar_lit.data.options import check_options, default_val_size, scaled
 from cifar_lit.data.split import hash_images, hold_out
 from cifar_lit.data.stored import resized
 from cifar_lit.errors import require
@@ -118,26 +118,16 @@ class CIFAR10DataModule(KnownImages):
     ) -> None:
         options = {name: plain_value(value) for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        if val_size is None:
-            options["val_size"] = None if source in ("images", "torchvision") else 5000
+        options["val_size"] = default_val_size(source) if val_size is None else options["val_size"]
         check_options(options | {"val_size": options["val_size"] or 0})
         folder, cache = expand_home("root", root), expand_home("cache_dir", cache_dir)
         # The default cache stays as it is: another folder for each user.
         saved = {"root": folder, **({} if cache_dir == CACHE_DIR else {"cache_dir": cache})}
         self.save_hyperparameters(options | {name: os.path.abspath(path) for name, path in saved.items()})  # noqa: PTH100
         self.augmentation = Augmentation(**{name: options[name] for name in vars(Augmentation())})
-        self.source: Source = make_source(
-            source,
-            root=Path(folder),
-            cache_dir=Path(cache),
-            **{name: options[name] for name in ("mirror", "image_size", "resize", "dataset")},
-        )
         self.copies: dict[str, str | None] = {}
-
-    @property
-    def classes(self) -> list[str]:
-        """The names of the classes, in the order of the labels; known before ``setup``."""
-        return self.source.classes
+        given = {name: options[name] for name in ("mirror", "image_size", "resize", "dataset")}
+        self.source = make_source(source, root=Path(folder), cache_dir=Path(cache), **given)
 
     @property
     def has_val(self) -> bool:

@@ -111,17 +111,17 @@ class ImageClassifier(FineTuning):
         self.net = build_network(options["net"], num_classes=len(classes), image_size=image_size)
         self.channels_last = lay_out(self.net, image_size)
         self.start_from(weights, freeze, freeze_epochs)
+        self._prepare_steps(mean, std, len(classes))
+
+    def _prepare_steps(self, mean: Sequence[float], std: Sequence[float], num_classes: int) -> None:
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
         self.normalize = tuple(mean) != (0.0, 0.0, 0.0) or tuple(std) != (1.0, 1.0, 1.0)
-        # For the summary and the graph: the tutorial's batch.
-        self.example_input_array = torch.zeros(scaled(64, image_size), 3, image_size, image_size)
-        self.last_lr = float(lr)
+        self.last_lr = float(self.hparams["lr"])
+        size = self.image_size  # the example is for the summary and the graph: the tutorial's batch
+        self.example_input_array = torch.zeros(scaled(64, size), 3, size, size)
         self._last_batch: tuple[Tensor, Tensor, Tensor] | None = None
-        self.class_weights = loss_weights(class_weights, classes)
-        self._make_metrics(len(classes))
-
-    def _make_metrics(self, num_classes: int) -> None:
+        self.class_weights = loss_weights(self.hparams["class_weights"], self.classes)
         self.train_loss, self.val_loss = MeanLoss(), MeanLoss()
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.val_accuracy = self.train_accuracy.clone()

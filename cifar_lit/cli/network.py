@@ -113,10 +113,17 @@ def check_network(model: ImageClassifier, sizes: Sequence[int]) -> None:
     except UserError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
-        fits, problem = _fitting(model), _misfit(model)
-        if not (fits or problem):
+        fits, problem = _fitting(model), ""
+        try:
+            layers = explain_layers(net, torch.zeros(2, 3, size, size))
+            if layers and layers[-1].problem:
+                problem = f"its layer {layers[-1].name} {layers[-1].problem}"
+        except (RuntimeError, ValueError, IndexError) as outside:  # of a layer
+            if not fits:
+                raise
+            problem = describe(outside)
+        if not problem:
             raise
-        problem = problem or describe(error)
         others = f"; `image_size` is {size}, and it takes {fits}" if fits else ""
         raise UserError(f"`net` is {name}: {problem}{others}; cifar-lit explain shows all layers") from error
     if needed_trust(net):
@@ -129,22 +136,13 @@ def check_network(model: ImageClassifier, sizes: Sequence[int]) -> None:
             raise UserError(f"`image_sizes` has {other}, which {name} does not take: leave it out") from error
 
 
-def _misfit(model: ImageClassifier) -> str:
-    """Return which layer of a network does not fit, and why; empty for an error outside of a layer."""
-    try:
-        last = explain_layers(model.net, torch.zeros(2, 3, model.image_size, model.image_size))[-1]
-    except (RuntimeError, ValueError, IndexError):
-        return ""
-    return f"its layer {last.name} {last.problem}" if last.problem else ""
-
-
 def _fitting(model: ImageClassifier) -> str:
     """Return those of the usual image sizes that the network takes, if it is built for them; perhaps none."""
     fits = []
     for size in SIZES:
         with contextlib.suppress(Exception), torch.no_grad():  # of the user's network, which may raise anything
             net = build_network(model.hparams["net"], num_classes=len(model.classes), image_size=size)
-            net.eval()(torch.zeros(1, 3, size, size))
+            check_logits(net.eval()(torch.zeros(2, 3, size, size)), net, 2, len(model.classes))
             fits.append(str(size))
     return ", ".join(fits)
 

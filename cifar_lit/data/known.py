@@ -7,6 +7,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from cifar_lit.data import Source
 from cifar_lit.data.split import Split, check_state, compare, fingerprint, mix_classes
 
 
@@ -14,12 +15,12 @@ class KnownImages(LightningDataModule):
     """What a ``CIFAR10DataModule`` knows of its images, and of those of the training that made a checkpoint.
 
     Attributes:
-        classes: The names of the classes.
+        source: Where the images come from.
         train: The training split, once it is loaded.
         fingerprints: The number and a hash of the images of each split that is loaded.
     """
 
-    classes: list[str]
+    source: Source
     train: Split | None
 
     def __init__(self) -> None:
@@ -27,6 +28,11 @@ class KnownImages(LightningDataModule):
         self.fingerprints: dict[str, str] = {}
         self._limits: list[int] | None = None  # of the hashes of each class that are held out
         self._trained: Mapping[str, Any] | None = None  # what a checkpoint says of the images of its training
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, in the order of the labels; known before ``setup``."""
+        return self.source.classes
 
     def _take_fingerprint(self, name: str, split: Split, hashes: Tensor) -> Split:
         # The order and augmentation of training images go by their positions.

@@ -59,7 +59,7 @@ class BatchLoader:
     def __post_init__(self) -> None:
         self.size = self.images.shape[1]
         if not isinstance(self.images, StoredImages) or (fits(self.images) and fits(self.images, self.device)):
-            self.images = self.images[:].to(self.device)
+            self.images = (self.images if isinstance(self.images, Tensor) else self.images[:]).to(self.device)
         self.labels = self.labels.to(self.device)
         if self.augmentation.mixup or self.augmentation.cutmix:
             self.one_hot = torch.eye(self.num_classes or int(self.labels.max()) + 1, device=self.device)

@@ -38,6 +38,11 @@ def check_options(options: dict[str, Any]) -> None:
         require(name, options[name], options[name] == 0 or 0.01 <= options[name] <= 100, "0, or from 0.01 to 100")
 
 
+def default_val_size(source: str) -> int | None:
+    """Return how many images are held out for validation; None for a tenth of each class."""
+    return None if source in ("images", "torchvision") else 5000
+
+
 def check_image_size(image_size: int, resize: str) -> None:
     """Raise a ``UserError`` for a size, or a way to get to it, that there is not."""
     is_size = isinstance(image_size, int) and 8 <= image_size <= 256

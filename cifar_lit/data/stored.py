@@ -71,8 +71,8 @@ def small(images: Any) -> Tensor:
 
 def fits(images: Any, device: torch.device | str = "cpu") -> bool:
     """Return whether images, or an array of this shape, may be in memory, or on the GPU; each rank has its own."""
-    num_bytes = math.prod(getattr(images, "shape", images))
-    return bool(num_bytes * int(os.environ.get("WORLD_SIZE") or 1) <= SHARE * free_memory(device))
+    num_bytes: int = math.prod(getattr(images, "shape", images))
+    return num_bytes * int(os.environ.get("WORLD_SIZE") or 1) <= SHARE * free_memory(device)
 
 
 def room_for(shape: tuple[int, ...], folder: Path, *, num_saved: int = 0) -> Tensor:

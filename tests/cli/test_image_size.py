@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,8 @@ def test_the_same_images_are_held_out_at_each_size(tmp_path: Path) -> None:
     files = {name.removeprefix("train/"): content for name, content in tiny_files(20, 0).items()}
     root = write_files(tmp_path / "all", files)  # without a test folder
     found = []
-    for options in ({}, {"image_size": 40}, {"image_size": 40, "resize": "crop"}):
+    sizes: tuple[dict[str, Any], ...] = ({}, {"image_size": 40}, {"image_size": 40, "resize": "crop"})
+    for options in sizes:
         data = CIFAR10DataModule(source="images", root=str(root), batch_size=8, **options)
         data.setup("fit")
         data.setup("test")

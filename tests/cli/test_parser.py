@@ -134,10 +134,16 @@ def test_help_has_the_options_that_people_use_with_their_defaults_and_then_the_n
     assert [line for line in lines if len(line) > 80] == []
     used = [option.partition(" ")[0] for option in USED]
     assert [line.split()[0] for line in lines[4 : 4 + len(used)]] == used
-    assert 20 <= len(used) <= 22
+    assert 20 <= len(used) <= 23
     shown = [option for option in workbench.cli.parser._option_string_actions if option.startswith("--")]
     withheld = {f"--trainer.{name}" for name in WITHHELD} | {f"--{group}" for group in GROUPS}
-    withheld |= {"--data.seed", "--model.classes", "--print_shtab"}  # linked to others, and for shells
+    withheld |= {
+        "--data.seed",
+        "--model.classes",
+        "--model.image_size",
+        "--model.resize",
+        "--print_shtab",
+    }  # linked to others, and for shells
     expected = {option for option in shown if not option.endswith((".help", "+"))} - withheld - {"--help", "--report"}
     others = {f"{start}{name}" for start, names in OTHERS.items() for name in names.split()}
     assert {*used, *others} == expected
