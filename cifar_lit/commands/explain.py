@@ -1,6 +1,5 @@
 """``cifar-lit explain``: what each layer of a network does to an image, with the formulas filled in."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ def _network(options: Namespace, net: NetworkFactory | None, num_classes: int) -
         network = build_network(describe_network(net or TutorialCNN), num_classes=num_classes, image_size=size)
     elif net is not None:
         raise UserError("`net` beside a run, which has its own network: leave out one of them")
-    elif re.fullmatch(r"[A-Za-z_][\w.]*", options["run"]) and not Path(options["run"]).exists():
+    elif options["run"].replace(".", "").isidentifier() and not Path(options["run"]).exists():
         raise UserError(f"{options['run']}: no such run; a network is given as `net` {options['run']}")
     else:
         model = Run(options["run"], trust=options["trust_run"]).model()
