@@ -71,9 +71,8 @@ def _parser() -> FitParser:
         "--model.net", type=NetworkFactory, default=None, help="The network, as for fit (default: TutorialCNN)."
     )
     net.sub_add_kwargs = {"fail_untyped": False}  # as those of fit, of which an argument without a type is an option
-    for name in ("height", "width"):
-        text = f"{name.title()} of the image in pixels (default: 32, or that of the run)."
-        parser.add_argument(f"--{name}", type=int | None, default=None, help=text)
+    parser.add_argument("--height", type=int | None, help="Height of the image in pixels (default: the run's, or 32).")
+    parser.add_argument("--width", type=int | None, help="Width of the image in pixels (default: the run's, or 32).")
     parser.add_argument("--num_classes", type=int, default=10, help="Classes of the data.")
     return parser
 
