@@ -240,3 +240,24 @@ def test_a_network_is_laid_out_as_it_can_compute() -> None:
 def test_logits_of_another_shape_are_refused(logits: object, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         check_logits(logits, Fixed(), 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("num_in", "kernel_size", "stride", "expected"),
+    [
+        (3, 1, 2, False),
+        (7, 1, (1, 2), False),
+        (8, 1, 2, True),
+        (3, 3, 2, True),
+        (3, 1, 1, True),
+    ],
+)
+def test_a_layer_that_torch_cannot_train_in_channels_last_keeps_a_network_out_of_it(
+    num_in: int, kernel_size: int, stride: int | tuple[int, int], expected: bool
+) -> None:
+    """Its backward pass in torch 2.14 ends in a segmentation fault: no test can do it in this process."""
+    layer = nn.Conv2d(num_in, 16, kernel_size, stride=stride)
+    stem = nn.Conv2d(3, num_in, 3, padding=1)
+    net = nn.Sequential(stem, layer, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert lay_out(net) is expected
+    assert stem.weight.is_contiguous(memory_format=torch.channels_last) is expected
