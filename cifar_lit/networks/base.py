@@ -204,8 +204,9 @@ def lay_out(net: nn.Module, image_size: int = 32) -> bool:
 
 def _crashes(layer: nn.Module) -> bool:
     """Return whether the backward pass of torch 2.14 writes past its memory for a layer in channels_last (AVX2)."""
-    is_strided = isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1} and set(layer.stride) != {1}
-    return is_strided and layer.in_channels < 8
+    if not isinstance(layer, nn.Conv2d):
+        return False
+    return set(layer.kernel_size) == {1} and set(layer.stride) != {1} and layer.in_channels < 8
 
 
 def check_logits(logits: Any, net: nn.Module, num_images: int, num_classes: int) -> None:
