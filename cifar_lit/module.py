@@ -103,14 +103,14 @@ class ImageClassifier(FineTuning):
         self.example_input_array = torch.zeros(64, 3, 32, 32)  # for the summary and the graph: the tutorial's batch
         self.last_lr = float(lr)
         self._last_batch: tuple[Tensor, Tensor, Tensor] | None = None
-        self._add_metrics()
+        self._make_metrics(len(classes))
 
-    def _add_metrics(self) -> None:
+    def _make_metrics(self, num_classes: int) -> None:
         self.train_loss, self.val_loss = MeanLoss(), MeanLoss()
-        self.train_accuracy = MulticlassAccuracy(len(self.classes), average="micro", validate_args=False)
+        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.val_accuracy = self.train_accuracy.clone()
         self.num_val = 0
-        self.test_predictions = PredictionCollector(len(self.classes))
+        self.test_predictions = PredictionCollector(num_classes)
         self.predictions: Predictions | None = None
 
     def forward(self, images: Tensor) -> Tensor:
