@@ -24,10 +24,12 @@ class FineTuning(Predictor):
     """How the training of an ``ImageClassifier`` starts.
 
     Attributes:
+        std: Standard deviation of each colour channel.
         weights: The file that the next training starts from; None without one, and once weights are loaded.
         body: The parameters that are frozen, at first or for good.
     """
 
+    std: Tensor
     weights: str | None
     body: Sequence[nn.Parameter] = ()
 

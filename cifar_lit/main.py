@@ -25,7 +25,7 @@ COMMANDS = {
     "sweep": ("cifar_lit.commands.sweep", "search for hyper-parameters, judged on validation"),
     "download": ("cifar_lit.commands.download", "download CIFAR-10 or CIFAR-100, and nothing else"),
     "ladder": ("cifar_lit.commands.ladder", "train from the tutorial's settings to the best, one idea at a time"),
-    "paired": ("cifar_lit.commands.paired", "train two settings with the same seeds, and say what the second adds"),
+    "paired": ("cifar_lit.commands.paired", "train two settings with equal seeds: what the second adds"),
 }
 """Each command: the module whose ``main(args) -> exit code`` it is, and what it does."""
 SYNONYMS = {

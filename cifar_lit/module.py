@@ -74,8 +74,6 @@ class ImageClassifier(FineTuning):
         predictions: The predictions of the last test; None before.
     """
 
-    std: Tensor
-
     def __init__(
         self,
         *,

@@ -462,8 +462,8 @@ def test_hyper_parameters_are_plain_values() -> None:
     hparams = CIFAR10DataModule(source="synthetic", **options).hparams  # type: ignore[arg-type]
     assert hparams["root"] == str(Path("here").absolute())
     assert {name: type(value) for name, value in hparams.items()} == {
-        **dict.fromkeys(("source", "root", "cache_dir", "flip", "duplicates"), str),
-        **dict.fromkeys(("batch_size", "split_seed", "seed", "crop_padding", "cutout"), int),
+        **dict.fromkeys(("source", "root", "cache_dir", "flip", "duplicates", "resize"), str),
+        **dict.fromkeys(("batch_size", "split_seed", "seed", "crop_padding", "cutout", "image_size"), int),
         **dict.fromkeys(("mixup", "cutmix", "brightness", "contrast", "saturation", "erasing"), float),
         "trivial_augment": bool,
         **{"mirror": type(None), "dataset": type(None), "val_size": float, "image_sizes": list},

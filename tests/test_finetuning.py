@@ -1,5 +1,6 @@
 """Training that starts from weights: what is loaded, what is frozen, and that a run which resumes needs no file."""
 
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -24,7 +25,7 @@ from tests.helpers.processes import script, state_of
 from tests.helpers.runs import RUN, Refused, callback
 from tests.helpers.trainers import quiet_trainer
 
-NET: dict[str, Any] = {"class_path": "cifar_lit.networks.fast.FastCNN", "init_args": {"widths": [8, 16]}}
+NET = functools.partial(FastCNN, widths=[8, 16])
 BEST = RUN / "checkpoints" / "best.ckpt"
 FAST = ["--model.net", "FastCNN", "--model.net.widths", "[8,16]", "--data.batch_size", "12", "--no_report"]
 
@@ -204,7 +205,11 @@ def test_the_head_is_the_last_layer_with_an_output_per_class() -> None:
         head_of(own, 5)
 
 
-@pytest.mark.parametrize("more", [[], callback("EMAWeightAveraging", decay=0.5)], ids=["plain", "averaged"])
+@pytest.mark.parametrize(
+    "more",
+    [pytest.param([], marks=pytest.mark.slow), callback("EMAWeightAveraging", decay=0.5)],
+    ids=["plain", "averaged"],
+)
 def test_a_run_resumes_without_the_weights_and_thaws(
     more: list[str], tiny_args: list[str], weights: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

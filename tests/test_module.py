@@ -413,7 +413,8 @@ def test_test_and_validate_return_their_metrics_and_add_no_point(has_logger: boo
     num_points = len(logger.points)
     for _ in range(2):
         (validated,) = trainer.validate(module, datamodule=data, verbose=False)
-    assert validated == {name: float(trainer.callback_metrics[name]) for name in ("Loss/val", "Accuracy/val")}
+    names = ("Loss/val", "Accuracy/val", "MacroAccuracy/val")
+    assert validated == {name: float(trainer.callback_metrics[name]) for name in names}
     assert len(logger.points) == num_points == (4 if has_logger else 0)
     (tested,) = trainer.test(module, datamodule=data, verbose=False)
     assert {"Loss/test", "Accuracy/test", "ClassAccuracy/test/dark"} <= tested.keys()

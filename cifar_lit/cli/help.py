@@ -17,7 +17,7 @@ examples:
 USED = {
     "--recipe NAME": ("settings to start from", "tutorial"),
     "--config FILE": ("settings from a YAML file of yours", None),
-    "--data.source NAME": ("cifar10, cifar100, images, torchvision, ...", "cifar10"),
+    "--data.source NAME": ("cifar10, images, torchvision, ...", "cifar10"),
     "--data.root PATH": ("folder or archive of the images", "data"),
     "--data.image_size N": ("height and width of the images", 32),
     "--data.val_size N": ("held out for validation: images or a share", None),

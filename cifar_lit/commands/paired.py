@@ -18,8 +18,8 @@ from cifar_lit.files import shorten
 from cifar_lit.run import LOGS
 
 EXAMPLES = """
-cifar-lit paired --first '--recipe tuned' --second '--recipe tuned --model.label_smoothing 0.1' --seeds 10
-cifar-lit paired --first '--config a.yaml' --second '--config b.yaml' --trainer.max_epochs 5 --to lightning_logs/ab
+cifar-lit paired --second '--model.momentum 0.9' --seeds 10
+cifar-lit paired --first '--recipe tuned' --second '--config mine.yaml'
 """
 NAMES = ("first", "second")
 

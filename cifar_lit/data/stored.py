@@ -91,7 +91,7 @@ def room_for(shape: tuple[int, ...], folder: Path, *, num_saved: int = 0) -> Ten
             )
     if num_files == num_saved:
         return torch.empty(shape, dtype=torch.uint8)
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.TemporaryFile("w+b", dir=folder) as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, num_bytes)  # or a disk that becomes full would kill the process
         return torch.from_numpy(np.memmap(file, np.uint8, "w+", shape=shape))

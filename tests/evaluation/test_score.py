@@ -92,7 +92,7 @@ def test_validation_alone_reads_no_test_image(
 ) -> None:
     metrics = score(a_trainer(), model, datamodule, splits=("val",))
     results = describe(model, datamodule, metrics)
-    assert set(metrics) == {"Accuracy/val", "Loss/val"}
+    assert set(metrics) == {"Accuracy/val", "Loss/val", "MacroAccuracy/val"}
     assert datamodule.test is None
     assert (results.num_val, results.num_test) == (12, 0)
 
