@@ -47,7 +47,7 @@ def weights(tmp_path: Path) -> Path:
 
 def model_of(num_classes: int = 3, **options: Any) -> ImageClassifier:
     torch.manual_seed(2)
-    return ImageClassifier(classes=[f"class {i}" for i in range(num_classes)], net=NET, lr=0.1, **options)  # type: ignore[arg-type]
+    return ImageClassifier(classes=[f"class {i}" for i in range(num_classes)], net=NET, lr=0.1, **options)
 
 
 class Bodies(Callback):
@@ -73,7 +73,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_what_fits_is_loaded_from_each_kind_of_file(kind: str, tmp_path: Path) -> None:
     source, model = model_of(5), model_of(3)
     with torch.no_grad():
-        source.net.head.weight.fill_(9)  # type: ignore[union-attr]
+        source.net.head.weight.fill_(9)  # type: ignore[union-attr,operator]
         source.net.stages[1].norms[0].bias.fill_(7)  # type: ignore[union-attr,index]
     path = tmp_path / "weights.pt"
     if kind == "safetensors":
