@@ -25,20 +25,20 @@ class FineTuning(Predictor):
 
     Attributes:
         std: Standard deviation of each colour channel.
-        weights: The file that the next training starts from; None without one, and once weights are loaded.
+        is_new: Whether the weights are the initial ones; a training then starts with all of the above.
         body: The parameters that are frozen, at first or for good.
     """
 
     std: Tensor
-    weights: str | None
+    is_new: bool = True
     body: Sequence[nn.Parameter] = ()
 
     def start_from(self, weights: str | None, freeze: Freeze, freeze_epochs: int) -> None:
-        """Note the weights that a training starts from, and the body if it is frozen."""
+        """Check the options of the start, and note the body if it is frozen."""
         require("freeze", freeze, freeze in get_args(Freeze), f"one of {', '.join(get_args(Freeze))}")
         require("freeze_epochs", freeze_epochs, freeze_epochs >= 0, "at least 0")
         require("freeze_epochs", freeze_epochs, freeze == "none" or freeze_epochs == 0, "0 beside a `freeze` of body")
-        self.weights, options = weights, self.hparams["net"]["init_args"]
+        options = self.hparams["net"]["init_args"]
         if freeze == "none" and freeze_epochs == 0:
             return
         if not (weights or options.get("weights") or options.get("pretrained")):
@@ -50,24 +50,27 @@ class FineTuning(Predictor):
             self._freeze(True)
 
     def setup(self, stage: str) -> None:
-        """Check the network, and show some training images to one with data-dependent initialisation."""
+        """Check the network, and show some training images to a new one with data-dependent initialisation."""
         self.check_network()
-        if stage == "fit" and isinstance(self.net, Network) and type(self.net).prepare is not Network.prepare:
+        if stage != "fit" or not self.is_new or not isinstance(self.net, Network):
+            return
+        if type(self.net).prepare is not Network.prepare:
             with torch.no_grad():
                 mean, std = self.mean.cpu(), self.get_buffer("std").cpu()
                 self.net.prepare((training_images(self.trainer) - mean) / std)
 
     def on_fit_start(self) -> None:
-        """Load the weights that the network starts from, if no checkpoint gave some."""
-        if isinstance(self.net, Network) and not self.trainer.ckpt_path:
-            load_once(self.net, self.trainer)
+        """Load the weights that a new network starts from; one of a checkpoint, or of an earlier training, has some."""
         wrapped = self.trainer.strategy.model
         if self.hparams["freeze_epochs"] and isinstance(wrapped, DistributedDataParallel):
             expected = "ddp_find_unused_parameters_true, because `freeze_epochs` changes what is trained"
             require("strategy", type(self.trainer.strategy).__name__, wrapped.find_unused_parameters, expected)
-        if self.weights is not None:
-            rank_zero_info(load_matching(self, Path(self.weights)))
-            self.weights = None
+        if self.is_new and not self.trainer.ckpt_path:
+            if isinstance(self.net, Network):
+                load_once(self.net, self.trainer)
+            if (weights := self.hparams["weights"]) is not None:
+                rank_zero_info(load_matching(self, Path(weights)))
+        self.is_new = False
 
     def on_train_epoch_start(self) -> None:
         """Freeze the body, or train all from here on."""

@@ -23,7 +23,7 @@ COMMANDS = {
     "demo": ("cifar_lit.commands.demo", "classify images in the browser"),
     "export": ("cifar_lit.commands.export", "write the model as ONNX, torch.export or safetensors"),
     "sweep": ("cifar_lit.commands.sweep", "search for hyper-parameters, judged on validation"),
-    "download": ("cifar_lit.commands.download", "download CIFAR-10 or CIFAR-100, and nothing else"),
+    "download": ("cifar_lit.commands.download", "download a dataset, and nothing else"),
     "ladder": ("cifar_lit.commands.ladder", "train from the tutorial's settings to the best, one idea at a time"),
     "paired": ("cifar_lit.commands.paired", "train two settings with equal seeds: what the second adds"),
 }

@@ -155,7 +155,7 @@ class ImageClassifier(FineTuning):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse non-finite weights; become float64 before those are restored, not, as the Trainer does, after it."""
-        self.weights, weights = None, checkpoint["state_dict"]  # the file that the training started from is not needed
+        self.is_new, weights = False, checkpoint["state_dict"]
         if name := first_nonfinite((name, weights.get(name)) for name, _ in self.named_parameters()):
             raise UserError(f"the checkpoint is unusable: {name} has non-finite values, because its training diverged")
         if self._trainer is not None and self.trainer.precision == "64-true":

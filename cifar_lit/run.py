@@ -99,7 +99,7 @@ class Run:
         except RuntimeError as error:  # what torch says of missing and surplus names, and of other shapes
             raise UserError(f"{self.file} does not match its network: {' '.join(str(error).split())}") from error
         self.check_finite(model)
-        model.weights = None  # it has some
+        model.is_new = False
         return model.eval()
 
     def datamodule(self, **overrides: Any) -> CIFAR10DataModule:

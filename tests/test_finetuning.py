@@ -158,6 +158,20 @@ def test_a_frozen_body_stays_and_the_head_learns(data: CIFAR10DataModule, weight
     assert [len(group["params"]) for group in optimizer.param_groups] == [1, 0]
 
 
+def test_a_further_training_keeps_what_an_earlier_one_or_a_checkpoint_gave(
+    data: CIFAR10DataModule, weights: Path
+) -> None:
+    model = model_of(weights=str(weights))
+    quiet_trainer(max_epochs=1).fit(model, datamodule=data)
+    weights.unlink()
+    model.net.whiten.weight.data.fill_(0.5)  # type: ignore[union-attr]
+    quiet_trainer(max_epochs=1).fit(model, datamodule=data)
+    assert (model.net.whiten.weight == 0.5).all()  # type: ignore[union-attr]
+    loaded = model_of(weights=str(weights))
+    loaded.on_load_checkpoint({"state_dict": model.state_dict()})
+    quiet_trainer(max_epochs=1).fit(loaded, datamodule=data)
+
+
 def test_a_body_is_frozen_for_some_epochs(data: CIFAR10DataModule, weights: Path) -> None:
     bodies, model = Bodies(), model_of(weights=str(weights), freeze_epochs=1, muon_lr=0.1, momentum=0.5)
     trainer = quiet_trainer(max_epochs=2, callbacks=bodies)
@@ -238,6 +252,7 @@ def test_a_run_is_given_by_its_folder(run: str, tiny_args: list[str], caplog: py
     assert f"weights of {BEST}: 10 of 10 tensors, 100 % of the parameters\n" in caplog.text
     new = Run("lightning_logs/version_1")
     assert new.config["model"]["weights"] == new.model_options["weights"] == str(BEST)
+    assert not new.model().is_new  # in Python, it trains on from its own
 
 
 def test_weights_that_are_not_there_are_refused_before_the_data_is_read(refused: Refused) -> None:

@@ -12,6 +12,7 @@ from cifar_lit.datamodule import CIFAR10DataModule
 EXAMPLES = """
 cifar-lit download
 cifar-lit download --data.source cifar100 --data.root data
+cifar-lit download --data.source torchvision --data.dataset FashionMNIST
 """
 
 
@@ -39,6 +40,7 @@ def _parser() -> CommandParser:
     )
     default = argparse.SUPPRESS
     parser.add_argument("--data.source", default=default, choices=get_args(SourceName), help="which (default: cifar10)")
+    parser.add_argument("--data.dataset", default=default, metavar="NAME", help="for torchvision, which dataset")
     parser.add_argument("--data.root", default=default, metavar="ROOT", help="the folder for it (default: data)")
     parser.add_argument("--data.mirror", default=default, metavar="URL", help="a URL of the archive, to try first")
     return parser

@@ -130,7 +130,7 @@ class Sweep:
             self.study.optimize(self._run_trial, n_trials=1)
 
     def _run_trial(self, trial: Any) -> float:
-        """Fit with the trial's values; return the best of what the fit monitors, which is the validation accuracy."""
+        """Fit with the trial's values; return the best of what the fit monitors, of a loss the negative."""
         trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
         values = {name: suggest(trial) for name, suggest in self.ranges.items()}
         tried = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from cifar_lit.callbacks.best import MONITORED
 from cifar_lit.callbacks.nonfinite import DivergedError
 from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.cli.filters import filter_logs, without_notices
@@ -59,9 +60,10 @@ def train(args: Sequence[str], *, val_images: str | None, save: Path | None) -> 
     """
     watch = Watch(val_images)
     own = [*TRIAL_OPTIONS, "--trainer.devices=1", "--trainer.limit_val_batches=0"]  # validated once, at the end
+    unused = f"--checkpoint.monitor={MONITORED[0]}"  # a file of settings may name another, which needs validation
     try:
         with without_notices():
-            fit([*own, *args], pruner=watch)
+            fit([*own, *args, unused], pruner=watch)
             row = watch.result()
         if save:
             save.parent.mkdir(exist_ok=True)

@@ -212,7 +212,7 @@ def check_values(images: Tensor) -> None:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Resize images ``(N, 3, height, width)``, floating point, to a square: bilinear with antialiasing."""
+    """Resize images ``(N, 3, height, width)``, of any dtype, to a square: bilinear with antialiasing."""
     if images.shape[-1] == size:
         return images
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)

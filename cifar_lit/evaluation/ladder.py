@@ -27,7 +27,7 @@ class Step:
         accuracies: On validation, by seed; without runs that diverged.
         num_diverged: How many diverged.
         seconds: Of training, the median of the runs.
-        multiplications: Of a training.
+        multiplications: Of a training, the median; NaN where they could not be counted.
         tests: On the test images, by seed; where they were scored.
     """
 
@@ -45,13 +45,14 @@ class Step:
     ) -> "Step":
         """Collect the rows of a step, and those of the test of its weights."""
         done = [row for row in rows if row["accuracy"] is not None]
+        products = [row["multiplications"] for row in done if row["multiplications"] is not None]
         return cls(
             number,
             title,
             {row["seed"]: row["accuracy"] for row in done},
             len(rows) - len(done),
             statistics.median(row["seconds"] for row in done) if done else math.nan,
-            statistics.median(row["multiplications"] for row in done) if done else math.nan,
+            statistics.median(products) if products else math.nan,
             {row["seed"]: row["accuracy"] for row in tests},
         )
 

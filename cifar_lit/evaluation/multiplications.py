@@ -26,9 +26,10 @@ def count_multiplications(model: ImageClassifier, num_images: Mapping[int, int],
         num_steps: How many steps the optimizer made.
 
     Returns:
-        Their number; None for a size that is not known (0), and for a network that does not run on torch's meta device.
+        Their number; None for a size that is not known (0), for a body that was frozen in some of the epochs, and for a
+        network that does not run on torch's meta device.
     """
-    if not all(num_images):
+    if not all(num_images) or model.hparams["freeze_epochs"]:
         return None
     try:
         return _count(model, num_images, num_steps)

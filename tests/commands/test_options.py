@@ -73,6 +73,7 @@ ROWS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     },
     "download": {
         "--data.source": (("synthetic",), ("", "imagenet")),
+        "--data.dataset": ((), ("", "MNIST")),  # which needs --data.source torchvision
         "--data.root": (("data",), ("", "\0", "{root}/tiny", "{root}/tiny/train/dark/1.png")),
         "--data.mirror": (("https://mirror.example/",), ("", "\0")),
     },

@@ -22,7 +22,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_pairs_of_seeds_make_a_difference_with_its_interval(
     tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["paired", "--first", "--model.lr=1e-9", "--second", "--data.val_size 0 --model.lr=1e-8", *tiny]
+    Path("mine.yaml").write_text("checkpoint: {monitor: Loss/val}\nmodel: {lr: 1e-9}\n")
+    command = ["paired", "--first", "--config=mine.yaml", "--second", "--data.val_size 0 --model.lr=1e-8", *tiny]
     assert main(command) == 0
     printed = capsys.readouterr().out
     (file,) = Path("lightning_logs").glob("paired_*/runs.jsonl")
@@ -68,6 +69,7 @@ def test_the_verdict_says_no_more_than_the_interval(estimate: Estimate, expected
         ("--seed_everything 3", [], "--second has --seed_everything, which is not an option of paired: give --seeds"),
         ("--model.lr '0.1", [], "--second is --model.lr '0.1: No closing quotation"),
         ("--model.lr 0.1", ["--seed_everything=3"], "--seed_everything, which is not an option of paired"),
+        ("--checkpoint.monitor Loss/val", [], "not an option of paired: a run is judged by its last epoch"),
         ("tuned", [], "--second is tuned: must be options of fit, as '--recipe tuned'"),
         ("--data.root elsewhere", [], "--second has --data.root, which is the same for both settings"),
     ],

@@ -63,6 +63,11 @@ def known() -> set[str]:
     return set(str(raised.value).partition("must be one of ")[2].split(", "))
 
 
+def test_one_is_downloaded_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["download", "--data.source", "torchvision", "--data.dataset", "Toy"]) == 0
+    assert capsys.readouterr().out == f"Toy is in {ROOT.resolve()}\n"
+
+
 def test_the_sets_with_classes_are_found_and_no_others() -> None:
     found = known()
     assert found >= {

@@ -39,6 +39,15 @@ def card_of(folder: Path, classes: list[str], data: dict[str, Any], results: Res
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_card_names_the_dataset(tmp_path: Path) -> None:
+    results = make_results(**{"Accuracy/test": 0.75})
+    hub = {"name": "CIFAR-100", "type": "uoft-cs/cifar100", "split": "test"}
+    metadata = yaml.safe_load(card_of(tmp_path, list("abc"), {"source": "cifar100"}, results).split("---")[1])
+    assert (metadata["model-index"][0]["results"][0]["dataset"], metadata["datasets"]) == (hub, ["uoft-cs/cifar100"])
+    card = card_of(tmp_path, list("abc"), {"source": "torchvision", "dataset": "EMNIST/letters"}, results)
+    assert "# TutorialCNN on EMNIST/letters\n" in card
+
+
 def test_the_card_of_a_run_is_what_the_hub_reads(run: str) -> None:
     assert main(["export", str(RUN), "--to", "safetensors"]) == 0
     card = (FOLDER / "README.md").read_text()

@@ -50,6 +50,12 @@ def test_the_table() -> None:
     assert table.endswith("|\n\na note\n")
 
 
+def test_what_was_not_counted_is_left_out() -> None:
+    rows = [{"seed": 0, "accuracy": 0.5, "seconds": 10.0, "multiplications": None}]
+    lines = format_ladder([Step.of(0, "Own", rows, [])]).splitlines()
+    assert lines[1].split() == ["0", "Own", "50.00", "10"]
+
+
 def test_differences_are_those_of_equal_seeds() -> None:
     first, second, third, lost = differences(STEPS)
     assert first is None

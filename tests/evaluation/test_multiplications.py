@@ -31,3 +31,8 @@ def test_sizes_and_the_steps_of_muon() -> None:
     step = 3 * (8 * 27 * 8 + 8**3 + 8 * 8 * 27)
     assert count_multiplications(model, {16: 100, 32: 40}, num_steps=7) == 100 * images(16) + 40 * images(32) + 7 * step
     assert isinstance(model.net, ConvNet)
+
+
+def test_a_body_that_was_frozen_at_first_makes_no_number() -> None:
+    model = ImageClassifier(classes=CLASSES, weights="some.pt", freeze_epochs=1)
+    assert count_multiplications(model, {32: 1000}, num_steps=16) is None

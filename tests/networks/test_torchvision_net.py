@@ -4,6 +4,7 @@ import ast
 import functools
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -175,10 +176,14 @@ def test_a_new_training_reads_the_weights_and_what_it_leaves_needs_them_no_more(
     assert (code, "error: --model.net.name is resnet19: must be" in line) == (2, True)
 
 
-def test_a_model_is_built_without_its_file() -> None:
+def test_a_model_is_built_without_its_file_and_goes_on_without_it() -> None:
     net = functools.partial(TorchvisionNet, name=SHUFFLE, weights="gone.pt")
     options = ImageClassifier(classes=["a", "b"], net=net).hparams["net"]["init_args"]
     assert options == {"name": SHUFFLE, "weights": "gone.pt"}
+    model = ImageClassifier(classes=["a", "b"], net=net)
+    model.is_new = False
+    model._trainer = SimpleNamespace(ckpt_path=None, local_rank=0, strategy=SimpleNamespace(model=None))  # type: ignore[assignment]
+    model.on_fit_start()
 
 
 def test_torchvision_is_imported_inside_functions_alone() -> None:
