@@ -20,7 +20,7 @@ from cifar_lit.schema import parse_yaml, read_yaml
 
 ROWS, TESTS, SETTINGS, WEIGHTS, LOCKS = "runs.jsonl", "test.jsonl", "settings.json", "weights", ".locks"
 MEASURED = ("seconds", "multiplications", "epochs", "num_val")
-"""Numbers of each row of a run that has an accuracy."""
+"""Numbers of each row of a run that has an accuracy; the multiplications may be null, where they are not known."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,8 @@ def _is_row(row: Any, measured: Collection[str]) -> bool:
         return False
     if row.get("accuracy", "") is None:
         return not isinstance(row.get("device"), dict | list)
-    numbers = [row.get(name) for name in ("accuracy", *measured)]
+    is_known = row.get("multiplications", 0) is not None
+    numbers = [row.get(name) for name in ("accuracy", *measured) if is_known or name != "multiplications"]
     return all(type(number) in (int, float) and math.isfinite(float(number or 0)) for number in numbers)
 
 

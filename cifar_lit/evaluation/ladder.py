@@ -171,9 +171,10 @@ def _plot_accuracies(axes: Axes, steps: Sequence[Step]) -> None:
 
 
 def _plot_costs(axes: Axes, values: Sequence[float], title: str) -> None:
-    axes.barh(range(len(values)), values, height=0.55, color=COST)
-    largest = max(values, default=1)
-    for place, value in enumerate(values):
+    known = {place: value for place, value in enumerate(values) if not math.isnan(value)}
+    axes.barh(list(known), list(known.values()), height=0.55, color=COST)
+    largest = max(known.values(), default=1)
+    for place, value in known.items():
         axes.annotate(f" {value:,.{0 if value >= 10 else 1}f}", (value, place), fontsize=8, color=INK, va="center")
     axes.set_xlim(0, 1.3 * largest)
     axes.set_xticks([])

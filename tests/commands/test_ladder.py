@@ -219,6 +219,13 @@ def test_a_folder_of_somebody_else_is_only_data(folder: Path, refused: Refused) 
     assert "--to is to: test.jsonl in it is a link" in line
 
 
+def test_a_run_whose_multiplications_are_not_known_is_one(tmp_path: Path) -> None:
+    experiment = Experiment(tmp_path, [], [])
+    row = {"setting": "a", "seed": 0, "accuracy": 0.5, "seconds": 1, "multiplications": None, "epochs": 1, "num_val": 9}
+    (tmp_path / "runs.jsonl").write_text(json.dumps(row) + "\n")
+    assert experiment.rows() == [row]
+
+
 def test_numbers() -> None:
     assert parse_numbers("steps", "0-2, 7,1,9-8") == [0, 1, 2, 7, 9, 8]
     for text in ("", "a", "1-", "-1", "1,,2", "1.5", "99999999999", "0-4000000000", "1" * 5000):

@@ -52,8 +52,9 @@ def test_the_table() -> None:
 
 def test_what_was_not_counted_is_left_out() -> None:
     rows = [{"seed": 0, "accuracy": 0.5, "seconds": 10.0, "multiplications": None}]
-    lines = format_ladder([Step.of(0, "Own", rows, [])]).splitlines()
-    assert lines[1].split() == ["0", "Own", "50.00", "10"]
+    steps = [Step.of(0, "Own", rows, [])]
+    assert format_ladder(steps).splitlines()[1].split() == ["0", "Own", "50.00", "10"]
+    assert plot_ladder(steps, title="a title")
 
 
 def test_differences_are_those_of_equal_seeds() -> None:
