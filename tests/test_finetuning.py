@@ -164,9 +164,9 @@ def test_a_further_training_keeps_what_an_earlier_one_or_a_checkpoint_gave(
     model = model_of(weights=str(weights))
     quiet_trainer(max_epochs=1).fit(model, datamodule=data)
     weights.unlink()
-    model.net.whiten.weight.data.fill_(0.5)  # type: ignore[union-attr]
+    model.get_parameter("net.whiten.weight").data.fill_(0.5)
     quiet_trainer(max_epochs=1).fit(model, datamodule=data)
-    assert (model.net.whiten.weight == 0.5).all()  # type: ignore[union-attr]
+    assert (model.get_parameter("net.whiten.weight") == 0.5).all()
     loaded = model_of(weights=str(weights))
     loaded.on_load_checkpoint({"state_dict": model.state_dict()})
     quiet_trainer(max_epochs=1).fit(loaded, datamodule=data)
