@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cifar_lit.commands.trial import Row, as_options, score_test, train
+from cifar_lit.commands.trial import Row, as_options, check, score_test, train
 from cifar_lit.errors import UserError
 from cifar_lit.files import printable, write_atomic
 from cifar_lit.recipes import RECIPES
@@ -116,6 +116,10 @@ class Experiment:
 
     def run(self) -> None:
         """Do the runs that nobody has done or does, seed by seed, so that early rows already make pairs."""
+        done = self._done(ROWS)
+        left = {setting.name: setting for setting, seed in self.jobs if (setting.name, seed) not in done}
+        for setting in left.values() if len(left) > 1 else ():
+            check([*setting.args, *as_options(self.machine)])  # before the first is trained, perhaps for hours
         while any(self._try(ROWS, self._train, *job) for job in self.jobs):
             pass  # from the first one again: another process may have died, and left its run
 

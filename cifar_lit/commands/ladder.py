@@ -29,7 +29,7 @@ INSTEAD = {
     "trainer.max_epochs": "give --epochs",
     "recipe": "each step has its own settings: give --steps",
     "ckpt_path": "the same command resumes",
-    "checkpoint.monitor": "a run is judged by its last epoch",
+    "checkpoint.monitor": "a run is judged by the accuracy of its last epoch",
     **dict.fromkeys(
         ("trainer.devices", "trainer.num_nodes", "trainer.strategy"),
         "a run takes one device, and several processes with the same command share the runs",

@@ -11,6 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from cifar_lit.callbacks.best import MONITORED
 from cifar_lit.callbacks.nonfinite import DivergedError
 from cifar_lit.callbacks.throughput import Throughput
+from cifar_lit.cli.arguments import FitCLI, with_config
+from cifar_lit.cli.config import expand_homes
 from cifar_lit.cli.filters import filter_logs, without_notices
 from cifar_lit.cli.fit import fit
 from cifar_lit.cli.trainer import make_trainer
@@ -46,6 +48,13 @@ def machine_options(options: argparse.Namespace) -> dict[str, str]:
 
 def as_options(values: Mapping[str, Any]) -> list[str]:
     return [f"--{name}={value}" for name, value in values.items()]
+
+
+def check(args: Sequence[str]) -> None:
+    """Refuse the options of a run that ``fit`` would refuse; the images are not read."""
+    filter_logs()
+    with without_notices():
+        FitCLI(with_config(expand_homes([*TRIAL_OPTIONS, *args])))
 
 
 def train(args: Sequence[str], *, val_images: str | None, save: Path | None) -> Row:

@@ -166,6 +166,7 @@ def test_other_settings_are_not_mixed_in(folder: Path, refused: Refused) -> None
     [
         (["--seed_everything", "3"], "--seed_everything is not an option of ladder: give --seeds"),
         (["--trainer.max_epochs=3"], "give --epochs"),
+        (["--checkpoint.monitor", "Loss/val"], "a run is judged by the accuracy of its last epoch"),
         (["--trainer.devices", "2"], "a run takes one device"),
         (["--steps", "0-99"], f"--steps is 0-99: must be numbers from 0 to {len(LADDER) - 1}, as 0-3,7"),
         (["--data.val_size", "0"], "--data.val_size: the runs are judged on validation"),

@@ -40,6 +40,17 @@ def test_pairs_of_seeds_make_a_difference_with_its_interval(
     assert " seed 0 " not in capsys.readouterr().out
 
 
+def test_what_a_file_says_of_the_best_epoch_does_not_count(tiny: list[str]) -> None:
+    Path("mine.yaml").write_text("{checkpoint: {monitor: Loss/val}, model: {lr: 0.1}}")
+    assert main(["paired", "--second", "--config mine.yaml", *tiny, "--seeds", "1"]) == 0
+
+
+def test_both_settings_are_checked_before_one_is_trained(tiny: list[str], refused: Refused) -> None:
+    code, line = refused(["paired", "--second", "--data.mixup -1", *tiny])
+    assert (code, "--data.mixup is -1.0: must be 0" in line) == (2, True)
+    assert not list(Path().rglob("runs.jsonl"))
+
+
 def test_a_run_that_diverges_is_counted_and_makes_no_pair(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["paired", "--second", "--model.lr=1e30", *tiny, "--seeds", "1"]) == 0
     printed = capsys.readouterr().out
