@@ -1,6 +1,5 @@
 """Weights of the classes in the training loss, for classes of different size."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ def check_class_weights(given: Any, num_classes: int) -> Any:
         weights = []
     expected = f"balanced, or a number for each of the {num_classes} classes, in their order"
     require("class_weights", given, len(weights) == num_classes, expected)
-    require("class_weights", weights, all(0 < weight < math.inf for weight in weights), "finite numbers above 0")
+    require("class_weights", weights, all(1e-30 <= weight <= 1e30 for weight in weights), "from 1e-30 to 1e30")
     return weights
 
 

@@ -56,7 +56,10 @@ def test_balanced_counts_the_training_images_and_a_checkpoint_needs_none(tmp_pat
         loss_weights("balanced", data.classes, trainer)
 
 
-@pytest.mark.parametrize("given", [[1, 2], [1, 2, -3], [1, 2, 0], [1, 2, float("nan")], "balance", {"a": 1}, 3, [[1]]])
+@pytest.mark.parametrize(
+    "given",
+    [[1, 2], [1, 2, -3], [1, 2, 0], [1, 2, float("nan")], [1, 2, 1e-50], [1, 2, 1e39], "balance", {"a": 1}, 3, [[1]]],
+)
 def test_other_weights_are_refused_in_one_line(given: Any) -> None:
     with pytest.raises(UserError, match=r"^`class_weights` is .*: must be .*") as error:
         ImageClassifier(classes=TINY_CLASSES, class_weights=given)
