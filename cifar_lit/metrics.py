@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_confusion_matrix,
@@ -46,6 +47,14 @@ class ExactMetric(Metric):
             return state.to(device, torch.float32 if lacks_float64 else state.dtype)
 
         return super()._apply(move, exclude_state)
+
+
+class MacroAccuracy(MulticlassAccuracy):
+    """Mean of the accuracies of the classes that have images; torchmetrics' has a 0 for others that are predicted."""
+
+    def compute(self) -> Tensor:  # noqa: D102
+        found, _, _, missed = self._final_state()
+        return (found / (found + missed))[found + missed > 0].mean()
 
 
 class MeanLoss(ExactMetric):
@@ -125,7 +134,7 @@ class Predictions:
             "Loss/test": float(F.nll_loss(self.log_probs.double(), labels)),
             "Accuracy/test": num_correct / len(labels),
             "AccuracyInterval/test": list(wilson_interval(num_correct, len(labels))),
-            "MacroAccuracy/test": float(multiclass_accuracy(predicted, labels, size, average="macro")),
+            "MacroAccuracy/test": float(MacroAccuracy(size)(predicted, labels)),
             "CalibrationError/test": calibration_error(self.confidence, self.correct),
             "Confusion/test": multiclass_confusion_matrix(predicted, labels, size).tolist(),
         }

@@ -19,7 +19,7 @@ from cifar_lit.data.options import check_image_size, scaled
 from cifar_lit.errors import UserError, require
 from cifar_lit.finetuning import FineTuning, Freeze
 from cifar_lit.loggers import log_metrics
-from cifar_lit.metrics import MeanLoss, PredictionCollector, Predictions
+from cifar_lit.metrics import MacroAccuracy, MeanLoss, PredictionCollector, Predictions
 from cifar_lit.networks import NetworkFactory, TutorialCNN, build_network, describe_network, lay_out
 from cifar_lit.networks.tta import TTA, TTA_MODES, tta_logits
 from cifar_lit.optim import Schedule, accumulation, check_optimizer_options, fit_scheduler, make_optimizer, mean_factor
@@ -123,7 +123,7 @@ class ImageClassifier(FineTuning):
         self.train_loss, self.val_loss = MeanLoss(), MeanLoss()
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.val_accuracy = self.train_accuracy.clone()
-        self.val_macro = MulticlassAccuracy(num_classes, average="macro", validate_args=False)
+        self.val_macro = MacroAccuracy(num_classes, validate_args=False)
         self.num_val = 0
         self.test_predictions = PredictionCollector(num_classes)
         self.predictions: Predictions | None = None

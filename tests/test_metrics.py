@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from cifar_lit.metrics import (
+    MacroAccuracy,
     MeanLoss,
     PredictionCollector,
     Predictions,
@@ -43,6 +44,14 @@ def collect(logits: Tensor, labels: Tensor, **options: Any) -> Predictions:
     collector = PredictionCollector(logits.shape[1])
     collector.update(logits, labels, torch.arange(len(labels)), **options)
     return collector.predictions()
+
+
+def test_a_class_without_images_is_not_in_the_mean_of_the_classes() -> None:
+    logits, labels = torch.eye(3)[[0, 2, 1, 1]], torch.tensor([0, 0, 1, 1])
+    metric = MacroAccuracy(3)
+    metric.update(logits, labels)
+    assert metric.compute() == 0.75
+    assert collect(logits, labels).metrics(CLASSES)["MacroAccuracy/test"] == 0.75
 
 
 def test_the_metrics_are_those_counted_by_hand(predictions: Predictions) -> None:
