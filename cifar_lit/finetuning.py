@@ -1,6 +1,6 @@
 """How a training starts: data-dependent initialisation, the weights of another training, and what is frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -68,6 +68,8 @@ class FineTuning(Predictor):
         if self.is_new and not self.trainer.ckpt_path:
             if isinstance(self.net, Network):
                 load_once(self.net, self.trainer)
+                if self.hparams["weights"] is None:
+                    _check_body(self, self.net.initialised, "the network's weights have")
             if (weights := self.hparams["weights"]) is not None:
                 rank_zero_info(load_matching(self, Path(weights)))
         self.is_new = False
@@ -123,12 +125,22 @@ def load_matching(model: FineTuning, path: Path) -> str:
         raise UserError(f"`weights` is {path}, and its {name} has non-finite values: give those of another training")
     model.net.load_state_dict(found, strict=False)
     others = [name for name in own if name not in found]
+    _check_body(model, others, f"`weights` {path} has")
     text = f"weights of {path}: {counts}" + (f"; initialised: {', '.join(others[:3])}" if others else "")
     text += f" and {len(others) - 3} more" if len(others) > 3 else ""
     for name in ("mean", "std") if is_ours else ():
         then, now = ([round(x, 4) for x in part.flatten().tolist()] for part in (saved[name], getattr(model, name)))
         text += f"; their training had {name} {then}, and this one has {now}" if then != now else ""
     return text
+
+
+def _check_body(model: FineTuning, initialised: Collection[str], origin: str) -> None:
+    """Refuse to freeze for good what was initialised at random."""
+    frozen = {id(parameter) for parameter in model.body} if model.hparams["freeze"] == "body" else set()
+    for name, parameter in model.net.named_parameters():
+        if name in initialised and id(parameter) in frozen:
+            problem = f"`freeze` is body, and {origin} no {name} that fits, which would stay random"
+            raise UserError(f"{problem}: give `freeze_epochs` instead")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Training that starts from weights: what is loaded, what is frozen, and that a run which resumes needs no file."""
 
+import contextlib
 import functools
 import os
 import shutil
@@ -17,7 +18,7 @@ from cifar_lit.errors import UserError
 from cifar_lit.finetuning import head_of, load_matching
 from cifar_lit.main import main
 from cifar_lit.module import ImageClassifier
-from cifar_lit.networks import FastCNN, TutorialCNN
+from cifar_lit.networks import FastCNN, TorchvisionNet, TutorialCNN
 from cifar_lit.optim import Muon
 from cifar_lit.run import Run
 from tests.helpers.networks import WideNet
@@ -170,6 +171,27 @@ def test_a_further_training_keeps_what_an_earlier_one_or_a_checkpoint_gave(
     loaded = model_of(weights=str(weights))
     loaded.on_load_checkpoint({"state_dict": model.state_dict()})
     quiet_trainer(max_epochs=1).fit(loaded, datamodule=data)
+
+
+def test_what_would_stay_random_is_not_frozen(weights: Path) -> None:
+    load_matching(model_of(3, weights=str(weights), freeze="body"), weights)  # all but the head
+    name = "stages.stage1.norms.0.bias"
+    torch.save({key: part for key, part in torch.load(weights).items() if key != name}, weights)
+    with pytest.raises(UserError, match=rf"`freeze` is body, and `weights` .* has no {name} that fits"):
+        load_matching(model_of(3, weights=str(weights), freeze="body"), weights)
+    load_matching(model_of(3, weights=str(weights), freeze_epochs=1), weights)
+
+
+def test_a_new_stem_is_not_frozen(data: CIFAR10DataModule) -> None:
+    name = "squeezenet1_0"
+    torch.save(TorchvisionNet(7, name=name).model.state_dict(), "start.pt")
+    for small_stem in (False, True):
+        net = functools.partial(TorchvisionNet, name=name, weights="start.pt", small_stem=small_stem)
+        model = ImageClassifier(classes=data.classes, net=net, freeze="body")
+        with (
+            pytest.raises(UserError, match=r"no model\.features\.0\.weight") if small_stem else contextlib.nullcontext()
+        ):
+            quiet_trainer(max_steps=1, limit_val_batches=0).fit(model, datamodule=data)
 
 
 def test_a_body_is_frozen_for_some_epochs(data: CIFAR10DataModule, weights: Path) -> None:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -24,7 +24,12 @@ class Network(nn.Module):
     classes, and one that has ``image_size`` the height and width of the images. Its other arguments are options of
     plain types (numbers, strings, lists of these). They are saved in the checkpoint, and the network is built from them
     again.
+
+    Attributes:
+        initialised: Names of the parameters that ``load_weights`` left initialised at random.
     """
+
+    initialised: Sequence[str] = ()
 
     def prepare(self, images: Tensor) -> None:
         """Initialise from training images, once before training (data-dependent initialisation); by default nothing.

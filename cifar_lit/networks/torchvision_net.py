@@ -67,7 +67,11 @@ class TorchvisionNet(Network):
         if "encoder.pos_embedding" in state and self.name.startswith("vit_"):
             from torchvision.models.vision_transformer import interpolate_embeddings
 
-            state = interpolate_embeddings(self.image_size, int(self.name[-2:]), state)
+            try:
+                state = interpolate_embeddings(self.image_size, int(self.name[-2:]), state)
+            except ValueError as error:
+                text = f"`net`.weights is {self.weights}: these are not of {self.name}: {error}"
+                raise UserError(text) from error
         new = [key for key, part in own.items() if key in state and state[key].shape != part.shape]
         for key in new:
             del state[key]
@@ -75,6 +79,7 @@ class TorchvisionNet(Network):
         odd = [key for key in (*missing, *unexpected) if key not in new and not key.lower().startswith("aux")]
         if odd or len(new) > 3:  # the weight and bias of the last layer, and the first filters
             raise UserError(f"`net`.weights is {self.weights}: these are not of {self.name}: {(odd or new)[0]} differs")
+        self.initialised = [f"model.{key}" for key in new]
         return f"{self.name}: {len(own) - len(new)} of {len(own)} tensors from {self.weights}" + (
             f"; at random: {', '.join(new)}" if new else ""
         )
@@ -92,7 +97,9 @@ def _check_names(name: str, weights: str | None) -> None:
     known = list(models.get_model_weights(name).__members__)
     if weights is not None and weights not in known and not Path(weights).suffix:
         near = suggest(weights, known)
-        raise UserError(f"`net`.weights is {weights:.60}: must be one of {', '.join(known)}, or a file{near}")
+        raise UserError(
+            f"`net`.weights is {weights:.60}: must be one of {', '.join(known)}, or a file with a suffix, as .pth{near}"
+        )
 
 
 def _size_option(name: str, size: int) -> dict[str, Any]:
@@ -134,6 +141,10 @@ class _WidthsOnCPU(TorchFunctionMode):
         return func(*args, **here | (kwargs or {}))
 
 
+def _is_dense(part: Tensor) -> bool:
+    return part.layout == torch.strided and part.device.type == "cpu" and not part.is_quantized
+
+
 def _read(name: str, weights: str) -> dict[str, Tensor]:
     from torchvision.models import get_model_weights
 
@@ -147,6 +158,9 @@ def _read(name: str, weights: str) -> dict[str, Tensor]:
         way_out = f"download {known[weights].url}, and give the file" if weights in known else "give another file"
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UserError(f"`net`.weights is {weights}, which cannot be read ({reason:.200}): {way_out}") from error
-    if not isinstance(state, dict) or not all(isinstance(part, Tensor) for part in state.values()):
+    items = state.items() if isinstance(state, dict) else [("", None)]
+    if not all(isinstance(key, str) and isinstance(part, Tensor) and _is_dense(part) for key, part in items):
         raise UserError(f"`net`.weights is {weights}: must hold a state_dict, names and tensors alone")
+    if odd := next((key for key, part in items if part.is_floating_point() and not part.isfinite().all()), None):
+        raise UserError(f"`net`.weights is {weights}, and its {odd} has non-finite values: give another file")
     return state

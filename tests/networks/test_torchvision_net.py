@@ -86,7 +86,10 @@ def test_a_small_stem_keeps_the_size_of_the_image() -> None:
         ),
         ({"name": "swin_t", "small_stem": True}, "swin_t does not begin with a strided convolution; leave it out"),
         ({"name": "vgg11", "small_stem": True}, "vgg11 does not begin with"),
-        ({"weights": "IMAGENET1K_V3"}, "weights is IMAGENET1K_V3: must be one of IMAGENET1K_V1, DEFAULT, or a file"),
+        (
+            {"weights": "IMAGENET1K_V3"},
+            "weights is IMAGENET1K_V3: must be one of IMAGENET1K_V1, DEFAULT, or a",
+        ),
     ],
 )
 def test_what_does_not_exist_is_refused(options: dict[str, Any], expected: str) -> None:
@@ -124,6 +127,8 @@ def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
         ({name: part for name, part in state.items() if "conv5" not in name}, "conv5.0.weight differs"),
         ({**state, "conv1.0.weight": torch.zeros(2), "conv5.0.weight": torch.zeros(2)}, "conv1.0.weight differs"),
         ({"model": state}, "must hold a state_dict, names and tensors alone"),
+        ({**state, "fc.bias": torch.full((1000,), torch.nan)}, "its fc.bias has non-finite values"),
+        ({**state, 1: torch.zeros(2)}, "must hold a state_dict, names and tensors alone"),
         (imagenet(), r"cannot be read \(UnpicklingError"),  # a pickle, which could run code
     ):
         torch.save(content, file)
