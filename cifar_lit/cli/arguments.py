@@ -104,6 +104,9 @@ class FitCLI(LightningCLI):
     @property
     def names(self) -> dict[str, str]:
         names = option_names(self.parser._option_string_actions)
+        net = self.config["model"]["net"]
+        of_net = net.get("init_args") if isinstance(net, Namespace) else None
+        names = {**{name: f"--model.net.{name}" for name in (of_net.keys() if of_net else ())}, **names}
         return {**names, "seed": "--seed_everything", "trust": "--trust_run"}
 
     @property

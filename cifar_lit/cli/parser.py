@@ -108,6 +108,8 @@ def _of_name(message: str, options: Sequence[str]) -> str:
         return f"there is no --{found[1]}{'' if is_of_class else ', in a file either'}{hint}"
     if is_of_class and (found := re.fullmatch(r"the following arguments are required: (\w+).*", message)):
         return f"--{found[1]} has no default, and must be given"
+    if found := re.match(r'(?:argument (\S+) --> .*?|Linked ".*" must be given via "(.*?)")[:.]', message):
+        return f"--{found[1] or found[2]} is for the model, too: give that alone"
     if message.startswith("Unexpected config:"):
         return f"--config has no settings: must be a mapping, such as trainer: {{max_epochs: 3}}, and is{message[18:]}"
     if found := re.match(r'Parser key "(\w+)":\s+Unable to load config (.*)', message):

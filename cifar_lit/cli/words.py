@@ -173,7 +173,8 @@ def in_english(types: Iterable[str]) -> str:
     if choices:
         others = {"true or false": ("true", "false"), "null": ("null",)}
         choices += [choice for word in words for choice in others.get(word, ())]
-        return f"one of {', '.join(dict.fromkeys(choices))}"
+        left = [word for word in dict.fromkeys(words) if word not in others]
+        return " or ".join([f"one of {', '.join(dict.fromkeys(choices))}", *left])
     return " or ".join(dict.fromkeys(words))
 
 

@@ -123,3 +123,9 @@ def test_sizes_of_the_epochs_end_with_the_image_size() -> None:
     with pytest.raises(UserError, match=r"`image_sizes` is \[16, 24, 32\]: must be sizes .* as \[32, 48, 64\], or"):
         CIFAR10DataModule(source="synthetic", image_size=64, image_sizes=[16, 24, 32])
     assert CIFAR10DataModule(source="synthetic", image_sizes=[16, 24]).hparams["image_sizes"] == [16, 24]
+
+
+@pytest.mark.parametrize(("name", "value"), [("image_size", "64"), ("resize", "pad")])
+def test_what_model_and_data_share_is_given_once(name: str, value: str, refused: Refused) -> None:
+    code, line = refused(["fit", f"--model.{name}", value])
+    assert (code, f"error: --data.{name} is for the model, too: give that alone" in line) == (2, True)
