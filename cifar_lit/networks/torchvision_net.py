@@ -158,9 +158,10 @@ def _read(name: str, weights: str) -> dict[str, Tensor]:
         way_out = f"download {known[weights].url}, and give the file" if weights in known else "give another file"
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UserError(f"`net`.weights is {weights}, which cannot be read ({reason:.200}): {way_out}") from error
-    items = state.items() if isinstance(state, dict) else [("", None)]
+    saved: dict[str, Tensor] = state if isinstance(state, dict) else {"": None}
+    items = saved.items()
     if not all(isinstance(key, str) and isinstance(part, Tensor) and _is_dense(part) for key, part in items):
         raise UserError(f"`net`.weights is {weights}: must hold a state_dict, names and tensors alone")
     if odd := next((key for key, part in items if part.is_floating_point() and not part.isfinite().all()), None):
         raise UserError(f"`net`.weights is {weights}, and its {odd} has non-finite values: give another file")
-    return state
+    return saved

@@ -121,7 +121,7 @@ def test_weights_of_imagenet_are_loaded_but_for_the_head(hub: Path) -> None:
 def test_a_file_of_other_weights_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "weights.pt"
     net = TorchvisionNet(10, name=SHUFFLE, weights=str(file))
-    state = dict(imagenet().state_dict())
+    state: dict[Any, Any] = dict(imagenet().state_dict())
     for content, expected in (
         ({**state, "layer9.weight": torch.zeros(3)}, "not of shufflenet_v2_x0_5: layer9.weight differs"),
         ({name: part for name, part in state.items() if "conv5" not in name}, "conv5.0.weight differs"),
