@@ -158,7 +158,7 @@ def _read(name: str, weights: str) -> dict[str, Tensor]:
         way_out = f"download {known[weights].url}, and give the file" if weights in known else "give another file"
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UserError(f"`net`.weights is {weights}, which cannot be read ({reason:.200}): {way_out}") from error
-    saved: dict[str, Tensor] = state if isinstance(state, dict) else {"": None}
+    saved: dict[str, Any] = state if isinstance(state, dict) else {"": None}
     items = saved.items()
     if not all(isinstance(key, str) and isinstance(part, Tensor) and _is_dense(part) for key, part in items):
         raise UserError(f"`net`.weights is {weights}: must hold a state_dict, names and tensors alone")
