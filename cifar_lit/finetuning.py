@@ -118,7 +118,8 @@ def load_matching(model: FineTuning, path: Path) -> str:
     if share < 0.5:
         raise UserError(
             f"`weights` is {path}, of another network ({', '.join(list(saved_net)[:2]):.100}, ...): {counts} of "
-            f"{type(model.net).__name__} have their name and shape there: must be at least half"
+            f"{type(model.net).__name__} have their name and shape there: must be at least half; give "
+            "the `net` or `recipe` of their training"
         )
     checked = ((name, part) for name, part in found.items() if not first_nonfinite([("it", own[name])]))
     if name := first_nonfinite(checked):

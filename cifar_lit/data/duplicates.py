@@ -96,7 +96,8 @@ def check_copies(
     found = find_copies(*(Split(small(images), labels) for images, labels in (split, *known.values())))
     num_copies, num_exact, num_relabelled = (int(part.sum()) for part in (found.exact | found.near, *found[::2]))
     where = " or ".join(NAMES[other] for other in known)
-    texts = [f"{num_copies:,} are in {where}, too ({num_exact:,} exactly)"] * (num_copies > 0)
+    are = "is" if num_copies == 1 else "are"
+    texts = [f"{num_copies:,} {are} in {where}, too ({num_exact:,} exactly)"] * (num_copies > 0)
     if num_relabelled:
         names = ", ".join(source.classes[label] for label in sorted(set(split.labels[found.relabelled].tolist()))[:5])
         texts.append(f"{num_relabelled:,} have a copy in another class ({names})")

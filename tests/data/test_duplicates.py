@@ -102,10 +102,8 @@ def test_copies_of_own_images_are_counted_in_a_line_and_in_the_results(
     data = load(root)
     assert data.train is not None
     assert len(data.train.labels) == 64
-    train = (
-        "of 64 training images 1 are in validation, too (1 exactly) and 2 have a copy in another class (dark, green)"
-    )
-    test = "of 25 test images 1 are in training or validation, too (0 exactly)"
+    train = "of 64 training images 1 is in validation, too (1 exactly) and 2 have a copy in another class (dark, green)"
+    test = "of 25 test images 1 is in training or validation, too (0 exactly)"
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("of ")]
     assert lines == [f"{train}; --data.duplicates drop leaves them out", test]
     results = describe(ImageClassifier(classes=data.classes), data, {})
