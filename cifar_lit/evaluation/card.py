@@ -22,6 +22,8 @@ def write_card(folder: Path, model: ImageClassifier, data: Mapping[str, Any], re
     environment.filters["plain"] = plain_markdown
     settings = {name: getattr(results, name, None) for name in ("recipe", "seed", "epochs", "device", "versions")}
     settings |= {name: value for name, value in {**model.hparams, **data}.items() if name not in HIDDEN}
+    of_net = model.hparams["net"]["init_args"].items()
+    settings |= {f"net.{name}": value for name, value in of_net if name not in HIDDEN}
     card = environment.get_template("card.md.jinja").render(
         fingerprint=fingerprint(model),
         classes=model.classes,

@@ -141,7 +141,9 @@ class _WidthsOnCPU(TorchFunctionMode):
         return func(*args, **here | (kwargs or {}))
 
 
-def _is_dense(part: Tensor) -> bool:
+def _is_weight(name: object, part: object) -> bool:
+    if not (isinstance(name, str) and isinstance(part, Tensor)):
+        return False
     return part.layout == torch.strided and part.device.type == "cpu" and not part.is_quantized
 
 
@@ -158,10 +160,9 @@ def _read(name: str, weights: str) -> dict[str, Tensor]:
         way_out = f"download {known[weights].url}, and give the file" if weights in known else "give another file"
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UserError(f"`net`.weights is {weights}, which cannot be read ({reason:.200}): {way_out}") from error
-    saved: dict[str, Any] = state if isinstance(state, dict) else {"": None}
-    items = saved.items()
-    if not all(isinstance(key, str) and isinstance(part, Tensor) and _is_dense(part) for key, part in items):
+    if not isinstance(state, dict) or not all(map(_is_weight, state, state.values())):
         raise UserError(f"`net`.weights is {weights}: must hold a state_dict, names and tensors alone")
-    if odd := next((key for key, part in items if part.is_floating_point() and not part.isfinite().all()), None):
+    found: dict[str, Tensor] = dict(state)
+    if odd := next((key for key, part in found.items() if not part.isfinite().all()), None):
         raise UserError(f"`net`.weights is {weights}, and its {odd} has non-finite values: give another file")
-    return saved
+    return found

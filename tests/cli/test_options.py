@@ -171,3 +171,14 @@ def test_an_absurd_value_is_taken_or_refused_and_never_a_traceback(
         for value in values:
             line = workbench.refusal([f"{option}={value}"])  # any other error is raised
             assert len(line) < 400, line
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("--model.net ResNet18 --model.net.width 12", "--model.net.width is 12: must be a multiple of 8"),
+        ("--model.class_weights balance", "--model.class_weights is balance: must be one of balanced, null or a list"),
+    ],
+)
+def test_an_error_names_the_option_and_what_it_takes(options: str, expected: str, workbench: Workbench) -> None:
+    assert expected in workbench.refusal(options.split())

@@ -1,6 +1,7 @@
 """Model cards: what the Hub reads, code that runs, and what a card must not contain."""
 
 import contextlib
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from cifar_lit import ImageClassifier, Run
 from cifar_lit.evaluation.card import card_fingerprint, fingerprint, write_card
 from cifar_lit.main import main
+from cifar_lit.networks import ResNet18
 from cifar_lit.results import Results
 
 RUN = Path("lightning_logs/version_0")
@@ -149,3 +151,9 @@ def test_a_card_knows_its_model(tmp_path: Path) -> None:
     model, other = (ImageClassifier(classes=list("abc")) for _ in range(2))
     write_card(tmp_path, model, {}, None)
     assert card_fingerprint(tmp_path) == fingerprint(model) != fingerprint(other)
+
+
+def test_the_options_of_the_network_are_in_the_card(tmp_path: Path) -> None:
+    model = ImageClassifier(classes=["a", "b"], net=functools.partial(ResNet18, width=8))
+    write_card(tmp_path, model.eval(), {}, None)
+    assert "\n- net.width: 8\n" in (tmp_path / "README.md").read_text()
