@@ -80,7 +80,11 @@ def test_the_verdict_says_no_more_than_the_interval(estimate: Estimate, expected
         ("--seed_everything 3", [], "--second has --seed_everything, which is not an option of paired: give --seeds"),
         ("--model.lr '0.1", [], "--second is --model.lr '0.1: No closing quotation"),
         ("--model.lr 0.1", ["--seed_everything=3"], "--seed_everything, which is not an option of paired"),
-        ("--checkpoint.monitor Loss/val", [], "not an option of paired: a run is judged by its last epoch"),
+        (
+            "--checkpoint.monitor Loss/val",
+            [],
+            "not an option of paired: a run is judged by the accuracy of its last epoch",
+        ),
         ("tuned", [], "--second is tuned: must be options of fit, as '--recipe tuned'"),
         ("--data.root elsewhere", [], "--second has --data.root, which is the same for both settings"),
     ],
