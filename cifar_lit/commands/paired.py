@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -93,7 +94,9 @@ def _costs(rows: Sequence[Row]) -> str:
 def _verdict(difference: Estimate) -> str:
     """Say what the interval of the difference allows to say, and no more."""
     mean, half_width = difference
-    if not abs(mean) > half_width:  # also without an interval
+    if math.isnan(half_width):
+        return "Fewer than two pairs do not show which one is better: give more --seeds."
+    if abs(mean) <= half_width:
         return "The interval of the difference holds 0: so many pairs do not show which one is better."
     return f"The {NAMES[mean > 0]} setting is better: the interval of the difference does not hold 0."
 

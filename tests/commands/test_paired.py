@@ -64,7 +64,7 @@ def test_a_run_that_diverges_is_counted_and_makes_no_pair(tiny: list[str], capsy
         (Estimate(0.01, 0.005), "The second setting is better"),
         (Estimate(-0.01, 0.005), "The first setting is better"),
         (Estimate(0.01, 0.02), "do not show"),
-        (Estimate(0.01, float("nan")), "do not show"),
+        (Estimate(0.01, float("nan")), "Fewer than two pairs"),
     ],
 )
 def test_the_verdict_says_no_more_than_the_interval(estimate: Estimate, expected: str) -> None:
