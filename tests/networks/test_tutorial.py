@@ -1,10 +1,15 @@
 """The tutorial's network: both forms of the tutorial, sizes, learning."""
 
+import warnings
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from cifar_lit.networks import TutorialCNN
+from cifar_lit.networks import TutorialCNN, tutorial
 
 
 class Attributes(nn.Module):
@@ -92,3 +97,100 @@ def test_gradients_reach_every_parameter_and_it_overfits_32_images() -> None:
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
     assert torch.equal(net(images).argmax(1), labels)
+
+
+def logits_and_gradients(net: TutorialCNN, images: Tensor) -> list[Tensor]:
+    net.zero_grad()
+    logits = net(images)
+    F.cross_entropy(logits, torch.arange(len(images)) % 10).backward()  # type: ignore[no-untyped-call]
+    return [logits, *(parameter.grad for parameter in net.parameters() if parameter.grad is not None)]
+
+
+@pytest.fixture
+def avx2(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        pytest.skip("torch without oneDNN")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+
+
+@pytest.mark.parametrize(("size", "layout"), [(8, torch.contiguous_format), (33, torch.channels_last)])
+def test_a_training_step_in_the_blocked_layout_has_the_same_values(
+    size: int, layout: torch.memory_format, avx2: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = TutorialCNN(image_size=size).to(memory_format=layout)
+    images = torch.rand(5, 3, size, size).round(decimals=1).contiguous(memory_format=layout)  # with ties in the pools
+    assert tutorial.trains_blocked(net.layers, images)
+    blocked = logits_and_gradients(net, images)
+    monkeypatch.setattr(tutorial, "trains_blocked", lambda *_: False)
+    plain = logits_and_gradients(net, images)
+    assert len(blocked) == 11
+    for ours, torchs in zip(blocked, plain, strict=True):
+        assert not ours.is_mkldnn
+        torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-6)
+
+
+def with_a_hook(net: TutorialCNN, images: Tensor) -> Tensor:
+    means: list[Tensor] = []
+    hook = net.layers[2].register_forward_hook(lambda *args: means.append(args[2].mean()))
+    logits: Tensor = net(images)
+    hook.remove()
+    return logits + 0 * means[0]
+
+
+def with_anomaly_detection(net: TutorialCNN, images: Tensor) -> Tensor:
+    with torch.autograd.set_detect_anomaly(True):
+        logits: Tensor = net(images)
+        logits.sum().backward()  # type: ignore[no-untyped-call]
+    return logits
+
+
+def with_a_gradient_by_the_images(net: TutorialCNN, images: Tensor) -> Tensor:
+    images = images.clone().requires_grad_()
+    logits: Tensor = net(images)
+    (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    slope.square().sum().backward()  # type: ignore[no-untyped-call]
+    return logits
+
+
+def with_a_gradient_of_each_image(net: TutorialCNN, images: Tensor) -> Tensor:
+    def logit(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        output: Tensor = functional_call(net, parameters, image[None])
+        return output.sum()
+
+    vmap(grad(logit), in_dims=(None, 0))(dict(net.named_parameters()), images)
+    logits: Tensor = net(images)
+    return logits
+
+
+def without_onednn(net: TutorialCNN, images: Tensor) -> Tensor:
+    with warnings.catch_warnings(action="ignore"), torch.backends.mkldnn.flags(enabled=False):  # it warns of GPUs
+        logits: Tensor = net(images)
+    return logits
+
+
+def with_another_layer(net: TutorialCNN, images: Tensor) -> Tensor:
+    changed = TutorialCNN()
+    changed.layers.pool1 = nn.AvgPool2d(2)
+    assert not torch.equal(changed(images), net(images))
+    logits: Tensor = net(images)
+    return logits
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        with_a_hook,
+        with_anomaly_detection,
+        with_a_gradient_by_the_images,
+        with_a_gradient_of_each_image,
+        without_onednn,
+        with_another_layer,
+    ],
+)
+def test_what_looks_at_the_features_finds_ordinary_ones(
+    use: Callable[[TutorialCNN, Tensor], Tensor], avx2: None
+) -> None:
+    net, images = TutorialCNN(), torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        expected = net(images)
+    torch.testing.assert_close(use(net, images), expected, rtol=1e-5, atol=1e-6)
