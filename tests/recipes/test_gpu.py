@@ -55,5 +55,5 @@ def test_gpu94_has_the_rates_of_its_source() -> None:
     assert batch_size == 2000
     assert model["lr"] == pytest.approx(0.053 * batch_size)  # the losses of a batch are summed there
     assert model["lr"] * model["weight_decay"] == pytest.approx(2e-6 * batch_size, rel=0.01)
-    assert 0.67 / 0.053 == pytest.approx(HEAD_STD**-2, rel=0.02)
+    assert pytest.approx(HEAD_STD**-2, rel=0.02) == 0.67 / 0.053
     assert (model["muon_lr"], model["muon_momentum"], model["momentum"]) == (0.24, 0.6, 0.85)
