@@ -40,7 +40,11 @@ def main(args: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(args)
     data = Data(options.source, options.root, options.num_images)
     try:
-        if options.measure:
+        if options.gpu:
+            from cifar_lit.benchmarks.gpu import report  # which imports the command line of Lightning
+
+            report(data, options)
+        elif options.measure:
             print(json.dumps(MEASURES[options.measure](data)))
         else:
             _report(data, options)
@@ -168,6 +172,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=3, help="rounds, of which the median counts")
     parser.add_argument("--only", default=LETTERS, help="letters of what to measure; c includes g, the memory")
     parser.add_argument("--out", type=Path, default=Path("lightning_logs/bench"), help="folder for the results")
+    gpu = parser.add_argument_group("on a GPU")
+    gpu.add_argument("--gpu", action="store_true", help="smoke, variants of training and the recipes for a GPU instead")
+    gpu.add_argument("--minutes", type=float, default=9.0, help="for all stages; later ones are skipped")
+    gpu.add_argument(
+        "--device", default="cuda", choices=["cuda", "cpu"], help="cpu tries the stages, with --num_images 1000"
+    )
+    gpu.add_argument("--stage", help=argparse.SUPPRESS)
     parser.add_argument("--measure", choices=list(MEASURES), help=argparse.SUPPRESS)
     return parser
 
