@@ -46,10 +46,8 @@ class Summary:
     def cell(self, cost: str, others: Sequence["Summary"]) -> str:
         """Return a cost as text; bold where no record of these images is as accurate at no more of it."""
         rivals = [one for one in others if one.images == self.images and one.num_seeds >= RECORD_SEEDS]
-        better = [
-            one for one in rivals if one.accuracy.mean >= self.accuracy.mean and one.costs[cost] <= self.costs[cost]
-        ]
-        value = self.costs[cost]
+        value, mean = self.costs[cost], self.accuracy.mean
+        better = [one for one in rivals if one.accuracy.mean >= mean and one.costs[cost] <= value]
         text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
         return f"**{text}**" if better == [self] else text
 

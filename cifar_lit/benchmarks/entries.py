@@ -22,7 +22,7 @@ from cifar_lit.schema import leaves, read_bytes
 
 MIN_SEEDS = 3
 FIXED: dict[str, Any] = {
-    **{"trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"},
+    **{"trainer.accelerator": "cpu", "trainer.devices": "auto", "trainer.num_nodes": 1, "trainer.strategy": "auto"},
     **{"trainer.max_steps": -1, "trainer.max_time": None, "trainer.fast_dev_run": False},
     **{"trainer.limit_val_batches": 0, "trainer.limit_test_batches": None, "checkpoint.monitor": "Accuracy/val"},
     **{"trainer.logger": False, "trainer.enable_checkpointing": True, "report": False},
