@@ -47,7 +47,7 @@ class Images(NamedTuple):
 
 OFFICIAL = Images("official", 50_000, 10_000)
 KNOWN = {
-    "JPEG_SUM": Images("JPEG", 50_000, 5_000),
+    "dbfe801d2f0e3fb46059bbfecce3c65cf8c3e3aadf9b084914c0fa1d7e31ccbf": Images("JPEG", 50_000, 5_000),
     "37ec35366110c909bbd578ed430eb8fad33aca5d632e90a29f5b7c3eca6132f1": Images("synthetic", 25_000, 5_000),
 }
 """Images by their checksum. Those of the source cifar10 are official, too: ``fit`` verifies the MD5 of the archive."""
@@ -126,27 +126,34 @@ def _get(settings: Any, name: str) -> Any:
 
 def problems(entry: Entry) -> Iterator[tuple[int, str]]:
     """Yield each rule that an entry breaks, with the line."""
-    yield from ((1, text) for text in head_problems(entry))
+    cli, of_head = check_head(entry)
+    yield from ((1, text) for text in of_head)
     if len(entry.rows) < MIN_SEEDS:
         yield 1, f"there are {len(entry.rows)} seeds: at least {MIN_SEEDS} are needed"
-    try:
-        cli = _build(entry.head["settings"])
-    except UserError as error:
-        yield 1, f"settings: {error}"
+    if cli is None:
         return
     counts: dict[tuple[int, int], int | None] = {}
     for seed, row in enumerate(entry.rows):
         found = list(_row_problems(row, seed, entry.images, cli))
         if not found:  # or the numbers may be too large to count with
             key = row["epochs"], row["num_train"]
-            counts.setdefault(key, None if key in counts else _count(cli, *key))
+            if key not in counts:
+                counts[key] = count(cli, *key)
             if row["multiplications"] != counts[key]:
                 found = [f"multiplications is {row['multiplications']}: these settings come to {counts[key]}"]
         yield from ((seed + 2, text) for text in found)
 
 
-def head_problems(entry: Entry) -> Iterator[str]:
-    """Yield each rule that the images or settings of an entry break."""
+def check_head(entry: Entry) -> tuple[FitCLI | None, list[str]]:
+    """Return the model and options of an entry, if they can be built, and each rule that its first line breaks."""
+    found = list(_head_problems(entry))
+    try:
+        return _build(entry.head["settings"]), found
+    except UserError as error:
+        return None, [*found, f"settings: {error}"]
+
+
+def _head_problems(entry: Entry) -> Iterator[str]:
     settings = entry.head["settings"]
     if entry.images is None:
         yield f"data is {entry.head['data']:.80}, which is not the checksum of CIFAR-10"
@@ -194,7 +201,7 @@ def _row_problems(row: Row, seed: int, images: Images | None, cli: FitCLI) -> It
         yield f"epochs is {row['epochs']}: must be from 1 to {max_epochs}"
 
 
-def _count(cli: FitCLI, num_epochs: int, num_train: int) -> int | None:
+def count(cli: FitCLI, num_epochs: int, num_train: int) -> int | None:
     """Count the multiplications of a training with these settings."""
     trainer, data = cli.config["trainer"], cli.datamodule.hparams
     num_batches, limit = -(-num_train // data["batch_size"]), trainer["limit_train_batches"]

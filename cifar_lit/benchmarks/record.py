@@ -13,7 +13,17 @@ from pathlib import Path
 import torch
 
 from cifar_lit.benchmarks.board import PLOT, README, RECORD_SEEDS, draw
-from cifar_lit.benchmarks.entries import FIXED, MIN_SEEDS, ROW, Entry, checksum, head_problems, problems, settings_of
+from cifar_lit.benchmarks.entries import (
+    FIXED,
+    MIN_SEEDS,
+    ROW,
+    Entry,
+    check_head,
+    checksum,
+    count,
+    problems,
+    settings_of,
+)
 from cifar_lit.benchmarks.processes import run
 from cifar_lit.cli.parser import CommandParser, naming_options
 from cifar_lit.commands.experiment import Experiment, Setting
@@ -81,8 +91,11 @@ def _make(args: list[str]) -> int:
         head = _head([*setting.args, *as_options(machine)])
         folder = Path(options.to or f"{LOGS}/record_{options.name}")
         entry = Entry(folder / f"{options.name}.jsonl", head, [])
-        for text in head_problems(entry):
-            raise UserError(text)
+        cli, found = check_head(entry)
+        if cli and count(cli, num_epochs=1, num_train=2) is None:
+            found.append("the multiplications of this network cannot be counted, so it cannot be compared")
+        if found:
+            raise UserError(found[0])
         work = lambda args: {"data": head["data"], **time_fit(args)}  # noqa: E731
         experiment = Experiment(folder, [setting], range(options.seeds), machine=machine, work=work)
         experiment.run()

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ COMMAND = [
     *("--data.image_sizes", "[16,24,32]", "--trainer.max_epochs", "2", "--data.batch_size", "64"),
     *("--trainer.limit_train_batches", "3", "--trainer.accumulate_grad_batches", "2"),
 ]
-Check = Callable[..., list[str]]
 
 
 def fit(command: list[str]) -> str:
@@ -105,69 +104,91 @@ def test_rows_of_another_machine_make_no_entry(made: Path, capsys: pytest.Captur
     assert not made.exists()
 
 
-@pytest.mark.parametrize(
-    ("line", "field", "value", "expected"),
-    [
-        (1, "data", "0" * 64, "which is not the checksum of CIFAR-10"),
-        (1, "settings.trainer.limit_test_batches", 5, "trainer.limit_test_batches is 5: must be None"),
-        (1, "settings.trainer.max_time", "00:00:05:00", "trainer.max_time is 00:00:05:00: must be None"),
-        (1, "settings.trainer.max_epochs", -1, "must be a number of epochs"),
-        (1, "settings.model.weights", "best.ckpt", "model.weights is best.ckpt: must be None"),
-        (1, "settings.model.widgets", 3, "there is no --model.widgets"),
-        (1, "settings.model.net.class_path", "antigravity.Net", "they do more than set plain options"),
-        (2, "accuracy", 0.9012, "must be the share of a whole number of 100 test images"),
-        (3, "multiplications", 10**9, "these settings come to"),
-        (3, "epochs", 1, "these settings come to"),
-        (3, "epochs", 3, "must be from 1 to 2"),
-        (3, "num_train", 500, "must be from 1 to 400"),
-        (3, "num_test", 50, "num_test is 50: must be 100"),
-        (4, "seed", 3, "seed is 3: must be 2, the next one"),
-        (4, "seconds", 0.001, "must be more than train_seconds"),
-    ],
-)
-def test_a_rule_that_is_broken_is_named_with_its_line(
-    line: int, field: str, value: object, expected: str, made: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    parts = lines(made)
-    *groups, last = field.split(".")
-    part = parts[line - 1]
-    for group in groups:
-        part = part[group]
-    part[last] = value
-    write(made, parts)
-    assert main(["check", str(made)]) == 1
-    *problems, end = capsys.readouterr().out.splitlines()
-    assert any(text.startswith(f"{made}:{line}: ") and expected in text for text in problems), problems
+def problems(file: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Check an entry that breaks rules, and return what is said after its name."""
+    capsys.readouterr()
+    assert main(["check", str(file)]) == 1
+    *found, end = capsys.readouterr().out.splitlines()
     assert end == "1 entries, with problems"
+    assert all(text.startswith(f"{file}:") for text in found)
+    return [text.removeprefix(f"{file}:") for text in found]
+
+
+def test_each_rule_that_a_seed_breaks_is_named_with_its_line(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head, row, *_ = lines(made)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"accuracy": 0.9012}, "accuracy is 0.9012: must be the share of a whole number of 100 test images"),
+        ({"accuracy_without_tta": 2}, "accuracy_without_tta is 2: must be the share of a whole number"),
+        ({"multiplications": 10**9}, f"multiplications is 1000000000: these settings come to {row['multiplications']}"),
+        ({"epochs": 1}, f"multiplications is {row['multiplications']}: these settings come to "),
+        ({"epochs": 3}, "epochs is 3: must be from 1 to 2"),
+        ({"num_train": 500}, "num_train is 500: must be from 1 to 400"),
+        ({"num_test": 50}, "num_test is 50: must be 100"),
+        ({"seconds": 0.001}, "seconds is 0.001: must be more than train_seconds"),
+        ({"seed": 7}, "seed is 7: must be 8, the next one"),
+    ]
+    rows = [row | {"seed": seed} | values for seed, (values, _) in enumerate(wrong)]
+    write(made, [head, *rows])
+    found = problems(made, capsys)
+    for line, (_, expected) in enumerate(wrong, start=2):
+        assert any(text.startswith(f"{line}: {expected}") for text in found), (expected, found)
+    write(made, [head, *lines(made)[1:2]])
+    assert "1: there are 1 seeds: at least 3 are needed" in problems(made, capsys)
+
+
+def test_each_rule_that_the_settings_break_is_named(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head, *rows = lines(made)
+    settings = head["settings"]
+    head |= {"data": "0" * 64}
+    settings["trainer"] |= {"limit_test_batches": 5, "max_time": "00:00:05:00", "max_epochs": -1}
+    settings["model"] |= {"weights": "best.ckpt", "widgets": 3, "tta": "none"}
+    write(made, [head, *rows])
+    found = problems(made, capsys)
+    for expected in (
+        f"1: data is {'0' * 64}, which is not the checksum of CIFAR-10",
+        "1: settings: trainer.limit_test_batches is 5: must be None",
+        "1: settings: trainer.max_time is 00:00:05:00: must be None",
+        "1: settings: trainer.max_epochs is -1: must be a number of epochs",
+        "1: settings: model.weights is best.ckpt: must be None",
+        "1: settings: there is no --model.widgets, in a file either (--help lists all options)",
+    ):
+        assert expected in found
+
+
+def test_nothing_that_an_entry_names_is_imported(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head, *rows = lines(made)
+    head["settings"]["model"]["net"]["class_path"] = "antigravity.Net"
+    head["settings"]["trainer"]["callbacks"] = [{"class_path": "antigravity.Callback"}]
+    write(made, [head, *rows])
+    (found,) = problems(made, capsys)
+    assert found.startswith("1: settings: they do more than set plain options: trainer.callbacks")
+    assert "model.net.class_path imports 'antigravity.Net'" in found
     assert "antigravity" not in sys.modules
 
 
-def test_too_few_seeds_are_no_entry(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(made, lines(made)[:3])
-    assert main(["check", str(made)]) == 1
-    assert f"{made}:1: there are 2 seeds: at least 3 are needed\n" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_a_damaged_entry_is_one_line(
+    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = json.dumps(lines(made)[0])
+    for text, expected in (
         ("", "x.jsonl:1: is damaged"),
         ("{", "x.jsonl:1: is damaged"),
         ("[" * 5000, "x.jsonl:1: is damaged"),
+        ('{"date": ' + "[" * 99 + "]" * 99 + "}", "x.jsonl:1: is damaged, date is nested too deeply"),
         ("[]", "x.jsonl:1: must have the fields date, settings, "),
         ('{"date": 1}', "x.jsonl:1: must have the fields"),
-        ("HEAD\n{}", "x.jsonl:2: must have the fields seed, accuracy, "),
-        ('HEAD\n{"seed": NaN', "x.jsonl:2: is damaged"),
-    ],
-)
-def test_a_damaged_entry_is_one_line(
-    text: str, expected: str, made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Path("x.jsonl").write_text(text.replace("HEAD", json.dumps(lines(made)[0])))
-    assert main(["check", "x.jsonl", str(made)]) == 2
-    printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 2  # the other entry is checked, too
-    assert expected in printed[0]
+        (head.replace('"date": "', '"date": 1, "x": "'), "x.jsonl:1: must have the fields"),
+        (f"{head}\n{{}}", "x.jsonl:2: must have the fields seed, accuracy, "),
+        (
+            f"{head}\n{json.dumps(lines(made)[1] | {'seconds': float('nan')})}",
+            "x.jsonl:2: seconds is nan: must be a float",
+        ),
+    ):
+        Path("x.jsonl").write_text(text)
+        assert main(["check", "x.jsonl", "nowhere.jsonl"]) == 2
+        first, second, _ = capsys.readouterr().out.splitlines()
+        assert expected in first
+        assert second == "nowhere.jsonl cannot be read (No such file or directory)"
     monkeypatch.setattr(record, "RECORDS", Path())
     assert main(["draw"]) == 2
     assert expected in capsys.readouterr().err
@@ -233,7 +254,7 @@ def test_the_checksum_is_of_pixels_and_labels_in_any_order() -> None:
         (["made"], "give make, check or draw, not made"),
         (["make"], "--name"),
         (["make", "--name", "../x"], "--name is ../x: must be of the letters"),
-        (["make", "--name", "x", "--seeds", "many"], "--seeds is many"),
+        (["make", "--name", "x", "--seeds", "many"], "--seeds is 'many': must be a whole number"),
         (["make", "--name", "x", "--seeds", "2"], "--seeds is 2: must be from 3 to 1000"),
         (["make", "--name", "x", "--ckpt_path", "last"], "--ckpt_path is not an option of a record: each seed trains"),
         (
@@ -246,6 +267,10 @@ def test_the_checksum_is_of_pixels_and_labels_in_any_order() -> None:
         ),
         (["make", "--name", "x", "--trainer.accelerator", "gpu"], "--trainer.accelerator is not an option of a record"),
         (["make", "--name", "x", "--model.widgets", "3"], "--model.widgets"),
+        (
+            ["make", "--name", "x", "--model.net", "tests.helpers.networks.WideNet"],
+            "imports 'tests.helpers.networks.WideNet'",
+        ),
         (["make", "--name", "x", "--trainer.max_epochs=-1"], "trainer.max_epochs is -1: must be a number of epochs"),
         (
             ["make", "--name", "x", "--to", "/dev/null/x"],
@@ -270,11 +295,6 @@ def test_other_images_are_refused_before_anything_is_trained(
 ) -> None:
     assert main(["make", "--name", "x", *tiny_args]) == 2
     assert "is not the checksum of CIFAR-10" in capsys.readouterr().err
-
-
-def test_a_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "nowhere.jsonl"]) == 2
-    assert "nowhere.jsonl cannot be read (No such file or directory)" in capsys.readouterr().out
 
 
 def test_the_committed_entries_keep_the_rules_and_are_those_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
