@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import sys
+import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -78,6 +79,17 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     versions = {"python": platform.python_version(), "cifar_lit": cifar_lit.__version__}
     versions |= {package: version(package) for package in ("torch", "lightning", "torchmetrics")}
     return {"device": f"{device.type} ({name})", "versions": versions}
+
+
+def gemm_rate(size: int = 2048, repeats: int = 5) -> float:
+    """Return the GFLOP/s of ``torch.mm`` with two float32 matrices of this side on the CPU: the best of some calls."""
+    first, second = torch.rand(2, size, size)
+    seconds = []
+    for _ in range(1 + repeats):  # the first one prepares
+        started = time.perf_counter()
+        torch.mm(first, second)
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds[1:]) / 1e9
 
 
 def _cpu_name() -> str:

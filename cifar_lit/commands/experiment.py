@@ -77,6 +77,7 @@ class Experiment:
         seeds: Each setting is trained with each of these, so that settings are compared in pairs.
         machine: Options of ``fit`` for all runs that change no result, such as where the images are.
         kept: Names of the settings whose last weights are kept, to be tested.
+        work: Makes the row of a run from all options of ``fit``; by default a training that is judged on validation.
     """
 
     def __init__(
@@ -88,8 +89,9 @@ class Experiment:
         chosen: Sequence[str] | None = None,
         machine: Mapping[str, str] | None = None,
         kept: Collection[str] = (),
+        work: Callable[[list[str]], Row] | None = None,
     ) -> None:
-        self.folder, self.settings, self.machine, self.kept = folder, settings, machine or {}, kept
+        self.folder, self.settings, self.machine, self.kept, self.work = folder, settings, machine or {}, kept, work
         by_name = {setting.name: setting for setting in settings}
         self.jobs = [(by_name[name], seed) for seed in seeds for name in (by_name if chosen is None else chosen)]
         try:
@@ -156,11 +158,12 @@ class Experiment:
         return True
 
     def _train(self, setting: Setting, seed: int) -> Row:
+        args = [*setting.args, *as_options(self.machine), f"--seed_everything={seed}"]
+        if self.work:
+            return self.work(args)
         judged = next((row["val_images"] for row in self.rows() if "val_images" in row), None)
         save = self._weights(setting, seed) if setting.name in self.kept else None
-        return train(
-            [*setting.args, *as_options(self.machine), f"--seed_everything={seed}"], val_images=judged, save=save
-        )
+        return train(args, val_images=judged, save=save)
 
     def _test(self, setting: Setting, seed: int) -> Row:
         network = setting.values.get("model.net.class_path")

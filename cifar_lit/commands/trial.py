@@ -50,11 +50,11 @@ def as_options(values: Mapping[str, Any]) -> list[str]:
     return [f"--{name}={value}" for name, value in values.items()]
 
 
-def check(args: Sequence[str]) -> None:
+def check(args: Sequence[str], own: Sequence[str] = TRIAL_OPTIONS) -> FitCLI:
     """Refuse the options of a run that ``fit`` would refuse; the images are not read."""
     filter_logs()
     with without_notices():
-        FitCLI(with_config(expand_homes([*TRIAL_OPTIONS, *args])))
+        return FitCLI(with_config(expand_homes([*own, *args])))
 
 
 def train(args: Sequence[str], *, val_images: str | None, save: Path | None) -> Row:
