@@ -29,10 +29,8 @@ Row = dict[str, Any]
 """What is kept of a run, as JSON."""
 MACHINE_OPTIONS = ("data.root", "data.cache_dir", "data.mirror", "trainer.default_root_dir", "trainer.accelerator")
 """Options of ``fit`` that may differ between the machines that share the runs."""
-TRIAL_OPTIONS = ["--no_report"] + [
-    f"--trainer.{name}=false"
-    for name in ("enable_checkpointing", "logger", "enable_progress_bar", "enable_model_summary")
-]
+OFF = ("enable_checkpointing", "logger", "enable_progress_bar", "enable_model_summary")
+TRIAL_OPTIONS = ["--no_report", *(f"--trainer.{name}=false" for name in OFF)]
 """Options of ``fit`` for a run whose result is kept elsewhere, and which leaves nothing else behind."""
 
 
@@ -92,11 +90,9 @@ def score_test(file: Path, *, network: object, machine: Mapping[str, str]) -> Ro
         import_network(network)  # the file alone is not trusted: the folder may be somebody else's
     run = Run(file)
     places = {name: value for name in ("root", "cache_dir", "mirror") if (value := machine.get(f"data.{name}"))}
-    off = ("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar")
     with without_notices():
-        trainer = make_trainer(
-            {"accelerator": machine.get("trainer.accelerator", "auto"), "devices": 1, **dict.fromkeys(off, False)}
-        )
+        device = {"accelerator": machine.get("trainer.accelerator", "auto"), "devices": 1}
+        trainer = make_trainer(device | dict.fromkeys(OFF, False))
         model = run.model()
         score(trainer, model, run.datamodule(**places), splits=("test",))
     assert model.predictions is not None

@@ -6,12 +6,13 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from filelock import FileLock
 
-from cifar_lit.data.unpacking import DAMAGE, MAX_BYTES, Member, opener, read_tar, read_zip
+from cifar_lit.data.unpacking import DAMAGE, MAX_BYTES, Member, read_tar, read_zip
 from cifar_lit.errors import UserError
 
 MAX_VISITS = 10
@@ -95,7 +96,7 @@ def read_file(path: Path) -> bytes | UserError:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             return UserError("is no regular file")
-        return _read(status.st_size, opener(path))
+        return _read(status.st_size, partial(path.open, "rb"))
     except OSError as error:
         return UserError(f"cannot be read ({error})")
 
@@ -115,7 +116,7 @@ def _in_folder(root: Path) -> Iterator[Member]:
         if status is not None and stat.S_ISDIR(status.st_mode):
             yield Member(f"{name}/", 0, None)
         elif status is not None and stat.S_ISREG(status.st_mode):
-            yield Member(name, status.st_size, opener(root / name))
+            yield Member(name, status.st_size, partial((root / name).open, "rb"))
         else:
             yield Member(name, 0, None)
 

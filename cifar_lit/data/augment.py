@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cifar_lit.data.colour import OPERATIONS, jitter, trivial_augment
-from cifar_lit.data.mixing import in_boxes, sample_erased, sample_mixing
+from cifar_lit.data.colour import jitter, sample_operations, trivial_augment
+from cifar_lit.data.mixing import fill, sample_erased, sample_mixing
 from cifar_lit.errors import UserError
 
 EXPECTED = "uint8, or floating point in [0, 1]"
@@ -34,9 +34,9 @@ def generator_for(*key: int) -> torch.Generator:
 class AugmentParams(NamedTuple):
     """The augmentation of each image in one epoch: row ``i`` belongs to image ``i``. None for what is switched off."""
 
-    corners: Tensor | None  # (N, 2), int64: top row and left column of the crop in the padded image
-    flips: Tensor | None  # (N,), int64: 1 where the image is mirrored
-    holes: Tensor | None  # (N, 2), int64: row and column of the centre of the cutout
+    corners: Tensor | None = None  # (N, 2), int64: top row and left column of the crop in the padded image
+    flips: Tensor | None = None  # (N,), int64: 1 where the image is mirrored
+    holes: Tensor | None = None  # (N, 2), int64: row and column of the centre of the cutout
     operations: Tensor | None = None  # (N, 2), float32: operation of TrivialAugment, and its strength in [-1, 1]
     factors: Tensor | None = None  # (N, 3), float32: of brightness, contrast and saturation
     boxes: Tensor | None = None  # (N, 4), int64: the box that is erased
@@ -90,33 +90,28 @@ class Augmentation:
     ) -> AugmentParams:
         """Sample the parameters of one epoch for square images: a pure function of seed and epoch on any device."""
         generator = generator_for(seed, epoch, 1)
-        corners = flips = holes = None
+        params: dict[str, Tensor] = {}
         if self.crop_padding:
-            corners = torch.randint(2 * self.crop_padding + 1, (num_images, 2), generator=generator)
+            params["corners"] = torch.randint(2 * self.crop_padding + 1, (num_images, 2), generator=generator)
         if self.flip == "random":
-            flips = torch.randint(2, (num_images,), generator=generator)
+            params["flips"] = torch.randint(2, (num_images,), generator=generator)
         elif self.flip == "alternating":
-            flips = torch.randint(2, (num_images,), generator=generator_for(seed, 0, 2)) ^ (epoch % 2)
+            params["flips"] = torch.randint(2, (num_images,), generator=generator_for(seed, 0, 2)) ^ (epoch % 2)
         if self.cutout:
-            holes = torch.randint(size, (num_images, 2), generator=generator)
-        params = AugmentParams(corners, flips, holes, *self._sample_more(num_images, size, seed, epoch))
-        return AugmentParams(*(None if part is None else part.to(device) for part in params))
-
-    def _sample_more(self, num_images: int, size: int, seed: int, epoch: int) -> list[Tensor | None]:
-        """Sample what has a generator of its own, so that an option moves no random numbers of another one."""
-        operations = factors = boxes = others = mixing = None
+            params["holes"] = torch.randint(size, (num_images, 2), generator=generator)
+        # The others have generators of their own, so that an option moves no random numbers of another one.
         if self.trivial_augment:
-            random = torch.rand(3, num_images, generator=generator_for(seed, epoch, 3))
-            strength = (random[1] * 31).floor() / 30 * torch.where(random[2] < 0.5, 1, -1)
-            operations = torch.stack(((random[0] * len(OPERATIONS)).floor(), strength), 1)
+            params["operations"] = sample_operations(num_images, generator_for(seed, epoch, 3))
         if self.brightness or self.contrast or self.saturation:
             widths = torch.tensor([self.brightness, self.contrast, self.saturation])
-            factors = 1 + widths * (2 * torch.rand(num_images, 3, generator=generator_for(seed, epoch, 4)) - 1)
+            random = torch.rand(num_images, 3, generator=generator_for(seed, epoch, 4))
+            params["factors"] = 1 + widths * (2 * random - 1)
         if self.erasing:
-            boxes = sample_erased(num_images, size, self.erasing, generator_for(seed, epoch, 5))
+            params["boxes"] = sample_erased(num_images, size, self.erasing, generator_for(seed, epoch, 5))
         if self.mixup or self.cutmix:
-            others, mixing = sample_mixing(num_images, size, self.mixup, self.cutmix, seed, epoch, 6)
-        return [operations, factors, boxes, others, mixing]
+            mixing = sample_mixing(num_images, size, self.mixup, self.cutmix, seed, epoch, 6)
+            params["others"], params["mixing"] = mixing
+        return AugmentParams(**{name: part.to(device) for name, part in params.items()})
 
     def apply(self, images: Tensor, params: AugmentParams, colour: Tensor) -> Tensor:
         """Change images ``(n, size, size, 3)``, uint8, that are cropped; holes and boxes have the ``colour`` ``(3,)``.
@@ -130,9 +125,10 @@ class Augmentation:
         if params.factors is not None:
             images = jitter(images, params.factors)
         if params.boxes is not None:
-            images = torch.where(in_boxes(params.boxes, images.shape[1]), colour, images)
+            images = fill(images, params.boxes, colour)
         if params.holes is not None:
-            images = cutout(images, params.holes, self.cutout, colour)
+            first = params.holes - self.cutout // 2  # for an even side, the hole is the later of the two middle pixels
+            images = fill(images, torch.cat((first, first + self.cutout), 1), colour)
         return images
 
 
@@ -166,19 +162,6 @@ def flip(images: Tensor, flips: Tensor) -> Tensor:
     """Mirror the images ``(n, height, width, 3)``, left to right, where ``flips`` ``(n,)`` is 1."""
     both = torch.cat((images, images.flip(2)))  # indexing is twice as fast as torch.where
     return both.index_select(0, torch.arange(len(images), device=images.device) + len(images) * flips)
-
-
-def cutout(images: Tensor, holes: Tensor, size: int, colour: Tensor) -> Tensor:
-    """Fill a square of each image ``(n, height, width, 3)`` with a colour ``(3,)``.
-
-    The square is centred on ``holes`` ``(n, 2)`` (for an even side, that is the later of the two middle pixels) and
-    clipped at the edge of the image.
-    """
-    top, left = (holes - size // 2).T
-    rows = torch.arange(images.shape[1], device=images.device) - top[:, None]
-    columns = torch.arange(images.shape[2], device=images.device) - left[:, None]
-    is_hole = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
-    return torch.where(is_hole[..., None], colour, images)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -5,8 +5,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,20 +49,26 @@ class Cache:
         say(f"{path} is damaged: the images are decoded again")
         return None
 
-    def write(self, name: str, values: dict[str, Any]) -> None:
-        """Write an entry: tensors, and values that JSON has."""
+    def make(self, name: str, function: Callable[[], dict[str, dict[str, Any]]]) -> dict[str, Any]:
+        """Return an entry that one process makes by a function, perhaps with others, while other processes wait.
+
+        Entries have tensors, and values that JSON has. They are read from the file, memory-mapped.
+        """
+        with writing(self.folder, f"`cache_dir` {self.parent}", mode=0o700):
+            self._check_private()
+            if found := self.read(name):
+                return found
+            made = function()
+            for each, values in made.items():
+                self._write(each, values)
+        return self.read(name) or made[name]
+
+    def _write(self, name: str, values: dict[str, Any]) -> None:
         for left_over in self.folder.glob(f".{name}.pt.*"):  # of a process that was killed: this one has the lock
             left_over.unlink(missing_ok=True)
         entry = {"fingerprint": self.fingerprint, **values}
         entry["checksum"] = _checksum(entry)
         write_atomic(self.folder / f"{name}.pt", partial(torch.save, entry))
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Create the folder, for this user alone, and keep other processes out of it."""
-        with writing(self.folder, f"`cache_dir` {self.parent}", mode=0o700):
-            self._check_private()
-            yield
 
     def _check_private(self) -> None:
         try:

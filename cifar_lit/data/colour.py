@@ -32,6 +32,13 @@ def _grey(pixels: Tensor) -> Tensor:
     return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)[..., None]
 
 
+def sample_operations(num_images: int, generator: torch.Generator) -> Tensor:
+    """Sample the operation of each image, and its strength: 31 levels in both directions, ``(N, 2)``, float32."""
+    chosen, level, side = torch.rand(3, num_images, generator=generator)
+    strength = (level * 31).floor() / 30 * torch.where(side < 0.5, 1, -1)
+    return torch.stack(((chosen * len(OPERATIONS)).floor(), strength), 1)
+
+
 def trivial_augment(images: Tensor, operations: Tensor) -> Tensor:
     """Change each image ``(n, size, size, 3)``, uint8, by one operation (arXiv 2103.10158).
 

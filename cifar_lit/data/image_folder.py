@@ -48,13 +48,7 @@ class ImageFolder:
         self.title = f"images from {root}"
         self._form = (image_size, resize)
         self._cache = Cache(cache_dir, root, _fingerprint(root))
-        index = self._cache.read("index")
-        if index is None:
-            listing, passed_over = self._dataset
-            classes = {split: list(of_split) for split, of_split in listing.items()}
-            index = {"classes": classes, "passed_over": passed_over}
-            with self._cache.locked():
-                self._cache.write("index", index)
+        index = self._cache.read("index") or self._cache.make("index", self._list)
         if index["passed_over"]:
             say(index["passed_over"])
         self.classes: list[str] = index["classes"]["train"]
@@ -64,6 +58,10 @@ class ImageFolder:
     @functools.cached_property
     def _dataset(self) -> tuple[Listing, str]:
         return find_dataset(self.root)
+
+    def _list(self) -> dict[str, dict[str, Any]]:
+        listing, passed_over = self._dataset
+        return {"index": {"classes": {split: list(listing[split]) for split in listing}, "passed_over": passed_over}}
 
     def prepare(self) -> None:
         """Do nothing: ``load`` decodes the split that it is asked for, if the cache does not have it."""
@@ -82,18 +80,9 @@ class ImageFolder:
         return images.part(is_test if split == "test" else ~is_test)
 
     def _load(self, split: SplitName) -> Split:
-        """Load a split from the cache if it is there; one process decodes, others wait for it."""
         name = split if self._form == SMALL else f"{split}-{self._form[0]}-{self._form[1]}"
         entry = self._cache.read(name)  # without a lock: a shared cache may be read-only
-        if entry is None:
-            with self._cache.locked():
-                entry = self._cache.read(name)
-                if entry is None:
-                    entry = self._decode(split)
-                    self._cache.write(name, entry)
-                    if not fits(entry["images"]):  # what was decoded into a file is freed
-                        entry = self._cache.read(name) or entry
-        return as_split(entry, split)
+        return as_split(entry or self._cache.make(name, lambda: {name: self._decode(split)}), split)
 
     def _decode(self, split: SplitName) -> dict[str, Any]:
         """Decode a split; what is broken is named at once."""

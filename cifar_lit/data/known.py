@@ -5,10 +5,12 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from cifar_lit.data import Source
-from cifar_lit.data.split import Split, check_state, compare, fingerprint, mix_classes
+from cifar_lit.data.split import Split, check_state, fingerprint, mix_classes
+from cifar_lit.errors import UserError
 
 
 class KnownImages(LightningDataModule):
@@ -63,7 +65,16 @@ class KnownImages(LightningDataModule):
 
     def _compare(self, split: str, *, is_resumed: bool = False) -> None:
         """Compare images with those of the training that made the checkpoint, if there is one."""
-        now, then = self.fingerprints.get(split, ""), (self._trained or {}).get(split, "")
-        if self._trained is not None:
-            is_held_out = self._limits is not None and self._limits == self._trained.get("limits")
-            compare(split, now, then, root=self.hparams["root"], is_held_out=is_held_out, is_resumed=is_resumed)
+        trained, root = self._trained or {}, self.hparams["root"]
+        now, then = self.fingerprints.get(split, ""), trained.get(split, "")
+        if self._trained is None or now == then or (split == "test" and not then):
+            return
+        name = {"train": "training", "val": "validation"}.get(split, split)
+        images = f"the {name} images are not those of the run (now {now or 'none'}; then {then or 'not known'})"
+        if is_resumed:
+            raise UserError(f"`root` {root}: {images}: give those, in the same order, or start a new run")
+        if split == "val":
+            is_held_out = self._limits is not None and self._limits == trained.get("limits")
+            what = "they are held out as in the training" if is_held_out else "some of them may have been trained on"
+            images += f": {what}"
+        rank_zero_warn(f"{root}: {images}")

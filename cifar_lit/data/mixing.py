@@ -52,6 +52,11 @@ def in_boxes(boxes: Tensor, size: int) -> Tensor:
     return torch.logical_and(is_row[:, :, None], is_column[:, None, :])[..., None]
 
 
+def fill(images: Tensor, boxes: Tensor, colour: Tensor) -> Tensor:
+    """Fill a box of each image ``(n, size, size, 3)``, perhaps beyond its edges, with a colour ``(3,)``."""
+    return torch.where(in_boxes(boxes, images.shape[1]), colour, images)
+
+
 def mix(images: Tensor, others: Tensor, mixing: Tensor) -> tuple[Tensor, Tensor]:
     """Mix images ``(n, size, size, 3)``, uint8, with others: MixUp (arXiv 1710.09412) or CutMix (arXiv 1905.04899).
 

@@ -7,40 +7,36 @@ from cifar_lit.data.decoding import Resize
 from cifar_lit.data.duplicates import Duplicates
 from cifar_lit.errors import require
 
+MINIMUMS = {"batch_size": 1, "val_size": 0, "split_seed": 0, "seed": 0, "crop_padding": 0, "cutout": 0}
+
 
 def check_options(options: dict[str, Any]) -> None:
     """Raise a ``UserError`` for an option outside its range."""
-    minimums = {"batch_size": 1, "val_size": 0, "split_seed": 0, "seed": 0, "crop_padding": 0, "cutout": 0}
-    for name, minimum in minimums.items():
-        require(name, options[name], options[name] >= minimum, f"at least {minimum}")
-        is_number = isinstance(options[name], int) or name == "val_size"
-        require(name, options[name], is_number, "a whole number")
-    source, dataset = options["source"], options["dataset"]
-    require("source", source, dataset is None or source == "torchvision", f"torchvision for `dataset` {dataset}")
-    require("dataset", dataset, dataset or source != "torchvision", "the name of one of torchvision's, such as MNIST")
-    padding, sizes, val_size = (options[name] for name in ("crop_padding", "image_sizes", "val_size"))
-    image_size = options["image_size"]
+
+    def check(name: str, is_valid: object, expected: str) -> None:
+        require(name, options[name], bool(is_valid), expected)
+
+    for name, minimum in MINIMUMS.items():
+        check(name, options[name] >= minimum, f"at least {minimum}")
+        check(name, isinstance(options[name], int) or name == "val_size", "a whole number")
+    source, dataset, sizes, image_size = (options[n] for n in ("source", "dataset", "image_sizes", "image_size"))
+    check("source", dataset is None or source == "torchvision", f"torchvision for `dataset` {dataset}")
+    check("dataset", dataset or source != "torchvision", "the name of one of torchvision's, such as MNIST")
     check_image_size(image_size, options["resize"])
-    require("crop_padding", padding, padding < image_size, f"less than {image_size}, the image size")
-    require("cutout", options["cutout"], options["cutout"] <= image_size, f"at most {image_size}, the image size")
-    require("image_sizes", sizes, all(isinstance(size, int) and size >= 8 for size in sizes), "sizes of at least 8")
-    require("flip", options["flip"], options["flip"] in get_args(Flip), f"one of {', '.join(get_args(Flip))}")
+    check("crop_padding", options["crop_padding"] < image_size, f"less than {image_size}, the image size")
+    check("cutout", options["cutout"] <= image_size, f"at most {image_size}, the image size")
+    check("image_sizes", all(isinstance(size, int) and size >= 8 for size in sizes), "sizes of at least 8")
     if image_size != 32 and sizes and sizes[-1] != image_size:
         scaled = [max(8, round(size * image_size / sizes[-1])) for size in sizes]
-        require("image_sizes", list(sizes), False, f"sizes that end with `image_size`, as {scaled}, or [] for none")
-    duplicates = options["duplicates"]
-    require("duplicates", duplicates, duplicates in get_args(Duplicates), f"one of {', '.join(get_args(Duplicates))}")
-    is_fraction = isinstance(val_size, float)
-    require("val_size", val_size, not is_fraction or val_size < 1, "a whole number of images, or a fraction below 1")
+        check("image_sizes", False, f"sizes that end with `image_size`, as {scaled}, or [] for none")
+    for name, choices in (("flip", get_args(Flip)), ("duplicates", get_args(Duplicates))):
+        check(name, options[name] in choices, f"one of {', '.join(choices)}")
+    is_fraction = isinstance(options["val_size"], float)
+    check("val_size", not is_fraction or options["val_size"] < 1, "a whole number of images, or a fraction below 1")
     for name in ("brightness", "contrast", "saturation", "erasing"):
-        require(name, options[name], 0 <= options[name] <= 1, "from 0 to 1")
+        check(name, 0 <= options[name] <= 1, "from 0 to 1")
     for name in ("mixup", "cutmix"):
-        require(name, options[name], options[name] == 0 or 0.01 <= options[name] <= 100, "0, or from 0.01 to 100")
-
-
-def default_val_size(source: str) -> int | None:
-    """Return how many images are held out for validation; None for a tenth of each class."""
-    return None if source in ("images", "torchvision") else 5000
+        check(name, options[name] == 0 or 0.01 <= options[name] <= 100, "0, or from 0.01 to 100")
 
 
 def check_image_size(image_size: int, resize: str) -> None:
@@ -48,6 +44,11 @@ def check_image_size(image_size: int, resize: str) -> None:
     is_size = isinstance(image_size, int) and 8 <= image_size <= 256
     require("image_size", image_size, is_size, "a whole number of pixels from 8 to 256")
     require("resize", resize, resize in get_args(Resize), f"one of {', '.join(get_args(Resize))}")
+
+
+def default_val_size(source: str) -> int | None:
+    """Return how many images are held out for validation; None for a tenth of each class."""
+    return None if source in ("images", "torchvision") else 5000
 
 
 def scaled(number: int, image_size: int) -> int:

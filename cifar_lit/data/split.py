@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from cifar_lit.data.stored import CHUNK, StoredImages, select
@@ -137,18 +136,6 @@ def _quotas(counts: Tensor, num_val: int) -> list[int]:
     quotas = exact.floor().long()
     quotas[torch.argsort(exact - quotas, descending=True, stable=True)[: num_val - int(quotas.sum())]] += 1
     return [int(quota) for quota in quotas]
-
-
-def compare(split: str, now: str, then: str, *, root: str, is_held_out: bool, is_resumed: bool) -> None:
-    """Compare fingerprints of the images of a split: others are a ``UserError`` if a run resumes, else a warning."""
-    if now == then or (split == "test" and not then):
-        return
-    name = {"train": "training", "val": "validation"}.get(split, split)
-    images = f"the {name} images are not those of the run (now {now or 'none'}; then {then or 'not known'})"
-    if is_resumed:
-        raise UserError(f"`root` {root}: {images}: give those, in the same order, or start a new run")
-    what = "they are held out as in the training" if is_held_out else "some of them may have been trained on"
-    rank_zero_warn(f"{root}: {images}" + (f": {what}" if split == "val" else ""))
 
 
 def check_state(state: Mapping[str, Any], classes: Sequence[str]) -> None:

@@ -26,11 +26,10 @@ from cifar_lit.data.stored import room_for
 from cifar_lit.data.unpacking import DAMAGE
 from cifar_lit.errors import UserError, explain_failure, suggest
 
-USUAL = {"root", "train", "split", "transform", "target_transform", "transforms", "download", "loader"}
-TARGETS = {"target_type", "target_types"}
-REQUIRED = inspect.Parameter.empty
-OTHER_TASKS = ("CLEVRClassification", "Places365", "SBU", "WIDERFace")
-"""Sets with the same arguments: of two, the classes of the test images are not public; captions; faces."""
+USUAL = {"root", "train", "split", "target_type", "target_types", "download", "loader"}
+USUAL |= {"transform", "target_transform", "transforms"}
+OTHER_TASKS = ("CLEVRClassification", "Places365", "Kitti", "SBU", "WIDERFace")
+"""Sets with the same arguments: of two, the classes of the test images are not public; boxes; captions; faces."""
 FAILURES = (OSError, ImportError, AssertionError, SyntaxError, TypeError, http.client.HTTPException, *DAMAGE)
 """What torchvision and Pillow raise for files that are missing, damaged or out of reach, and for missing packages."""
 
@@ -75,25 +74,17 @@ class TorchvisionSet:
 
     def _read(self, name: str) -> dict[str, Any]:
         entry = self._cache.read(name)
-        if entry is None and not self.may_write:
+        if not (entry or self.may_write):
             raise UserError(f"`root` {self.root}: {self.title} is not decoded yet, and only a file names it: give it")
-        if entry is None:
-            with self._cache.locked():
-                if self._cache.read(name) is None:
-                    self._decode_all()
-            entry = self._cache.read(name)  # memory-mapped
-        assert entry
-        return entry
+        return entry or self._cache.make(name, self._decode_all)
 
-    def _decode_all(self) -> None:
+    def _decode_all(self) -> dict[str, dict[str, Any]]:
         datasets = self._open()
         entries = {split: self._decode(split, dataset) for split, dataset in datasets.items()}
         values = sorted({label for entry in entries.values() for label in entry["labels"].tolist()})
         for entry in entries.values():  # labels of EMNIST/letters begin at 1
             entry["labels"] = torch.searchsorted(torch.tensor(values), entry["labels"])
-        entries["index"] = {"classes": _class_names(datasets["train"], values)}
-        for name, entry in entries.items():
-            self._cache.write(name, entry)
+        return {**entries, "index": {"classes": _class_names(datasets["train"], values)}}
 
     def _open(self) -> dict[str, Any]:
         """Return torchvision's datasets; what is missing is downloaded, and what was interrupted unpacked again."""
@@ -155,13 +146,12 @@ def _is_of_classes(kind: Any) -> bool:
     if not inspect.isclass(kind) or kind.__name__ in OTHER_TASKS:
         return False
     found = _arguments(kind)
-    required = {name for name, default in found.items() if default is REQUIRED}
-    targets = {found[name] for name in TARGETS & found.keys()}
+    required = {name for name, default in found.items() if default is inspect.Parameter.empty}
+    is_usual = {"root"} <= required <= {"root", "split"} and "target_transform" in found
+    has_classes = found.get("target_type", found.get("target_types", "category")) == "category"
     has_splits = "train" in found or str(found.get("split")).startswith("train")
-    is_whole = "download" in found and found.keys() <= (USUAL | TARGETS) - {"split", "transforms"}
-    has_classes = targets == {"category"} or not (targets or "transforms" in found)
-    is_complete = {"root"} <= required <= {"root", "split"} and "target_transform" in found
-    return is_complete and has_classes and (has_splits or is_whole)
+    is_whole = "download" in found and found.keys() <= USUAL
+    return is_usual and has_classes and (has_splits or is_whole)
 
 
 def find_dataset(name: str) -> tuple[Any, dict[str, str]]:
@@ -174,9 +164,10 @@ def find_dataset(name: str) -> tuple[Any, dict[str, str]]:
         names = ", ".join(sorted(kind.__name__ for kind in known.values()))
         raise UserError(f"`dataset` is {name}: must be one of {names}{suggest(first.lower(), known)}")
     found = _arguments(kind)
-    others = (USUAL | TARGETS) - ({"split"} if "train" in found else set())
-    choice = next((key for key, value in found.items() if key not in others and isinstance(value, str | type)), "")
-    values = _values(kind, choice) if choice and (variant or found[choice] is REQUIRED) else [""]
+    has_parts = {"train", "split"} <= found.keys()  # as EMNIST, of which one must be chosen
+    own = [key for key, value in found.items() if key not in USUAL and isinstance(value, str)]
+    choice = "split" if has_parts else next(iter(own), "")
+    values = _values(kind, choice) if has_parts or (choice and variant) else [""]
     if variant not in values:
         names = ", ".join(f"{kind.__name__}/{value}".strip("/") for value in values)
         raise UserError(f"`dataset` is {name}: must be one of {names}{suggest(variant, values)}")

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from cifar_lit.errors import UserError, suggest
 from cifar_lit.networks.base import Network
@@ -61,9 +60,10 @@ class TorchvisionNet(Network):
         """Load the ``weights``; return what was loaded, or an empty text."""
         if self.weights is None:
             return ""
-        state, own = _read(self.name, self.weights), self.model.state_dict()
-        for key in [key for key in state if re.search(r"\.(norm|conv)\.[12]\.", key)]:  # densenet's, of 2017
-            state[re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", key)] = state.pop(key)
+        own = self.model.state_dict()
+        # The weights of DenseNet are of 2017, when its layers had other names.
+        old, new = r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2"
+        state = {re.sub(old, new, key): part for key, part in _read(self.name, self.weights).items()}
         if "encoder.pos_embedding" in state and self.name.startswith("vit_"):
             from torchvision.models.vision_transformer import interpolate_embeddings
 
@@ -72,17 +72,16 @@ class TorchvisionNet(Network):
             except ValueError as error:
                 text = f"`net`.weights is {self.weights}: these are not of {self.name}: {error}"
                 raise UserError(text) from error
-        new = [key for key, part in own.items() if key in state and state[key].shape != part.shape]
-        for key in new:
-            del state[key]
-        missing, unexpected = self.model.load_state_dict(state, strict=False)
-        odd = [key for key in (*missing, *unexpected) if key not in new and not key.lower().startswith("aux")]
-        if odd or len(new) > 3:  # the weight and bias of the last layer, and the first filters
-            raise UserError(f"`net`.weights is {self.weights}: these are not of {self.name}: {(odd or new)[0]} differs")
-        self.initialised = [f"model.{key}" for key in new]
-        return f"{self.name}: {len(own) - len(new)} of {len(own)} tensors from {self.weights}" + (
-            f"; at random: {', '.join(new)}" if new else ""
-        )
+        others = [key for key, part in own.items() if key in state and state[key].shape != part.shape]
+        found = {key: part for key, part in state.items() if key not in others}
+        missing, unexpected = self.model.load_state_dict(found, strict=False)
+        odd = [key for key in (*missing, *unexpected) if key not in others and not key.lower().startswith("aux")]
+        if odd or len(others) > 3:  # the weight and bias of the last layer, and the first filters
+            different = (odd or others)[0]
+            raise UserError(f"`net`.weights is {self.weights}: these are not of {self.name}: {different} differs")
+        self.initialised = [f"model.{key}" for key in others]
+        text = f"{self.name}: {len(own) - len(others)} of {len(own)} tensors from {self.weights}"
+        return f"{text}; at random: {', '.join(others)}" if others else text
 
 
 def _check_names(name: str, weights: str | None) -> None:
@@ -114,7 +113,8 @@ def _build(name: str, num_classes: int, size: int, *, is_new: bool) -> nn.Module
     options: dict[str, Any] = {"num_classes": num_classes, **_size_option(name, size)}
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": is_new, "transform_input": not is_new}
-    with _WidthsOnCPU() if name.startswith("regnet") else contextlib.nullcontext():
+    # RegNet reads its widths from tensors, which the device meta does not have.
+    with torch.device("cpu") if name.startswith("regnet") else contextlib.nullcontext():
         model: nn.Module = get_model(name, **options)
     return model
 
@@ -133,20 +133,6 @@ def _make_stem_small(model: nn.Module, name: str) -> None:
             model.set_submodule(path, nn.Identity())
 
 
-class _WidthsOnCPU(TorchFunctionMode):
-    """Lets RegNet compute its widths also where the default device is meta."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        here = {"device": "cpu"} if func in (torch.arange, torch.tensor) else {}
-        return func(*args, **here | (kwargs or {}))
-
-
-def _is_weight(name: object, part: object) -> bool:
-    if not (isinstance(name, str) and isinstance(part, Tensor)):
-        return False
-    return part.layout == torch.strided and part.device.type == "cpu" and not part.is_quantized
-
-
 def _read(name: str, weights: str) -> dict[str, Tensor]:
     from torchvision.models import get_model_weights
 
@@ -160,7 +146,12 @@ def _read(name: str, weights: str) -> dict[str, Tensor]:
         way_out = f"download {known[weights].url}, and give the file" if weights in known else "give another file"
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UserError(f"`net`.weights is {weights}, which cannot be read ({reason:.200}): {way_out}") from error
-    if not isinstance(state, dict) or not all(map(_is_weight, state, state.values())):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str)
+        and isinstance(part, Tensor)
+        and (part.layout, part.device.type, part.is_quantized) == (torch.strided, "cpu", False)
+        for key, part in state.items()
+    ):
         raise UserError(f"`net`.weights is {weights}: must hold a state_dict, names and tensors alone")
     found: dict[str, Tensor] = dict(state)
     if odd := next((key for key, part in found.items() if not part.isfinite().all()), None):

@@ -16,24 +16,10 @@ from cifar_lit.evaluation.card import card_fingerprint, fingerprint, write_card
 from cifar_lit.main import main
 from cifar_lit.networks import ResNet18
 from cifar_lit.results import Results
+from tests.helpers.results import make_results
 
 RUN = Path("lightning_logs/version_0")
 FOLDER = RUN / "export"
-
-
-def make_results(**metrics: Any) -> Results:
-    return Results(
-        source="cifar10",
-        title="CIFAR-10",
-        num_train=45000,
-        num_val=0,
-        num_test=10000,
-        num_classes=3,
-        network="TutorialCNN",
-        num_parameters=1,
-        seed=7,
-        metrics=metrics,
-    )
 
 
 def card_of(folder: Path, classes: list[str], data: dict[str, Any], results: Results | None) -> str:
@@ -42,7 +28,7 @@ def card_of(folder: Path, classes: list[str], data: dict[str, Any], results: Res
 
 
 def test_a_card_names_the_dataset(tmp_path: Path) -> None:
-    results = make_results(**{"Accuracy/test": 0.75})
+    results = make_results({"Accuracy/test": 0.75})
     hub = {"name": "CIFAR-100", "type": "uoft-cs/cifar100", "split": "test"}
     metadata = yaml.safe_load(card_of(tmp_path, list("abc"), {"source": "cifar100"}, results).split("---")[1])
     assert (metadata["model-index"][0]["results"][0]["dataset"], metadata["datasets"]) == (hub, ["uoft-cs/cifar100"])
@@ -108,7 +94,8 @@ def test_the_code_of_a_card_runs_and_agrees_with_the_model(
 
 def test_the_card_of_cifar10_names_it_as_the_hub_does(tmp_path: Path) -> None:
     data = {"source": "cifar10", "root": "/home/me", "batch_size": 64}
-    card = card_of(tmp_path, list("abc"), data, make_results(**{"Accuracy/test": 0.75}))
+    results = make_results({"Accuracy/test": 0.75}, num_train=45_000, num_test=10_000, seed=7)
+    card = card_of(tmp_path, list("abc"), data, results)
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["datasets"] == ["uoft-cs/cifar10"]
     assert metadata["model-index"][0]["results"][0]["dataset"]["type"] == "uoft-cs/cifar10"
@@ -120,7 +107,7 @@ def test_the_card_of_cifar10_names_it_as_the_hub_does(tmp_path: Path) -> None:
 
 def test_the_card_of_a_set_of_torchvision_names_it(tmp_path: Path) -> None:
     data = {"source": "torchvision", "dataset": "EMNIST/letters\n---\nlicense: mit"}
-    card = card_of(tmp_path, list("abc"), data, make_results(**{"Accuracy/test": 0.75}))
+    card = card_of(tmp_path, list("abc"), data, make_results({"Accuracy/test": 0.75}))
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["model-index"][0]["results"][0]["dataset"]["name"] == "EMNIST/letterslicense mit"
     assert "license" not in metadata
@@ -136,7 +123,7 @@ def test_a_card_says_what_is_not_known(tmp_path: Path) -> None:
 def test_class_names_do_not_break_the_markdown(tmp_path: Path) -> None:
     classes = ["a|b", "`c", "two\nlines", "<b>&amp;", "fire_truck"]
     accuracies = {f"ClassAccuracy/test/{name}": 0.5 for name in classes}
-    card = card_of(tmp_path, classes, {}, make_results(**{"Accuracy/test": 0.5, **accuracies}))
+    card = card_of(tmp_path, classes, {}, make_results({"Accuracy/test": 0.5, **accuracies}))
     rows = [r"a\|b", r"\`c", "two lines", r"\<b\>\&amp;", r"fire\_truck"]
     assert "|---|---|\n" + "".join(f"| {name} | 0.500 |\n" for name in rows) in card
     assert ", ".join(rows) in card

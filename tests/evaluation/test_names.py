@@ -17,6 +17,7 @@ from cifar_lit.files import printable
 from cifar_lit.metrics import Predictions
 from cifar_lit.module import ImageClassifier
 from cifar_lit.results import Results
+from tests.helpers.results import make_results
 
 NAMES = [
     *("$x^2$", "$x_{$", r"\frac{1}{", "a_b^{", "$", "%", "#1", "~", "100 %"),
@@ -40,18 +41,14 @@ def model() -> ImageClassifier:
 @pytest.fixture(scope="module")
 def results(model: ImageClassifier) -> Results:
     assert model.predictions is not None
-    return Results(
-        source="images",
+    return make_results(
+        {"Accuracy/val": None, **model.predictions.metrics(NAMES)},
         title="images from \x1b[2J\udcff <b>{{ 1 }}",
-        num_train=1,
         num_val=1,
         num_test=len(NAMES),
         num_classes=len(NAMES),
-        network="TutorialCNN",
-        num_parameters=1,
         checkpoint="\x1b]0;x\x07/best.ckpt",
         command="cifar-lit fit --data.root BODY '{{ 7 * 7 }}</script>\udcff'",
-        metrics={"Accuracy/val": None, **model.predictions.metrics(NAMES)},
     )
 
 

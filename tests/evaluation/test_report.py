@@ -21,6 +21,7 @@ from cifar_lit.metrics import Predictions
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import TutorialCNN
 from cifar_lit.results import Results
+from tests.helpers.results import make_results
 
 CLASSES = ["cat", "dog & <fox>", "ship"]
 LABELS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
@@ -41,19 +42,8 @@ def model() -> ImageClassifier:
 
 def results_of(model: ImageClassifier) -> Results:
     assert model.predictions is not None
-    return Results(
-        source="images",
-        title="pictures <mine>",
-        num_train=9,
-        num_val=0,
-        num_test=10,
-        num_classes=3,
-        network="TutorialCNN",
-        num_parameters=5,
-        checkpoint="best.ckpt",
-        seed=0,
-        metrics={"Accuracy/val": None, **model.predictions.metrics(CLASSES)},
-    )
+    metrics = {"Accuracy/val": None, **model.predictions.metrics(CLASSES)}
+    return make_results(metrics, title="pictures <mine>", checkpoint="best.ckpt", seed=0)
 
 
 class Checker(HTMLParser):

@@ -6,28 +6,18 @@ import numpy as np
 import pytest
 
 from cifar_lit.evaluation.summary import class_rows, confusions, headline, most_confused, percent
-from cifar_lit.results import Results
+from tests.helpers.results import make_results
 
 CLASSES = ["cat", "dog", "ship"]
 MATRIX = [[30, 20, 0], [1, 49, 0], [0, 0, 0]]
-KNOWN = Results(
-    source="images",
-    title="CIFAR-10",
-    num_train=45_000,
-    num_val=20,
-    num_test=100,
-    num_classes=3,
-    network="TutorialCNN",
-    num_parameters=5,
-    epochs=20,
-    metrics={
-        "Accuracy/test": 0.79,
-        "AccuracyInterval/test": [0.7001, 0.8583],
-        "Accuracy/val": 0.8,
-        "Confusion/test": MATRIX,
-        **{f"Recall/test/{name}": value for name, value in zip(CLASSES, (0.6, 0.98, 0.0), strict=True)},
-    },
-)
+METRICS = {
+    "Accuracy/test": 0.79,
+    "AccuracyInterval/test": [0.7001, 0.8583],
+    "Accuracy/val": 0.8,
+    "Confusion/test": MATRIX,
+    **{f"Recall/test/{name}": value for name, value in zip(CLASSES, (0.6, 0.98, 0.0), strict=True)},
+}
+KNOWN = make_results(METRICS, title="CIFAR-10", num_train=45_000, num_val=20, num_test=100, epochs=20)
 
 
 def test_the_headline_says_what_was_trained_on_what_and_how_good_it_is() -> None:

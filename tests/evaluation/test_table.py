@@ -7,6 +7,7 @@ import pytest
 
 from cifar_lit.evaluation.table import format_table
 from cifar_lit.results import Results
+from tests.helpers.results import make_results
 
 METRICS: dict[str, Any] = {
     "Accuracy/val": 0.65,
@@ -23,22 +24,11 @@ METRICS: dict[str, Any] = {
 
 @pytest.fixture
 def results() -> Results:
-    return Results(
-        source="synthetic",
-        title="synthetic",
-        num_train=20_000,
-        num_val=5_000,
-        num_test=5_000,
-        num_classes=2,
-        network="TutorialCNN",
-        num_parameters=145_578,
-        checkpoint="lightning_logs/version_0/checkpoints/best.ckpt",
-        best_epoch=2,
-        epochs=3,
-        train_seconds=61.4,
-        images_per_second=1234.5,
-        metrics=METRICS,
-    )
+    counts = {"num_train": 20_000, "num_val": 5_000, "num_test": 5_000, "num_classes": 2, "num_parameters": 145_578}
+    speed = {"epochs": 3, "train_seconds": 61.4, "images_per_second": 1234.5}
+    checkpoint = "lightning_logs/version_0/checkpoints/best.ckpt"
+    source = {"source": "synthetic", "title": "synthetic"}
+    return make_results(METRICS, **source, **counts, **speed, checkpoint=checkpoint, best_epoch=2)
 
 
 def test_the_table_of_a_run(results: Results) -> None:

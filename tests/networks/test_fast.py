@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from cifar_lit.errors import UserError
 from cifar_lit.networks import FastCNN, StrongCNN
 from cifar_lit.networks.fast import HEAD_SCALE, HEAD_STD, Stage
+from tests.helpers.networks import overfit
 
 
 def test_each_stage_halves_the_image() -> None:
@@ -74,15 +75,7 @@ def test_the_last_layer_learns_as_fast_as_the_source_says() -> None:
 
 
 def test_it_overfits_32_images() -> None:
-    torch.manual_seed(0)
-    images, labels = torch.randn(32, 3, 16, 16), torch.arange(32) % 10
-    net = FastCNN(10, widths=[16, 32, 32])
-    optimizer = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9)
-    for _ in range(40):
-        optimizer.zero_grad()
-        torch.autograd.backward(nn.functional.cross_entropy(net(images), labels))
-        optimizer.step()
-    assert float((net(images).argmax(1) == labels).float().mean()) > 0.95
+    assert overfit(lambda: FastCNN(10, widths=[16, 32, 32]), size=16, lr=1.0, num_steps=40) > 0.95
 
 
 @pytest.mark.parametrize("net", [FastCNN, StrongCNN])

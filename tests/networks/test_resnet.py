@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cifar_lit.errors import UserError
 from cifar_lit.networks import Network, ResNet18, TorchvisionNet, WideResNet
 from cifar_lit.networks.winograd import Conv3x3
+from tests.helpers.networks import overfit
 
 
 def count(net: Network) -> tuple[int, float]:
@@ -78,14 +78,7 @@ def test_gradients_reach_every_parameter_at_any_size(net: type[Network], size: i
 
 @pytest.mark.parametrize("net", SMALL)
 def test_it_overfits_32_images(net: type[Network]) -> None:
-    torch.manual_seed(0)
-    images, labels, network = torch.randn(32, 3, 8, 8), torch.arange(32) % 10, net()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(15):
-        optimizer.zero_grad()
-        torch.autograd.backward(nn.functional.cross_entropy(network(images), labels))
-        optimizer.step()
-    assert float((network(images).argmax(1) == labels).float().mean()) > 0.95
+    assert overfit(net, size=8, lr=0.05, num_steps=15) > 0.95
 
 
 def test_other_sizes_are_refused_before_anything_is_built() -> None:

@@ -60,7 +60,7 @@ OTHERS = [
 def test_a_network_gets_a_head_for_the_classes(name: str, small_stem: bool) -> None:
     with torch.device("meta"):
         spec = describe_network(functools.partial(TorchvisionNet, name=name, small_stem=small_stem))
-        net = build_network(spec, num_classes=7).train()
+        net = build_network(spec, num_classes=7).train().to("meta")
         assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
@@ -155,6 +155,11 @@ def test_names_of_old_files_and_positions_of_other_sizes_are_converted(
     old = {name.replace("norm1.", "norm.1.").replace("conv1.", "conv.1."): part for name, part in own.items()}
     torch.save(old, tmp_path / "dense.pt")
     assert "denselayer1.norm.1.weight" in str(old.keys())
+    assert "at random" not in net.load_weights()
+    monkeypatch.setattr(torchvision_net, "_build", lambda *_, **__: models.MobileNetV2(10, 0.1))
+    net = TorchvisionNet(10, name="mobilenet_v2", weights=str(tmp_path / "mobile.pt"))
+    torch.save(net.model.state_dict(), tmp_path / "mobile.pt")
+    assert "features.1.conv.1.weight" in net.model.state_dict()  # which is no old name
     assert "at random" not in net.load_weights()
 
 
