@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from PIL import Image
 
 from cifar_lit.cli.network import check_network
@@ -117,6 +118,23 @@ def test_a_data_module_of_another_size_than_the_model_is_refused(tiny_root: Path
     data = CIFAR10DataModule(source="images", root=str(tiny_root), image_size=40, batch_size=8)
     with pytest.raises(UserError, match="`image_size` is 32: must be 40, that of the data"):
         quiet_trainer(fast_dev_run=1).fit(ImageClassifier(classes=data.classes), datamodule=data)
+
+
+def test_a_data_module_of_the_users_own_may_call_anything_image_size(tiny_root: Path) -> None:
+    class Own(LightningDataModule):
+        def __init__(self, image_size: tuple[int, int]) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+        def train_dataloader(self) -> Any:
+            return [(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))]
+
+        val_dataloader = train_dataloader
+
+    model = ImageClassifier(classes=CLASSES)
+    trainer = quiet_trainer(max_steps=1)
+    trainer.fit(model, datamodule=Own((48, 48)))  # before its own crop
+    assert trainer.global_step == 1
 
 
 def test_sizes_of_the_epochs_end_with_the_image_size() -> None:
