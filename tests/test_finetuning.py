@@ -336,7 +336,8 @@ def test_a_run_resumes_without_the_weights_and_thaws(
     assert main(["test", str(RUN)]) == 0
     model = Run(RUN).model()
     assert model.hparams["weights"] == str(weights)
-    quiet_trainer(max_epochs=1, limit_val_batches=0).fit(model.train(), datamodule=Run(RUN).datamodule())
+    short = quiet_trainer(max_epochs=3, limit_train_batches=1, limit_val_batches=0)
+    short.fit(model.train(), datamodule=Run(RUN).datamodule())
 
 
 def test_a_run_is_given_by_its_folder(run: str, tiny_args: list[str], caplog: pytest.LogCaptureFixture) -> None:

@@ -93,9 +93,13 @@ def _pairs(hashes: Tensor, source: Any, splits: Iterable[str]) -> list[str]:
     for own, of_copy in hashes.tolist() if files else ():
         names = files.get(own, [""])[0], files.get(of_copy, [""])[-1]
         if all(names) and len(set(names)) == 2:
-            short = (name if len(name) <= MAX_NAME else f"...{name[3 - MAX_NAME :]}" for name in map(printable, names))
-            pairs.append((" = " if own == of_copy else " ~ ").join(short))
+            pairs.append((" = " if own == of_copy else " ~ ").join(map(_short, names)))
     return list(dict.fromkeys(pairs))
+
+
+def _short(name: str) -> str:
+    name = printable(name)
+    return name if len(name) <= MAX_NAME else f"{name[:20]}...{name[23 - MAX_NAME :]}"
 
 
 def check_copies(

@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -120,21 +121,15 @@ def test_a_data_module_of_another_size_than_the_model_is_refused(tiny_root: Path
         quiet_trainer(fast_dev_run=1).fit(ImageClassifier(classes=data.classes), datamodule=data)
 
 
-def test_a_data_module_of_the_users_own_may_call_anything_image_size(tiny_root: Path) -> None:
+def test_a_data_module_of_the_users_own_may_call_anything_image_size() -> None:
     class Own(LightningDataModule):
         def __init__(self, image_size: tuple[int, int]) -> None:
             super().__init__()
             self.save_hyperparameters()
 
-        def train_dataloader(self) -> Any:
-            return [(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))]
-
-        val_dataloader = train_dataloader
-
     model = ImageClassifier(classes=CLASSES)
-    trainer = quiet_trainer(max_steps=1)
-    trainer.fit(model, datamodule=Own((48, 48)))  # before its own crop
-    assert trainer.global_step == 1
+    model._trainer = SimpleNamespace(datamodule=Own((48, 48)))  # type: ignore[assignment]  # before its own crop
+    model.check_network()
 
 
 def test_sizes_of_the_epochs_end_with_the_image_size() -> None:

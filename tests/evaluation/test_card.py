@@ -157,7 +157,7 @@ def test_the_weights_that_a_training_started_from_are_in_the_card(tmp_path: Path
     model = ImageClassifier(classes=["a", "b"], weights="/home/me/my_net.pth")
     write_card(tmp_path, model.eval(), {}, None)
     card = (tmp_path / "README.md").read_text()
-    sentence = r"The training started from the weights my\_net.pth, and so knows what they were trained on.\n\n- "
+    sentence = "The training started from the weights my\\_net.pth, and so knows what they were trained on.\n\n- "
     assert f" parameters. {sentence}" in card
     assert "/home" not in card
 
