@@ -1,5 +1,6 @@
 """Weights of the classes in the training loss."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.module import ImageClassifier
 from tests.helpers.images import TINY_CLASSES, tiny_files, write_files
+from tests.helpers.processes import script
 from tests.helpers.trainers import quiet_trainer
 
 BATCH = torch.rand(6, 3, 32, 32), torch.tensor([0, 0, 0, 1, 1, 2])
@@ -81,6 +83,21 @@ def test_two_processes_have_the_weighted_mean_of_all_their_images(monkeypatch: p
         assert float(sum(parts)) / 2 == pytest.approx(float(mean_cross_entropy(logits, labels, weights)), rel=1e-6)
     monkeypatch.undo()
     assert share_of_process(hard, weights) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_two_processes_with_class_weights_train_as_one_does(tiny_args: list[str]) -> None:
+    options = [*tiny_args, "--model.class_weights", "[1,0.1,5]", "--model.lr", "0.05", "--trainer.max_epochs", "1"]
+    options += ["--no_report"]
+    two = ["--data.batch_size", "4", "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
+    for more in (["--data.batch_size", "8"], [*two, "--trainer.strategy", "ddp"]):
+        done = script([*options, *more])
+        assert done.code == 0, done.err
+    files = sorted(Path("lightning_logs").glob("*/checkpoints/last.ckpt"))
+    one, both = (torch.load(file, weights_only=True)["state_dict"] for file in files)
+    for name, part in one.items():
+        assert torch.allclose(part, both[name], atol=1e-6), name
 
 
 def test_macro_accuracy_is_the_mean_recall_of_the_classes() -> None:
