@@ -1,6 +1,8 @@
 """How a training starts: data-dependent initialisation, the weights of another training, and what is frozen."""
 
-from collections.abc import Collection, Sequence
+import itertools
+import math
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,6 +16,7 @@ from cifar_lit.data.loader import training_images
 from cifar_lit.errors import UserError, require
 from cifar_lit.networks import Network
 from cifar_lit.networks.base import load_once
+from cifar_lit.optim import count_steps
 from cifar_lit.prediction import Predictor
 from cifar_lit.schema import check_tensors
 
@@ -49,6 +52,14 @@ class FineTuning(Predictor):
         if freeze == "body":  # before the optimizer and DistributedDataParallel take what is trained
             self._freeze(True)
 
+    @property
+    def started_from(self) -> str | None:
+        """The name of the weights that the training started from: of a path the file, of a run's its folder, too."""
+        of_net = self.hparams["net"]["init_args"].get("weights")
+        if given := self.hparams["weights"] or (of_net if isinstance(of_net, str) else None):
+            return "/".join(Path(given).parts[-3 if Path(given).parent.name == "checkpoints" else -1 :])
+        return None
+
     def setup(self, stage: str) -> None:
         """Check the network, and show some training images to a new one with data-dependent initialisation."""
         self.check_network()
@@ -73,6 +84,20 @@ class FineTuning(Predictor):
             if (weights := self.hparams["weights"]) is not None:
                 rank_zero_info(load_matching(self, Path(weights)))
         self.is_new = False
+
+    def on_train_start(self) -> None:
+        """Say what is frozen; for some epochs, the training must have more."""
+        self.freeze_body()
+        num_epochs, trainer = self.hparams["freeze_epochs"], self.trainer
+        if num_epochs and not trainer.fast_dev_run:
+            is_all = 0 <= (trainer.max_epochs or -1) <= num_epochs
+            if trainer.max_steps >= 0 and math.isfinite(trainer.num_training_batches):
+                is_all |= trainer.max_steps <= count_steps(trainer, num_epochs)
+            expected = "fewer than the training has (`max_epochs`, `max_steps`); `freeze` body trains the head alone"
+            require("freeze_epochs", num_epochs, not is_all, expected)
+        if self.body and not self.body[0].requires_grad:
+            trained = ", ".join(name for name, parameter in self.net.named_parameters() if parameter.requires_grad)
+            rank_zero_info(f"frozen{f' until epoch {num_epochs} ends' * bool(num_epochs)}: all but {trained}")
 
     def on_train_epoch_start(self) -> None:
         """Freeze the body, or train all from here on."""
@@ -101,17 +126,15 @@ def head_of(net: nn.Module, num_classes: int) -> nn.Module:
 def load_matching(model: FineTuning, path: Path) -> str:
     """Load the tensors of a file that have the name and shape of one of the network's, and return what was done.
 
+    Names may lack, or have, a prefix that is common to all of them, as ``model.`` or ``module.``.
     It is a ``UserError`` if they are less than half of the parameters, or non-finite where the network's are finite.
     """
     saved = read_weights(path)
     is_ours = {"mean", "std"} <= saved.keys()  # with the normalisation beside the network
     saved_net = {name[4:]: part for name, part in saved.items() if name.startswith("net.")} if is_ours else saved
     own = {name: part for name, part in model.net.state_dict().items() if isinstance(part, Tensor)}
-    found = {
-        name: part
-        for name, part in saved_net.items()
-        if name in own and part.shape == own[name].shape and part.is_floating_point() == own[name].is_floating_point()
-    }
+    cuts = itertools.product(_prefixes(own), _prefixes(saved_net))
+    found = max((_same(own, saved_net, *cut) for cut in cuts), key=len)
     sizes = {name: parameter.numel() for name, parameter in model.net.named_parameters()}
     share = sum(sizes.get(name, 0) for name in found) / max(1, sum(sizes.values()))
     counts = f"{len(found)} of {len(own)} tensors, {int(100 * share)} % of the parameters"
@@ -133,6 +156,23 @@ def load_matching(model: FineTuning, path: Path) -> str:
         then, now = ([round(x, 4) for x in part.flatten().tolist()] for part in (saved[name], getattr(model, name)))
         text += f"; their training had {name} {then}, and this one has {now}" if then != now else ""
     return text
+
+
+def _prefixes(names: Iterable[str]) -> tuple[int, int]:
+    """Return how many characters of names may be cut off: none, or the part that all of them begin with."""
+    first, *others = {name.partition(".")[0] for name in names} or {""}
+    return 0, 0 if others else len(first) + 1
+
+
+def _same(own: dict[str, Tensor], saved: dict[str, Tensor], own_cut: int, cut: int) -> dict[str, Tensor]:
+    """Return those tensors of a file that have the name, behind what is cut off, and form of one of the network's."""
+    parts = {name[cut:]: part for name, part in saved.items()}
+    found = {name: parts[name[own_cut:]] for name in own if name[own_cut:] in parts}
+    return {
+        name: part
+        for name, part in found.items()
+        if part.shape == own[name].shape and part.is_floating_point() == own[name].is_floating_point()
+    }
 
 
 def _check_body(model: FineTuning, initialised: Collection[str], origin: str) -> None:

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from cifar_lit.checkpoint import first_nonfinite, plain_value
 from cifar_lit.data.augment import to_float
-from cifar_lit.data.balance import ClassWeights, check_class_weights, loss_weights
+from cifar_lit.data.balance import ClassWeights, check_class_weights, loss_weights, share_of_process
 from cifar_lit.data.decoding import Resize
 from cifar_lit.data.loader import check_batch
 from cifar_lit.data.mixing import hard_labels, mean_cross_entropy
@@ -63,7 +63,8 @@ class ImageClassifier(FineTuning):
         resize: How ``predict`` makes an image square: squash, crop or pad, as for the data module.
         class_weights: Weights of the classes in the training loss, as those of ``torch.nn.CrossEntropyLoss``: a list of
             numbers above 0 in the order of the labels, or balanced, where a class of n of the N training images has
-            N / (num_classes * n). Validation and test losses are without them.
+            N / (num_classes * n). The loss is the weighted mean over a batch, that of all processes. Validation and
+            test losses are without weights.
         weights: Start a new training from the weights in a checkpoint, a ``.safetensors`` export or a file of a
             ``state_dict``; on the command line also from a run's folder. What has the name and shape of a tensor of
             the network is loaded, after data-dependent initialisation; the rest stays initialised.
@@ -145,7 +146,7 @@ class ImageClassifier(FineTuning):
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
     def on_train_start(self) -> None:
-        self.freeze_body()
+        super().on_train_start()
         # A GradientAccumulationScheduler sets it when an epoch begins, not when one is resumed (Lightning 2.6).
         self.trainer.accumulate_grad_batches = accumulation(self.trainer, self.current_epoch)
         self.class_weights = loss_weights(self.hparams["class_weights"], self.classes, self.trainer)
@@ -167,6 +168,8 @@ class ImageClassifier(FineTuning):
         logits = self(images)
         weights = None if self.class_weights is None else self.class_weights.to(logits)
         loss = mean_cross_entropy(logits, labels, weights, label_smoothing=self.hparams["label_smoothing"])
+        if weights is not None:
+            loss = loss * share_of_process(labels, weights)
         self._last_batch = loss.detach(), logits.detach(), hard_labels(labels)
         return loss
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cifar_lit.data.augment import check_values, to_float, wrong_dtype
 from cifar_lit.data.decoding import Resize, load_images
+from cifar_lit.data.known import KnownImages
 from cifar_lit.errors import UserError, require
 from cifar_lit.networks import check_logits, evaluation_mode
 from cifar_lit.networks.tta import TTA, TTA_MODES, tta_logits
@@ -72,10 +73,10 @@ class Predictor(LightningModule):
     def check_network(self) -> None:
         """Compute the logits of two images; a network that gives others than one for each class is a ``UserError``.
 
-        So is a data module of the Trainer with another ``image_size``.
+        So is a ``CIFAR10DataModule`` of the Trainer with another ``image_size``.
         """
         size, data = self.image_size, self._trainer and getattr(self._trainer, "datamodule", None)
-        given = data.hparams.get("image_size", size) if data else size
+        given = data.hparams["image_size"] if isinstance(data, KnownImages) else size
         require("image_size", size, given == size, f"{given}, that of the data")
         images = torch.zeros(2, 3, size, size, device=self.mean.device, dtype=self.mean.dtype)
         with torch.no_grad(), evaluation_mode(self.net):

@@ -2,9 +2,12 @@
 
 import contextlib
 import functools
+import math
 import os
 import shutil
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,14 +18,14 @@ from torch import Tensor, nn
 from cifar_lit.checkpoint import save_safetensors
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
-from cifar_lit.finetuning import head_of, load_matching
+from cifar_lit.finetuning import FineTuning, head_of, load_matching
 from cifar_lit.main import main
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import FastCNN, TorchvisionNet, TutorialCNN
 from cifar_lit.optim import Muon
 from cifar_lit.run import Run
 from tests.helpers.networks import WideNet
-from tests.helpers.processes import script, state_of
+from tests.helpers.processes import at_step, script, state_of
 from tests.helpers.runs import RUN, Refused, callback
 from tests.helpers.trainers import quiet_trainer
 
@@ -89,6 +92,27 @@ def test_what_fits_is_loaded_from_each_kind_of_file(kind: str, tmp_path: Path) -
     assert text == f"weights of {path}: 26 of 27 tensors, 99 % of the parameters; initialised: head.weight"
     assert torch.equal(model.net.head.weight, before)  # type: ignore[union-attr,arg-type]
     assert equal({k: v for k, v in source.net.state_dict().items() if k != "head.weight"}, model.net.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("net", "prefix", "num_found"),
+    [
+        (functools.partial(TorchvisionNet, name="squeezenet1_0"), "", 50),  # torchvision's own file: ours has model.
+        (functools.partial(TorchvisionNet, name="squeezenet1_0"), "module.", 50),
+        (functools.partial(FastCNN, widths=[8, 16]), "module.", 26),  # of DistributedDataParallel
+        (TutorialCNN, "_orig_mod.", 8),
+    ],
+)
+def test_a_prefix_of_all_names_does_not_count(net: Any, prefix: str, num_found: int, tmp_path: Path) -> None:
+    source, model = net(5), ImageClassifier(classes=["a", "b", "c"], net=net)
+    inner = getattr(source, "model", source).state_dict()
+    torch.save({prefix + name: part for name, part in inner.items()}, tmp_path / "weights.pt")
+    assert f": {num_found} of {len(inner)} tensors, " in load_matching(model, tmp_path / "weights.pt")
+    expected, now = source.state_dict(), model.net.state_dict()
+    assert sum(torch.equal(part, expected[name]) for name, part in now.items() if part.shape == expected[name].shape)
+    body = {name: part for name, part in now.items() if part.shape == expected[name].shape}
+    assert len(body) == num_found
+    assert equal(body, expected)
 
 
 def test_the_line_says_what_differs(tmp_path: Path) -> None:
@@ -194,7 +218,50 @@ def test_a_new_stem_is_not_frozen(data: CIFAR10DataModule) -> None:
             quiet_trainer(max_steps=1, limit_val_batches=0).fit(model, datamodule=data)
 
 
-def test_a_body_is_frozen_for_some_epochs(data: CIFAR10DataModule, weights: Path) -> None:
+@pytest.mark.parametrize(
+    ("length", "is_enough"),
+    [
+        ({"max_epochs": 2}, False),
+        ({"max_epochs": 3}, True),
+        ({"max_steps": 10}, False),  # of 5 in an epoch
+        ({"max_steps": 11}, True),
+        ({"max_steps": 10, "num_training_batches": 4}, True),
+        ({"max_steps": 6, "accumulate_grad_batches": 2}, False),
+        ({"max_steps": 6, "num_training_batches": math.inf}, True),
+        ({"max_epochs": 1, "max_steps": 1, "fast_dev_run": 1}, True),
+        ({"max_epochs": None}, True),
+    ],
+    ids=str,
+)
+def test_a_training_must_be_longer_than_what_is_frozen(length: dict[str, Any], is_enough: bool, weights: Path) -> None:
+    model = model_of(weights=str(weights), freeze_epochs=2)
+    usual = {"max_epochs": -1, "max_steps": -1, "num_training_batches": 5, "accumulate_grad_batches": 1}
+    others = {"fast_dev_run": False, "callbacks": [], "current_epoch": 0}
+    model._trainer = SimpleNamespace(**{**usual, **others, **length})  # type: ignore[assignment]
+    expected = r"`freeze_epochs` is 2: must be fewer than the training has \(`max_epochs`, `max_steps`\); `freeze` body"
+    with contextlib.nullcontext() if is_enough else pytest.raises(UserError, match=expected):
+        FineTuning.on_train_start(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, None),
+        ({"weights": "/home/me/secret/net.pth"}, "net.pth"),
+        ({"weights": "/home/me/lightning_logs/version_3/checkpoints/best.ckpt"}, "version_3/checkpoints/best.ckpt"),
+        ({"net": functools.partial(TorchvisionNet, name="squeezenet1_0", weights="DEFAULT")}, "DEFAULT"),
+        ({"net": functools.partial(TorchvisionNet, name="squeezenet1_0", weights="mine/start.pth")}, "start.pth"),
+    ],
+)
+def test_the_name_of_the_weights_is_that_of_a_file_alone(options: dict[str, Any], expected: str | None) -> None:
+    with torch.device("meta"):
+        assert ImageClassifier(classes=["a", "b"], **options).started_from == expected
+
+
+def test_a_body_is_frozen_for_some_epochs(
+    data: CIFAR10DataModule, weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     bodies, model = Bodies(), model_of(weights=str(weights), freeze_epochs=1, muon_lr=0.1, momentum=0.5)
     trainer = quiet_trainer(max_epochs=2, callbacks=bodies)
     trainer.fit(model, datamodule=data)
@@ -206,6 +273,7 @@ def test_a_body_is_frozen_for_some_epochs(data: CIFAR10DataModule, weights: Path
         *(name for name in expected if "norms" in name and name.endswith(".weight")),
     }  # which FastCNN never trains
     assert bodies.modes == [False, True]
+    assert "frozen until epoch 1 ends: all but head.weight\n" in caplog.text
     (optimizer,) = trainer.optimizers
     assert isinstance(optimizer, Muon)
     assert all("muon_buffer" in optimizer.state[parameter] for parameter in optimizer.param_groups[1]["params"])
@@ -254,24 +322,29 @@ def test_a_run_resumes_without_the_weights_and_thaws(
     assert main([*options, "--trainer.max_epochs", "3"]) == 0
     undisturbed = state_of()["state_dict"]
     shutil.rmtree("lightning_logs")
-    assert main([*options, "--trainer.max_epochs", "1"]) == 0  # within the epochs in which the body is frozen
+    with pytest.MonkeyPatch.context() as patch:  # within the epochs in which the body is frozen
+        at_step(6, lambda: signal.raise_signal(signal.SIGTERM), patch)
+        assert main([*options, "--trainer.max_epochs", "3"]) == 143
     weights.write_text("no weights any more")
     assert caplog.text.count(f"weights of {weights}: 26 of 27 tensors") == 2
     caplog.clear()
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
     assert state_of()["state_dict"] == undisturbed
     assert "weights of" not in caplog.text
+    assert "frozen until epoch 2 ends: all but head.weight" in caplog.text
     weights.unlink()
     assert main(["test", str(RUN)]) == 0
     model = Run(RUN).model()
     assert model.hparams["weights"] == str(weights)
-    quiet_trainer(max_epochs=1, limit_val_batches=0).fit(model.train(), datamodule=Run(RUN).datamodule())
+    short = quiet_trainer(max_epochs=3, limit_train_batches=1, limit_val_batches=0)
+    short.fit(model.train(), datamodule=Run(RUN).datamodule())
 
 
 def test_a_run_is_given_by_its_folder(run: str, tiny_args: list[str], caplog: pytest.LogCaptureFixture) -> None:
     short = ["--trainer.max_epochs", "1", "--data.batch_size", "48", "--no_report"]
     assert main(["fit", *tiny_args, *short, "--model.weights", str(RUN), "--model.freeze", "body"]) == 0
     assert f"weights of {BEST}: 10 of 10 tensors, 100 % of the parameters\n" in caplog.text
+    assert "frozen: all but layers.linear2.weight, layers.linear2.bias\n" in caplog.text
     new = Run("lightning_logs/version_1")
     assert new.config["model"]["weights"] == new.model_options["weights"] == str(BEST)
     assert not new.model().is_new  # in Python, it trains on from its own

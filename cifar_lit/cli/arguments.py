@@ -126,6 +126,12 @@ class FitCLI(LightningCLI):
             raise UserError(f"`monitor` is {monitor}, and there is no validation: give `val_size`, or leave it out")
         return monitor, options
 
+    def check_saving(self) -> None:
+        """Refuse options of checkpoints where none is kept."""
+        for name, value in self.config["checkpoint"].items():
+            if value not in (0, MONITORED[0]) and self.trainer_options["enable_checkpointing"] is False:
+                raise UserError(f"`{name}` is {value}, and `enable_checkpointing` is False: leave out one of the two")
+
     @property
     def keeps_checkpoints(self) -> bool:
         return self.trainer_options["enable_checkpointing"] is not False and not self.trainer_options["fast_dev_run"]

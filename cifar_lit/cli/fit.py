@@ -61,6 +61,8 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
         resumed, (monitor, saving) = find_resumed(cli), cli.saving
         if isinstance(pruner, PruningCallback):
             pruner.judged_by = monitor
+        elif pruner is None:
+            cli.check_saving()
         with open_run(cli, resumed) as run:
             throughput = Throughput()
             best = Best(run.checkpoints if run else None, monitor) if cli.keeps_checkpoints and cli.has_val else None

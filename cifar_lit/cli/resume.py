@@ -1,6 +1,7 @@
 """Whether a run can resume with the given options."""
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -15,6 +16,7 @@ from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.files import shorten
 from cifar_lit.module import ImageClassifier
+from cifar_lit.networks.base import describe_network
 from cifar_lit.run import Run
 
 MAY_DIFFER = ("root", "cache_dir", "mirror")
@@ -23,6 +25,13 @@ MAY_DIFFER = ("root", "cache_dir", "mirror")
 def _defaults(kind: type) -> dict[str, Any]:
     parameters = inspect.signature(kind).parameters.values()
     return {one.name: plain_value(one.default) for one in parameters if one.default is not one.empty}
+
+
+def _completed(then: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield two descriptions of a network, each with the defaults of the options that only the other one has."""
+    for one, other in ((then, now), (now, then)):
+        missing = {name: defaults[name] for name in other["init_args"] if name in defaults}
+        yield {**one, "init_args": {**missing, **one["init_args"]}}
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:
@@ -59,8 +68,9 @@ def find_resumed(cli: FitCLI) -> Run | None:
     run = Run(path, trust=cli.config["trust_run"])
     check_has_state(run)
     then, now = {**run.model_options, **run.data_options}, {**cli.model.hparams, **cli.datamodule.hparams}
-    for name, default in {**_defaults(ImageClassifier), **_defaults(CIFAR10DataModule)}.items():
-        then.setdefault(name, default)  # what an older version had no option for
+    # What an older version, also of the network, had no option for.
+    then = {**_defaults(ImageClassifier), **_defaults(CIFAR10DataModule), **then}
+    then["net"], now["net"] = _completed(describe_network(then["net"]), now["net"], _defaults(type(cli.model.net)))
     changed = [name for name in then if name not in MAY_DIFFER and then[name] != now.get(name)]
     if changed:
         differences = ", ".join(f"{name} {then[name]} (given: {now.get(name)})" for name in changed)

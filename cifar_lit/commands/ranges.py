@@ -14,14 +14,19 @@ Suggest = Callable[[Any], Any]
 MAX_INT = 2**53
 """Beyond it, a database would round."""
 
+NOT_SEARCHED = {"ckpt_path": "a trial trains from the start: leave it out"} | dict.fromkeys(
+    ("checkpoint", "checkpoint.monitor"), "trials are compared by one metric: give --checkpoint.monitor for all of them"
+)
+
 
 def parse_ranges(texts: Collection[str], given: Collection[str]) -> dict[str, Suggest]:
     """Read all values of ``--set``; no option may be searched twice, or be among those ``given`` to every trial."""
     ranges = dict(map(parse_range, texts))
     if len(ranges) < len(texts):
         raise UserError("`set`: an option is named twice; give all its values at once")
-    if "ckpt_path" in ranges:
-        raise UserError("`set` is ckpt_path: a trial trains from the start: leave it out")
+    for name in ranges:
+        if reason := NOT_SEARCHED.get(name):
+            raise UserError(f"`set` is {name}: {reason}")
     if both := [name for name in ranges if name in given]:
         raise UserError(f"`set` searches {both[0]}, and --{both[0]} is given, too: leave one out")
     return ranges

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from cifar_lit.data.listing import say
 from cifar_lit.errors import UserError, require
@@ -45,3 +45,15 @@ def loss_weights(given: Any, classes: Sequence[str], trainer: Any = None) -> Ten
     else:
         raise UserError("`class_weights` balanced counts the images of a CIFAR10DataModule: give a list of numbers")
     return weights.to(trainer.strategy.root_device if trainer else "cpu")
+
+
+def share_of_process(labels: Tensor, weights: Tensor) -> Tensor | float:
+    """Return the factor with which the mean of the weighted means of all processes is that of all their images.
+
+    Labels are ``(n,)``, or shares ``(n, num_classes)``; weights are those of the classes.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 1.0
+    own = (weights[labels] if labels.ndim == 1 else labels.to(weights) @ weights).sum()
+    distributed.all_reduce(total := own.clone())
+    return own * distributed.get_world_size() / total

@@ -1,6 +1,6 @@
 """Images that are in two splits of a dataset, or in two classes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -8,23 +8,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cifar_lit.data.image_folder import ImageFolder
 from cifar_lit.data.listing import say
 from cifar_lit.data.split import Split, hash_images
 from cifar_lit.data.stored import small
 from cifar_lit.errors import UserError
+from cifar_lit.files import printable
 
 Duplicates = Literal["keep", "drop"]
 NAMES = {"train": "training", "val": "validation", "test": "test"}
 BATCH = 500  # images at a time
 ALIKE = 0.99  # correlation that makes a near copy, however alike all images of a dataset are
+MAX_PAIRS, MAX_NAME = 10, 50  # copies that the results name, and characters of each name
 
 
 class Copies(NamedTuple):
-    """Which images have an exact copy elsewhere, or only a near one, or one with another label: ``(N,)``, bool."""
+    """Which images have an exact copy elsewhere, or only a near one, or one with another label: ``(N,)``, bool.
+
+    ``hashes`` are those of each image and of its copy: ``(N, 2)``, int64.
+    """
 
     exact: Tensor
     near: Tensor
     relabelled: Tensor
+    hashes: Tensor
 
 
 def find_copies(split: Split, *others: Split) -> Copies:
@@ -38,8 +45,8 @@ def find_copies(split: Split, *others: Split) -> Copies:
     exact = torch.isin(hashes[0], torch.cat([hashes[0][:0], *hashes[1:]]))
     near = torch.zeros_like(exact)
     relabelled = _in_two_classes(torch.cat(hashes), torch.cat([part.labels for part in (split, *others)]))[: len(exact)]
-    vectors = differences(split.images)
-    for other in others:
+    vectors, hashes_of_copies = differences(split.images), hashes[0]
+    for other, others_hashes in zip(others, hashes[1:], strict=True):
         theirs = differences(other.images).numpy().T
         found = [
             np.argmax(part.numpy() @ theirs, 1) for part in torch.split(vectors, BATCH)
@@ -49,8 +56,9 @@ def find_copies(split: Split, *others: Split) -> Copies:
         alike = torch.cat([_correlation(images, other.images[place]) for images, place in pairs])
         is_near = ~exact & (alike > min(ALIKE, 0.9 + 0.1 * float(alike.median())))
         near |= is_near
+        hashes_of_copies = torch.where(is_near, others_hashes[nearest], hashes_of_copies)
         relabelled |= is_near & (split.labels != other.labels[nearest])
-    return Copies(exact, near, relabelled)
+    return Copies(exact, near, relabelled, torch.stack((hashes[0], hashes_of_copies), 1))
 
 
 def differences(images: Tensor) -> Tensor:
@@ -78,6 +86,22 @@ def _in_two_classes(hashes: Tensor, labels: Tensor) -> Tensor:
     return (low != high)[group]
 
 
+def _pairs(hashes: Tensor, source: Any, splits: Iterable[str]) -> list[str]:
+    """Return which file is an exact (=) or near (~) copy of which; empty for images that are no files of the user's."""
+    files = source.files(splits) if isinstance(source, ImageFolder) else {}
+    pairs = []
+    for own, of_copy in hashes.tolist() if files else ():
+        names = files.get(own, [""])[0], files.get(of_copy, [""])[-1]
+        if all(names) and len(set(names)) == 2:
+            pairs.append((" = " if own == of_copy else " ~ ").join(map(_short, names)))
+    return list(dict.fromkeys(pairs))
+
+
+def _short(name: str) -> str:
+    name = printable(name)
+    return name if len(name) <= MAX_NAME else f"{name[:20]}...{name[23 - MAX_NAME :]}"
+
+
 def check_copies(
     name: str, split: Split, others: dict[str, Split | None], source: Any, options: Mapping[str, Any]
 ) -> tuple[Tensor | slice, str | None]:
@@ -94,7 +118,8 @@ def check_copies(
         known["test"] = source.load("test")
     # In 32x32 pixels, whatever the image size.
     found = find_copies(*(Split(small(images), labels) for images, labels in (split, *known.values())))
-    num_copies, num_exact, num_relabelled = (int(part.sum()) for part in (found.exact | found.near, *found[::2]))
+    sums = (int(part.sum()) for part in (found.exact | found.near, found.exact, found.relabelled))
+    num_copies, num_exact, num_relabelled = sums
     where = " or ".join(NAMES[other] for other in known)
     are = "is" if num_copies == 1 else "are"
     texts = [f"{num_copies:,} {are} in {where}, too ({num_exact:,} exactly)"] * (num_copies > 0)
@@ -104,9 +129,11 @@ def check_copies(
     text = f"of {len(split.labels):,} {NAMES[name]} images {' and '.join(texts)}" if texts else ""
     if text and name == "train":
         text += ": left out" if drop else "; --data.duplicates drop leaves them out"
-    if text:
-        say(text)
     is_used = ~(found.exact | found.near | found.relabelled)
+    if text:
+        pairs = _pairs(found.hashes[~is_used], source, (name, *known))
+        line, text = (", as ".join(filter(None, (text, ", ".join(pairs[:number])))) for number in (2, MAX_PAIRS))
+        say(line)
     for label in set(split.labels.tolist()) if drop else ():
         if not is_used[split.labels == label].any():
             raise UserError(f"`duplicates` drop leaves {source.classes[label]} without training images: give keep")

@@ -5,7 +5,8 @@ import hashlib
 import io
 import itertools
 import os
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ from cifar_lit.data.cache import Cache
 from cifar_lit.data.decoding import Resize, read_rgb, to_square
 from cifar_lit.data.layout import Listing, find_dataset
 from cifar_lit.data.listing import is_archive, say
-from cifar_lit.data.split import Split, SplitName, hold_out_test
+from cifar_lit.data.split import Split, SplitName, hash_images, hold_out_test
 from cifar_lit.data.stored import StoredImages, fits, room_for
 from cifar_lit.data.unpacking import MAX_BYTES
 from cifar_lit.errors import UserError
@@ -79,10 +80,23 @@ class ImageFolder:
         say(f"no test folder in {self.root}: {number}, chosen by their content, are held out for the test")
         return images.part(is_test if split == "test" else ~is_test)
 
+    def files(self, splits: Iterable[str]) -> dict[int, list[str]]:
+        """Return the names of the files of each image, by its hash; none of what an older version has cached."""
+        found = defaultdict(list)
+        there: dict[SplitName, bool] = {"train": True, "val": self.has_val, "test": self._has_test}
+        for entry in (self._entry(split) for split in there if there[split] and split in splits):
+            hashes = hash_images(entry.get("small", entry["images"]), seed=0)
+            for code, name in zip(hashes.tolist(), entry.get("names", ()), strict=False):
+                found[code].append(name)
+        return found
+
     def _load(self, split: SplitName) -> Split:
+        return as_split(self._entry(split), split)
+
+    def _entry(self, split: SplitName) -> dict[str, Any]:
         name = split if self._form == SMALL else f"{split}-{self._form[0]}-{self._form[1]}"
         entry = self._cache.read(name)  # without a lock: a shared cache may be read-only
-        return as_split(entry or self._cache.make(name, lambda: {name: self._decode(split)}), split)
+        return entry or self._cache.make(name, lambda: {name: self._decode(split)})
 
     def _decode(self, split: SplitName) -> dict[str, Any]:
         """Decode a split; what is broken is named at once."""
@@ -115,7 +129,8 @@ class ImageFolder:
             them = "it" if len(broken) == 1 else f"these {len(broken):,} of {len(position):,} pictures in {split}"
             raise UserError(f"`root` {self.root}: {shown}{more}; repair or remove {them}")
         labels = torch.tensor([label for label, of_class in enumerate(names) for _ in of_class])
-        return {"images": images[0], "labels": labels, **({"small": images[1]} if len(images) > 1 else {})}
+        entry = {"images": images[0], "labels": labels, "names": list(position)}
+        return {**entry, **({"small": images[1]} if len(images) > 1 else {})}
 
 
 def as_split(entry: dict[str, Any], name: str) -> Split:

@@ -95,7 +95,10 @@ def is_archive(path: Path) -> bool:
 
 
 def looks_like_images(root: Path) -> bool:
-    """Return whether a folder, at a first look, is one of images: these or a split in it, or in each of its folders."""
+    """Return whether a folder, at a first look, is one of images: these or a split in it, or in each of its folders.
+
+    A folder beside its archive, as .tgz, was unpacked there by torchvision: others are downloaded to the same place.
+    """
 
     def holds(folder: str | Path) -> bool:
         with os.scandir(folder) as entries:
@@ -107,7 +110,8 @@ def looks_like_images(root: Path) -> bool:
     with contextlib.suppress(OSError):
         with os.scandir(root) as entries:
             folders = [e.path for e in entries if e.is_dir() and not e.name.startswith(".")]
-        return holds(root) or (0 < len(folders) < 1000 and all(map(holds, folders)))
+        is_unpacked = any(os.path.isfile(f"{folder}.tgz") for folder in folders[:1000])  # noqa: PTH113
+        return holds(root) or (0 < len(folders) < 1000 and not is_unpacked and all(map(holds, folders)))
     return False
 
 

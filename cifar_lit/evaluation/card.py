@@ -30,6 +30,7 @@ def write_card(folder: Path, model: ImageClassifier, data: Mapping[str, Any], re
         size=model.image_size,
         resize=model.hparams["resize"],
         network=type(model.net).__name__,
+        weights=model.started_from,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         files={path.name: path.stat().st_size for path in sorted(folder.glob("model.*"))},
         source=data.get("source"),

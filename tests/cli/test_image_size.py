@@ -2,11 +2,13 @@
 
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from PIL import Image
 
 from cifar_lit.cli.network import check_network
@@ -117,6 +119,17 @@ def test_a_data_module_of_another_size_than_the_model_is_refused(tiny_root: Path
     data = CIFAR10DataModule(source="images", root=str(tiny_root), image_size=40, batch_size=8)
     with pytest.raises(UserError, match="`image_size` is 32: must be 40, that of the data"):
         quiet_trainer(fast_dev_run=1).fit(ImageClassifier(classes=data.classes), datamodule=data)
+
+
+def test_a_data_module_of_the_users_own_may_call_anything_image_size() -> None:
+    class Own(LightningDataModule):
+        def __init__(self, image_size: tuple[int, int]) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    model = ImageClassifier(classes=CLASSES)
+    model._trainer = SimpleNamespace(datamodule=Own((48, 48)))  # type: ignore[assignment]  # before its own crop
+    model.check_network()
 
 
 def test_sizes_of_the_epochs_end_with_the_image_size() -> None:

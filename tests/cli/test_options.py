@@ -1,5 +1,6 @@
 """Options that Lightning checks late, or not at all; and absurd values of all options of the model and the data."""
 
+import contextlib
 import shlex
 from typing import Any
 
@@ -171,6 +172,34 @@ def test_an_absurd_value_is_taken_or_refused_and_never_a_traceback(
         for value in values:
             line = workbench.refusal([f"{option}={value}"])  # any other error is raised
             assert len(line) < 400, line
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            "--checkpoint.monitor Loss/val",
+            "--checkpoint.monitor is Loss/val, and --trainer.enable_checkpointing is False",
+        ),
+        ("--checkpoint.every_n_steps 5", "--checkpoint.every_n_steps is 5, and"),
+        ("--checkpoint.every_n_minutes 0.5", "--checkpoint.every_n_minutes is 0.5, and"),
+        ("", ""),
+    ],
+)
+def test_options_of_checkpoints_need_some(options: str, expected: str, workbench: Workbench, refused: Refused) -> None:
+    for value in ("false", "true"):
+        workbench.build(*options.split(), f"--trainer.enable_checkpointing={value}")
+        is_refused = bool(expected) and value == "false"
+        with pytest.raises(UserError) if is_refused else contextlib.nullcontext() as error:
+            workbench.cli.check_saving()
+        if error:
+            error.value.options = workbench.cli.names
+            assert expected in str(error.value)
+    if "monitor" in options:
+        code, line = refused(
+            ["fit", "--data.source", "synthetic", *options.split(), "--trainer.enable_checkpointing=false"]
+        )
+        assert (code, f"error: {expected}: leave out one of the two") == (2, line)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from cifar_lit.main import main
 from tests.helpers.processes import LAST, at_step, curves, state_of
@@ -126,6 +128,43 @@ def test_other_settings_of_model_and_data_are_refused(
         "give the same, or leave them out"
     )
     assert not Path("lightning_logs/version_1").exists()
+
+
+def test_a_run_of_before_an_option_has_its_default(run: str, refused: Refused) -> None:
+    def without(part: Any) -> None:
+        for name in ("mixup", "class_weights"):
+            part.pop(name, None)
+
+    checkpoint, config = torch.load(LAST, weights_only=True), yaml.safe_load((RUN / "config.yaml").read_text())
+    for part in (checkpoint["hyper_parameters"], checkpoint["datamodule_hyper_parameters"]):
+        without(part)
+    for part in (config["model"], config["data"]):
+        without(part)
+    torch.save(checkpoint, LAST)
+    (RUN / "config.yaml").write_text(yaml.safe_dump(config))
+    again = ["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3"]
+    for option, expected in (
+        (["--data.mixup", "0.2"], "mixup 0.0 (given: 0.2)"),
+        (["--model.class_weights", "balanced"], "class_weights None (given: balanced)"),
+    ):
+        code, line = refused([*again, *option])
+        assert (code, expected in line) == (2, True), line
+    assert main(again) == 0
+
+
+def test_a_network_that_got_an_option_since_resumes(tiny_args: list[str], refused: Refused) -> None:
+    options = ["fit", *tiny_args, *EPOCHS, "--model.net", "FastCNN", "--model.net.widths", "[8,16]"]
+    assert main([*options, "--trainer.max_epochs", "1"]) == 0
+    checkpoint, config = torch.load(LAST, weights_only=True), yaml.safe_load((RUN / "config.yaml").read_text())
+    del (
+        checkpoint["hyper_parameters"]["net"]["init_args"]["num_convs"],
+        config["model"]["net"]["init_args"]["num_convs"],
+    )
+    torch.save(checkpoint, LAST)
+    (RUN / "config.yaml").write_text(yaml.safe_dump(config))
+    code, line = refused(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2", "--model.net.num_convs", "1"])
+    assert (code, "resumes with its own settings of model and data: net " in line) == (2, True), line
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
 
 
 def test_the_data_may_have_moved(run: str, tiny_root: Path) -> None:

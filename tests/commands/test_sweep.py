@@ -214,6 +214,11 @@ def test_a_bug_keeps_its_traceback(tiny_args: list[str], monkeypatch: pytest.Mon
         ([*LRS, "--model.lr=1"], "--set searches model.lr, and --model.lr is given, too"),
         (["--set", "data.root=a,b"], "--set searches data.root, and --data.root is given, too"),
         (["--set", "ckpt_path=a,b"], "--set is ckpt_path: a trial trains from the start"),
+        (
+            ["--set", "checkpoint.monitor=Loss/val,Accuracy/val"],
+            "--set is checkpoint.monitor: trials are compared by one",
+        ),
+        (["--set", "checkpoint={monitor: Loss/val},{}"], "--set is checkpoint: trials are compared by one metric"),
         ([*LRS, "--study", ""], "--study is '': must have a value"),
         (
             [*LRS, "--trainer.check_val_every_n_epoch", "5"],

@@ -1,5 +1,6 @@
 """Weights of the classes in the training loss."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,13 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import distributed
 from torch.nn import functional as F
 
-from cifar_lit.data.balance import balanced_weights, loss_weights
+from cifar_lit.data.balance import balanced_weights, loss_weights, share_of_process
+from cifar_lit.data.mixing import mean_cross_entropy
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.module import ImageClassifier
 from tests.helpers.images import TINY_CLASSES, tiny_files, write_files
+from tests.helpers.processes import script
 from tests.helpers.trainers import quiet_trainer
 
 BATCH = torch.rand(6, 3, 32, 32), torch.tensor([0, 0, 0, 1, 1, 2])
@@ -64,6 +68,36 @@ def test_other_weights_are_refused_in_one_line(given: Any) -> None:
     with pytest.raises(UserError, match=r"^`class_weights` is .*: must be .*") as error:
         ImageClassifier(classes=TINY_CLASSES, class_weights=given)
     assert "\n" not in str(error.value)
+
+
+def test_two_processes_have_the_weighted_mean_of_all_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, logits = torch.tensor([1.0, 0.5, 4.0]), torch.rand(6, 3)
+    hard, shares = torch.tensor([0, 0, 0, 1, 1, 2]), torch.rand(6, 3).softmax(1)
+    for labels in (hard, shares):
+        halves = [(logits[part], labels[part]) for part in (slice(3), slice(3, 6))]
+        total = (weights[labels] if labels is hard else labels @ weights).sum()
+        monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+        monkeypatch.setattr(distributed, "all_reduce", lambda part, total=total: part.copy_(total))
+        parts = [mean_cross_entropy(*half, weights) * share_of_process(half[1], weights) for half in halves]
+        assert float(sum(parts)) / 2 == pytest.approx(float(mean_cross_entropy(logits, labels, weights)), rel=1e-6)
+    monkeypatch.undo()
+    assert share_of_process(hard, weights) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_two_processes_with_class_weights_train_as_one_does(tiny_args: list[str]) -> None:
+    options = [*tiny_args, "--model.class_weights", "[1,0.1,5]", "--model.lr", "0.05", "--trainer.max_epochs", "1"]
+    options += ["--no_report"]
+    two = ["--data.batch_size", "4", "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
+    for more in (["--data.batch_size", "8"], [*two, "--trainer.strategy", "ddp"]):
+        done = script([*options, *more])
+        assert done.code == 0, done.err
+    files = sorted(Path("lightning_logs").glob("*/checkpoints/last.ckpt"))
+    one, both = (torch.load(file, weights_only=True)["state_dict"] for file in files)
+    for name, part in one.items():
+        assert torch.allclose(part, both[name], atol=1e-6), name
 
 
 def test_macro_accuracy_is_the_mean_recall_of_the_classes() -> None:

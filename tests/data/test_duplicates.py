@@ -1,6 +1,7 @@
 """Images in two splits, or in two classes."""
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from PIL import Image, ImageEnhance
 
 from cifar_lit.data import Split
+from cifar_lit.data.cache import _checksum
 from cifar_lit.data.duplicates import find_copies
 from cifar_lit.data.listing import say
 from cifar_lit.datamodule import CIFAR10DataModule
@@ -104,8 +106,11 @@ def test_copies_of_own_images_are_counted_in_a_line_and_in_the_results(
     assert len(data.train.labels) == 64
     train = "of 64 training images 1 is in validation, too (1 exactly) and 2 have a copy in another class (dark, green)"
     test = "of 25 test images 1 is in training or validation, too (0 exactly)"
+    train += "; --data.duplicates drop leaves them out"
+    train += ", as train/dark/two.png = train/green/two.png, train/dark/val.png = val/dark/1.png"
+    test += ", as test/dark/test.jpg ~ train/dark/test.png"
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("of ")]
-    assert lines == [f"{train}; --data.duplicates drop leaves them out", test]
+    assert lines == [train, test]
     results = describe(ImageClassifier(classes=data.classes), data, {})
     assert results.duplicates == f"{lines[0]}; {test}"
 
@@ -117,10 +122,39 @@ def test_copies_are_dropped_from_training_alone(root: Path, capsys: pytest.Captu
     assert len(data.test.labels) == 25
     err = capsys.readouterr().err
     assert "of 64 training images 2 are in validation or test, too (1 exactly) and 2 have a copy in another" in err
-    assert "green): left out\n" in err
+    assert "green): left out, as train/dark/" in err
     assert data.copies["test"] == ""
     again = load(root, duplicates="drop")
     assert again.fingerprints == data.fingerprints  # so that a run resumes
+
+
+@pytest.mark.parametrize("options", [{"val_size": 3}, {"val_size": 3, "image_size": 40}], ids=str)
+def test_copies_are_named_ten_of_them_in_the_results_and_two_in_the_line(
+    options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say.cache_clear()
+    files = {name.removeprefix("train/"): data for name, data in tiny_files(20, 0).items()}  # without a test folder
+    name = "a" * 60
+    files |= {
+        f"{one}/{name}{number}.png": encode(photo(number), ".png") for one in ("dark", "green") for number in range(30)
+    }
+    data = load(write_files(tmp_path / "copies", files), **options)
+    assert data.copies["train"] is not None
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if " training images " in line)
+    pairs = data.copies["train"].partition(", as ")[2].split(", ")
+    assert len(pairs) == 10
+    assert line.partition(", as ")[2].split(", ") == pairs[:2]
+    assert re.fullmatch(r"dark/a{15}\.{3}(a+\d+\.png) = green/a{14}\.{3}\1", pairs[0])
+    assert len(pairs[0]) == 50 + 3 + 50
+
+
+def test_an_older_cache_names_no_file(root: Path) -> None:
+    load(root)
+    for path in (Path.home() / ".cache/cifar_lit").rglob("*.pt"):
+        entry = torch.load(path, weights_only=True)
+        if entry.pop("names", None):
+            torch.save({**entry, "checksum": _checksum({k: v for k, v in entry.items() if k != "checksum"})}, path)
+    assert {text.partition(", as ")[2] for text in load(root).copies.values() if text} == {""}
 
 
 def test_no_class_is_left_empty(tmp_path: Path) -> None:

@@ -137,6 +137,9 @@ def test_an_archive_is_known_by_its_content_unless_it_has_the_name_of_an_image(t
         (["cifar-10-batches-py/data_batch_1"], False),
         (["pets/train/1.png", "cifar-10-batches-py/data_batch_1"], False),
         (["notes.txt"], False),
+        (["imagenette2/train/n01/1.JPEG", "imagenette2.tgz"], False),  # where torchvision unpacked a set
+        (["country211/valid/AD/1.jpg", "country211.tgz", "pets/train/cat/1.png"], False),
+        (["imagenette2/train/n01/1.JPEG", "imagenette2.txt"], True),
     ],
 )
 def test_images_given_as_cifar10_are_noticed_and_other_folders_are_not(

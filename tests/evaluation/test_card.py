@@ -140,6 +140,15 @@ def test_a_card_knows_its_model(tmp_path: Path) -> None:
     assert card_fingerprint(tmp_path) == fingerprint(model) != fingerprint(other)
 
 
+def test_the_weights_that_a_training_started_from_are_in_the_card(tmp_path: Path) -> None:
+    model = ImageClassifier(classes=["a", "b"], weights="/home/me/my_net.pth")
+    write_card(tmp_path, model.eval(), {}, None)
+    card = (tmp_path / "README.md").read_text()
+    sentence = "The training started from the weights my\\_net.pth, and so knows what they were trained on.\n\n- "
+    assert f" parameters. {sentence}" in card
+    assert "/home" not in card
+
+
 def test_the_options_of_the_network_are_in_the_card(tmp_path: Path) -> None:
     model = ImageClassifier(classes=["a", "b"], net=functools.partial(ResNet18, width=8))
     write_card(tmp_path, model.eval(), {}, None)

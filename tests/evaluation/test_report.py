@@ -77,6 +77,7 @@ def test_the_page_is_one_file_and_shows_everything(model: ImageClassifier, tmp_p
         writer.add_scalar("Loss/train", value, epoch)
         writer.add_scalar("Accuracy/val", 1 - value, epoch)
     writer.close()
+    model.hparams["weights"] = "/home/me/net.pth"
     write_report(tmp_path / "report.html", results_of(model), model, IMAGES)
     page = (tmp_path / "report.html").read_text()
     assert sorted(path.name for path in tmp_path.iterdir() if "tfevents" not in path.name) == ["report.html"]
@@ -111,6 +112,7 @@ def test_the_page_is_one_file_and_shows_everything(model: ImageClassifier, tmp_p
     assert ["dog & <fox>", "0.667", "0.667", "0.667", "3"] in checker.rows
     assert ["data", "pictures <mine>: 9 train, 10 test"] in checker.rows
     assert ["seed", "0"] in checker.rows
+    assert ["started from the weights", "net.pth"] in checker.rows
     assert ["cat", "3", "1"] in checker.rows  # of the confusion matrix, where a cell without images is empty
     assert not {"top-5 accuracy", "accuracy on validation", "command", "time"} & {row[0] for row in checker.rows if row}
 
