@@ -76,14 +76,15 @@ class FitCLI(LightningCLI):
     """Lightning's command line, for ``fit`` alone: it parses the options, sets the seed, builds model and data.
 
     The Trainer is built later, when the folder of the run is known. ``config`` holds the options as plain values,
-    ``config_init`` with the Trainer's callbacks, loggers and plugins built.
+    ``config_init`` with the Trainer's callbacks, loggers and plugins built. A trial keeps no checkpoints.
     """
 
     model: ImageClassifier
     datamodule: CIFAR10DataModule
 
-    def __init__(self, args: Sequence[str]) -> None:
+    def __init__(self, args: Sequence[str], *, is_trial: bool = False) -> None:
         install_loader()
+        self.is_trial = is_trial
         self.given = given_options(args)
         super().__init__(
             ImageClassifier,
@@ -124,13 +125,10 @@ class FitCLI(LightningCLI):
         monitor = options.pop("monitor")
         if not self.has_val and monitor != MONITORED[0]:
             raise UserError(f"`monitor` is {monitor}, and there is no validation: give `val_size`, or leave it out")
-        return monitor, options
-
-    def check_saving(self) -> None:
-        """Refuse options of checkpoints where none is kept."""
-        for name, value in self.config["checkpoint"].items():
+        for name, value in () if self.is_trial else self.config["checkpoint"].items():
             if value not in (0, MONITORED[0]) and self.trainer_options["enable_checkpointing"] is False:
                 raise UserError(f"`{name}` is {value}, and `enable_checkpointing` is False: leave out one of the two")
+        return monitor, options
 
     @property
     def keeps_checkpoints(self) -> bool:

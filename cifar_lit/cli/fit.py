@@ -56,13 +56,11 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
     A training with a ``pruner`` is a trial of a sweep: it is not tested, and neither is ``fast_dev_run``.
     """
     filter_logs()
-    cli = FitCLI(with_config(expand_homes(args)))  # parses the options, seeds, builds model and data
+    cli = FitCLI(with_config(expand_homes(args)), is_trial=bool(pruner))  # parses, seeds, builds model and data
     with naming_options(cli.names), lasting_output():
         resumed, (monitor, saving) = find_resumed(cli), cli.saving
         if isinstance(pruner, PruningCallback):
             pruner.judged_by = monitor
-        elif pruner is None:
-            cli.check_saving()
         with open_run(cli, resumed) as run:
             throughput = Throughput()
             best = Best(run.checkpoints if run else None, monitor) if cli.keeps_checkpoints and cli.has_val else None

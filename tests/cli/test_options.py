@@ -191,7 +191,7 @@ def test_options_of_checkpoints_need_some(options: str, expected: str, workbench
         workbench.build(*options.split(), f"--trainer.enable_checkpointing={value}")
         is_refused = bool(expected) and value == "false"
         with pytest.raises(UserError) if is_refused else contextlib.nullcontext() as error:
-            workbench.cli.check_saving()
+            assert workbench.cli.saving
         if error:
             error.value.options = workbench.cli.names
             assert expected in str(error.value)

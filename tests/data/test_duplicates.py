@@ -133,11 +133,11 @@ def test_copies_are_named_ten_of_them_in_the_results_and_two_in_the_line(
     options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     say.cache_clear()
-    files = {name.removeprefix("train/"): data for name, data in tiny_files(20, 0).items()}  # without a test folder
     name = "a" * 60
-    files |= {
+    files = {  # without a test folder
         f"{one}/{name}{number}.png": encode(photo(number), ".png") for one in ("dark", "green") for number in range(30)
     }
+    files |= {f"bright/{number}.png": encode(photo(number), ".png") for number in range(30, 60)}
     data = load(write_files(tmp_path / "copies", files), **options)
     assert data.copies["train"] is not None
     (line,) = (line for line in capsys.readouterr().err.splitlines() if " training images " in line)
