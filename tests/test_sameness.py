@@ -10,7 +10,6 @@ from cifar_lit.data.loader import BatchLoader
 from cifar_lit.data.synthetic import Synthetic
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.module import ImageClassifier
-from tests.helpers.networks import written_as_sequential
 from tests.helpers.trainers import quiet_trainer
 
 NUM_STEPS = 40
@@ -44,12 +43,19 @@ def plain_loop(net: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> list[flo
     return losses
 
 
+def plain_network() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for num_in, num_out in ((3, 32), (32, 32), (32, 64)):
+        layers += [nn.Conv2d(num_in, num_out, 5, padding=2), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 64), nn.Linear(64, 10))
+
+
 def test_the_lightning_run_is_the_plain_loop() -> None:
     source = Synthetic(num_train=1_300, num_test=20, seed=7)
     data = CIFAR10DataModule(source="synthetic", val_size=0, seed=11)
     data.train = source.load("train")
     module = ImageClassifier(classes=data.classes)
-    plain = written_as_sequential()
+    plain = plain_network()
     plain.load_state_dict(dict(zip(plain.state_dict(), module.net.state_dict().values(), strict=True)))
 
     start = [weights.clone() for weights in module.net.state_dict().values()]

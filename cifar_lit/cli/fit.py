@@ -85,10 +85,15 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
                 check_trained(resumed, trainer)
             results = evaluate(cli, trainer, throughput, best, saver, command)
             if trainer.is_global_zero:
-                write(cli, trainer, run, results)
-                shown = shorten(run.path) if run else None
-                print("\n" + format_table(results, run=shown, trust=needed_trust(cli.model.net)))
+                show(cli, trainer, run, results)
             return results
+
+
+def show(cli: FitCLI, trainer: Trainer, run: RunWriter | None, results: Results) -> None:
+    """Write the results into the run's folder, and print their table."""
+    write(cli, trainer, run, results)
+    shown = shorten(run.path) if run else None
+    print("\n" + format_table(results, run=shown, trust=needed_trust(cli.model.net)))
 
 
 def evaluate(

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -116,7 +115,7 @@ class TorchvisionSet:
     def _decode(self, split: str, dataset: Any) -> dict[str, Any]:
         forms = dict.fromkeys((self._form, SMALL))
         rooms = [room_for((len(dataset), size, size, 3), self._cache.folder, num_saved=1) for size, _ in forms]
-        labels = np.empty(len(dataset), np.int64)
+        labels = torch.empty(len(dataset), dtype=torch.int64)
 
         def decode(i: int) -> None:
             try:
@@ -132,7 +131,7 @@ class TorchvisionSet:
             for _ in tqdm(pool.map(decode, range(len(dataset))), desc=f"Decoding {split}", total=len(dataset)):
                 pass
         small = {"small": rooms[1]} if len(rooms) > 1 else {}
-        return {"images": rooms[0], "labels": torch.from_numpy(labels), **small}
+        return {"images": rooms[0], "labels": labels, **small}
 
 
 def _arguments(kind: Any) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import json
 import re
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,9 +22,8 @@ from cifar_lit.errors import UserError
 from cifar_lit.main import main
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import FastCNN, StrongCNN, TutorialCNN
+from tests.helpers.runs import RUN, Refused
 
-Refused = Callable[[list[str]], tuple[int, str]]
-RUN = Path("lightning_logs/version_0")
 IMAGES = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 FOLDER = RUN / "export"
 

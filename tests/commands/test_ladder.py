@@ -14,14 +14,12 @@ from filelock import FileLock
 from cifar_lit.cli.fit import fit
 from cifar_lit.commands.experiment import Experiment, Setting
 from cifar_lit.commands.ladder import parse_numbers
-from cifar_lit.data.image_folder import ImageFolder
-from cifar_lit.data.split import Split, SplitName
 from cifar_lit.errors import UserError
 from cifar_lit.main import main
 from cifar_lit.recipes import LADDER
 from tests.helpers.images import tiny_files, write_files
 from tests.helpers.processes import Run, signal_at
-from tests.helpers.runs import Refused
+from tests.helpers.runs import Refused, forbid_test_images
 
 FIRST, LAST = LADDER[0].stem, LADDER[-1].stem
 SHORT = ["--data.val_size", "12", "--data.batch_size", "16", "--model.net.widths", "[8]", "--epochs", "1"]
@@ -32,16 +30,10 @@ ENDS = ["--steps", f"0,{len(LADDER) - 1}", "--seeds", "2"]
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run both ends with two seeds, without the test images, and return the folder with pictures and results."""
     folder = tmp_path_factory.mktemp("ladder")
-    load = ImageFolder.load
-
-    def not_test(self: ImageFolder, split: SplitName) -> Split:
-        assert split != "test"
-        return load(self, split)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("HOME", str(folder / "home"))
-        patch.setattr(ImageFolder, "load", not_test)
+        forbid_test_images(patch)
         write_files(Path("tiny"), tiny_files())
         assert main(["ladder", *ENDS, *options(folder)]) == 0
     return folder

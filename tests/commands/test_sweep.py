@@ -5,21 +5,18 @@ import shlex
 import signal
 import socket
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cifar_lit.commands.ranges import parse_range
-from cifar_lit.data.image_folder import ImageFolder
-from cifar_lit.data.split import Split, SplitName
 from cifar_lit.errors import UserError
 from cifar_lit.main import main
 from tests.helpers.processes import at_step, run, signal_at
+from tests.helpers.runs import Refused, forbid_test_images
 
 optuna = pytest.importorskip("optuna")
-Refused = Callable[[list[str]], tuple[int, str]]
 STORAGE = "sqlite:///lightning_logs/sweeps.db"
 LRS = ["--set", "model.lr=log:0.001:0.1"]
 GOOD_FIRST = 1  # with this seed Optuna's grid begins with the first of two values
@@ -80,14 +77,8 @@ def test_ranges(text: str, distribution: str) -> None:
 def test_the_best_is_a_command_and_test_is_left_alone(
     tiny_args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = ImageFolder.load
-
-    def not_test(self: ImageFolder, split: SplitName) -> Split:
-        assert split != "test"
-        return load(self, split)
-
     with monkeypatch.context() as patch:
-        patch.setattr(ImageFolder, "load", not_test)
+        forbid_test_images(patch)
         sweep(*LRS, "--set", "data.flip=none,random", "--trials", "3", *tiny_args, *SHORT)
         printed = capsys.readouterr().out
         study = the_study()

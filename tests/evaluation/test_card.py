@@ -17,8 +17,8 @@ from cifar_lit.main import main
 from cifar_lit.networks import ResNet18
 from cifar_lit.results import Results
 from tests.helpers.results import make_results
+from tests.helpers.runs import RUN
 
-RUN = Path("lightning_logs/version_0")
 FOLDER = RUN / "export"
 
 

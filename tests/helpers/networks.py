@@ -10,14 +10,6 @@ from torch import Tensor, nn
 from cifar_lit.networks import Network, TutorialCNN
 
 
-def written_as_sequential() -> nn.Sequential:
-    """Build the tutorial's network as its second form does."""
-    convolutions: list[nn.Module] = []
-    for num_in, num_out in ((3, 32), (32, 32), (32, 64)):
-        convolutions += [nn.Conv2d(num_in, num_out, 5, padding=2), nn.MaxPool2d(2)]
-    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(1024, 64), nn.Linear(64, 10))
-
-
 def overfit(build: Callable[[], nn.Module], *, size: int, lr: float, num_steps: int) -> float:
     """Train a network on 32 images of noise, and return the accuracy on them."""
     torch.manual_seed(0)

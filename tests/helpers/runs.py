@@ -6,7 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+
+from cifar_lit.data.image_folder import ImageFolder
+from cifar_lit.data.split import Split, SplitName
 
 Refused = Callable[[list[str]], tuple[int, str]]
 """The fixture ``refused``: runs a command line that must fail, and returns its exit code and its one line."""
@@ -60,3 +64,14 @@ def _replace(part: Any, old: str, new: str) -> None:
             part[key] = value.replace(old, new)
         elif isinstance(value, dict | list):
             _replace(value, old, new)
+
+
+def forbid_test_images(patch: pytest.MonkeyPatch) -> None:
+    """Let the test images of a folder not be loaded."""
+    load = ImageFolder.load
+
+    def not_test(self: ImageFolder, split: SplitName) -> Split:
+        assert split != "test"
+        return load(self, split)
+
+    patch.setattr(ImageFolder, "load", not_test)

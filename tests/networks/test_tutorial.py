@@ -10,7 +10,6 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from cifar_lit.networks import TutorialCNN, tutorial
-from tests.helpers.networks import written_as_sequential
 
 
 class Attributes(nn.Module):
@@ -33,6 +32,14 @@ class Attributes(nn.Module):
         return logits
 
 
+def sequential() -> nn.Sequential:
+    """Build the second form: a Sequential."""
+    convolutions: list[nn.Module] = []
+    for num_in, num_out in ((3, 32), (32, 32), (32, 64)):
+        convolutions += [nn.Conv2d(num_in, num_out, 5, padding=2), nn.MaxPool2d(2)]
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(1024, 64), nn.Linear(64, 10))
+
+
 def with_weights_of(net: nn.Module, form: nn.Module) -> nn.Module:
     """Copy the weights of our network to one of the two forms, in the order of the layers."""
     form.load_state_dict(dict(zip(form.state_dict(), net.state_dict().values(), strict=True)))
@@ -48,7 +55,7 @@ def test_both_written_forms_give_the_same_logits() -> None:
     net, images = TutorialCNN(), torch.rand(5, 3, 32, 32)
     logits = net(images)
     assert logits.shape == (5, 10)
-    for form in (Attributes(), written_as_sequential()):
+    for form in (Attributes(), sequential()):
         assert torch.equal(with_weights_of(net, form)(images), logits)
 
 
@@ -76,7 +83,7 @@ def test_the_initialisation_is_the_default_one() -> None:
     torch.manual_seed(3)
     ours = TutorialCNN().state_dict().values()
     torch.manual_seed(3)
-    assert all(torch.equal(a, b) for a, b in zip(ours, written_as_sequential().state_dict().values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(ours, sequential().state_dict().values(), strict=True))
 
 
 def test_gradients_reach_every_parameter_and_it_overfits_32_images() -> None:
