@@ -23,10 +23,10 @@ FIRST, LAST = 2, 6
 """Batches in the middle of an epoch, counted from 0, between which nothing may wait."""
 STEPS = ["--data.val_size", "0", "--trainer.max_epochs", "1", "--trainer.enable_model_summary", "false"]
 BARE = ["--trainer.logger", "false", "--trainer.enable_checkpointing", "false", "--no_report"]
+NARROW = ["--model.net.widths", "[8,8,8]"]
 SETTINGS = {
-    "gpu94": ["--recipe", "gpu94"],
-    "strong": ["--recipe", "strong"],
-    "tutorial": [],
+    "gpu94": ["--recipe", "gpu94", *NARROW],
+    "strong": ["--recipe", "strong", *NARROW],
     "augmentation": [
         *["--data.crop_padding", "2", "--data.flip", "random", "--data.cutout", "8", "--data.erasing", "0.5"],
         *["--data.trivial_augment", "true", "--data.brightness", "0.4", "--data.contrast", "0.4"],

@@ -70,7 +70,7 @@ class Setting:
             return [*shared, "--trainer.accelerator", "gpu", "--trainer.devices", "1"]
         few = {f"limit_{split}_batches": number for split, number in (("train", 2), ("val", 1), ("test", 1))}
         few |= {"max_epochs": 1, "precision": "32-true", "accelerator": "cpu"}
-        size = ["--data.batch_size", str(self.batch_size(recipe))]
+        size = ["--data.batch_size", str(self.batch_size(recipe)), "--data.val_size", "0.2"]
         return [*shared, *size, *(part for name, value in few.items() for part in (f"--trainer.{name}", str(value)))]
 
 
