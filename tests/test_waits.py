@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import lightning.pytorch.loops.fit_loop
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -15,18 +14,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import cifar_lit.cli.fit
-import cifar_lit.data.loader
 from cifar_lit.cli.fit import fit
+from cifar_lit.cli.trainer import build_trainer
+from cifar_lit.metrics import MeanLoss
 
 FIRST, LAST = 2, 6
 """Batches in the middle of an epoch, counted from 0, between which nothing may wait."""
 STEPS = ["--data.val_size", "0", "--trainer.max_epochs", "1", "--trainer.enable_model_summary", "false"]
 BARE = ["--trainer.logger", "false", "--trainer.enable_checkpointing", "false", "--no_report"]
+NARROW = ["--model.net.widths", "[8,8,8]"]
 SETTINGS = {
-    "gpu94": ["--recipe", "gpu94"],
-    "strong": ["--recipe", "strong"],
-    "tutorial": [],
+    "gpu94": ["--recipe", "gpu94", *NARROW],
+    "strong": ["--recipe", "strong", *NARROW],
     "augmentation": [
         *["--data.crop_padding", "2", "--data.flip", "random", "--data.cutout", "8", "--data.erasing", "0.5"],
         *["--data.trivial_augment", "true", "--data.brightness", "0.4", "--data.contrast", "0.4"],
@@ -40,13 +39,16 @@ SETTINGS = {
 }
 
 
-class Copies(TorchDispatchMode):
+class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations that have tensors of two devices: copies, and what reads a CPU's tensor on the other."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.num_operations = 0
         self.found: collections.Counter[str] = collections.Counter()
+
+    def stop(self) -> None:
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -80,14 +82,12 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callback], None]:
     """Return a function that adds a callback to each fit, before all others."""
 
     def add(callback: Callback) -> None:
-        build = cifar_lit.cli.fit.build_trainer
-
-        def build_trainer(*args: Any) -> Trainer:
-            trainer = build(*args)
+        def build(*args: Any) -> Trainer:
+            trainer = build_trainer(*args)
             trainer.callbacks.insert(0, callback)  # type: ignore[attr-defined]
             return trainer
 
-        monkeypatch.setattr(cifar_lit.cli.fit, "build_trainer", build_trainer)
+        monkeypatch.setattr("cifar_lit.cli.fit.build_trainer", build)
 
     return add
 
@@ -99,8 +99,8 @@ def without_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SingleDeviceStrategy, "teardown", lambda _: None)  # it would copy the weights to the CPU
     monkeypatch.setattr(CPUAccelerator, "setup_device", lambda *_: None)
     # What waits once, before the first step: the length of the epoch, and the range of resized images.
-    monkeypatch.setattr(lightning.pytorch.loops.fit_loop, "has_len_all_ranks", lambda *_: True)
-    monkeypatch.setattr(cifar_lit.data.loader, "check_values", lambda _: None)
+    monkeypatch.setattr("lightning.pytorch.loops.fit_loop.has_len_all_ranks", lambda *_: True)
+    monkeypatch.setattr("cifar_lit.data.loader.check_values", lambda _: None)
 
 
 @pytest.mark.parametrize("name", list(SETTINGS))
@@ -111,7 +111,7 @@ def test_a_step_reads_no_value_and_copies_nothing_to_the_device(
     copies = Copies()
 
     def end() -> None:
-        copies.__exit__(None, None, None)
+        copies.stop()
         raise Stopped
 
     watch(Middle(copies.__enter__, end))
@@ -126,8 +126,8 @@ def test_what_a_step_must_not_do_is_noticed(
 ) -> None:
     options = [*tiny_args, *STEPS, *BARE, "--data.batch_size", "5", "--trainer.accelerator", "cpu"]
     copies = Copies()
-    watch(Middle(copies.__enter__, lambda: copies.__exit__(None, None, None)))
-    update = cifar_lit.metrics.MeanLoss.update
+    watch(Middle(copies.__enter__, copies.stop))
+    update = MeanLoss.update
 
     def copying(self: Any, loss: Tensor, num_images: int) -> None:
         update(self, loss * torch.tensor([1.0]).to(loss.device)[0], num_images)
@@ -135,11 +135,11 @@ def test_what_a_step_must_not_do_is_noticed(
     def reading(self: Any, loss: Tensor, num_images: int) -> None:
         update(self, loss, num_images if float(loss) else 0)
 
-    monkeypatch.setattr(cifar_lit.metrics.MeanLoss, "update", copying)
+    monkeypatch.setattr(MeanLoss, "update", copying)
     with pytest.raises((RuntimeError, NotImplementedError)):  # of the end of the epoch, which reads
         fit(options)
     assert +copies.found == {"aten._to_copy.default": LAST - FIRST}
-    monkeypatch.setattr(cifar_lit.metrics.MeanLoss, "update", reading)
+    monkeypatch.setattr(MeanLoss, "update", reading)
     with pytest.raises(RuntimeError, match="item"):
         fit(options)
 

@@ -97,12 +97,8 @@ def run_stage(name: str, limit: float, deadline: float, data: Data, options: arg
     """
     left = deadline - time.monotonic()
     if left < STARTUP:
-        return {
-            "status": "skipped",
-            "seconds": 0.0,
-            "rows": [],
-            "error": f"no time left of {options.minutes:g} minutes",
-        }
+        why = f"{max(0.0, left):.0f} s left of {options.minutes:g} minutes"
+        return {"status": "skipped", "seconds": 0.0, "rows": [], "error": why}
     rows, started = options.out / "bench_gpu.rows.jsonl", time.monotonic()
     num_before = len(_lines(rows))
     with (options.out / "bench_gpu.log").open("ab") as log:

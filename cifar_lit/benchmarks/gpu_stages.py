@@ -60,7 +60,7 @@ class Setting:
 
     def batch_size(self, recipe: str) -> int:
         """Return the batch size of a recipe; in a trial, a quarter of the images."""
-        saved = read_recipe(recipe)["data"].get("batch_size", 64)
+        saved: int = read_recipe(recipe)["data"].get("batch_size", 64)
         return min(saved, max(2, self.data.num_images // 4)) if self.is_trial else saved
 
     def options(self, recipe: str) -> list[str]:
@@ -68,9 +68,11 @@ class Setting:
         shared = ["--recipe", recipe, *self.data.options, "--no_report", "--trainer.enable_progress_bar", "false"]
         if not self.is_trial:
             return [*shared, "--trainer.accelerator", "gpu", "--trainer.devices", "1"]
-        few = {f"limit_{split}_batches": number for split, number in (("train", 2), ("val", 1), ("test", 1))}
+        few: dict[str, Any] = {
+            f"limit_{split}_batches": number for split, number in (("train", 2), ("val", 1), ("test", 1))
+        }
         few |= {"max_epochs": 1, "precision": "32-true", "accelerator": "cpu"}
-        size = ["--data.batch_size", str(self.batch_size(recipe))]
+        size = ["--data.batch_size", str(self.batch_size(recipe)), "--data.val_size", "0.2"]
         return [*shared, *size, *(part for name, value in few.items() for part in (f"--trainer.{name}", str(value)))]
 
 
@@ -135,7 +137,7 @@ def training_step(
     model = ImageClassifier(classes=[str(i) for i in range(int(loaded[1].max()) + 1)], net=network, **options)
     model.to(device).train()
     if not channels_last:
-        model.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        model.net.to(memory_format=torch.contiguous_format)
         model.channels_last = False
     names = ("lr", "momentum", "weight_decay", "nesterov", "muon_lr", "muon_momentum")
     optimizer = make_optimizer(model.net.parameters(), **{name: model.hparams[name] for name in names})
@@ -170,7 +172,7 @@ def run_as(model: ImageClassifier, mode: Mode, batch_size: int, *, is_trial: boo
     """
     if mode.startswith("compile"):
         options = {"mode": "reduce-overhead"} if "reduce-overhead" in mode else {}
-        model.net.compile(**({"backend": "aot_eager"} if is_trial else options))  # type: ignore[no-untyped-call]
+        model.net.compile(**({"backend": "aot_eager"} if is_trial else options))
     elif mode == "CUDA graphs" and not is_trial:
         layout = torch.channels_last if model.channels_last else torch.contiguous_format
         images = torch.rand(batch_size, 3, 32, 32, device=model.device).contiguous(memory_format=layout)

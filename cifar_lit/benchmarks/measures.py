@@ -45,7 +45,7 @@ class Data:
 
     def load(self) -> tuple[Tensor, Tensor]:
         """Return images ``(N, 32, 32, 3)``, uint8, and labels ``(N,)``."""
-        data = CIFAR10DataModule(source=self.source, root=self.root)  # type: ignore[arg-type]
+        data = CIFAR10DataModule(source=self.source, root=self.root, batch_size=1)  # type: ignore[arg-type]
         data.prepare_data()
         data.setup("fit")
         assert data.train is not None

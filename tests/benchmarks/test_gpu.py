@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cifar_lit.benchmarks import gpu, gpu_stages
 from cifar_lit.benchmarks.gpu import STAGES, Stage
-from cifar_lit.benchmarks.gpu_stages import COMPILED, EAGER, Setting, run_as, tried
+from cifar_lit.benchmarks.gpu_stages import COMPILED, EAGER, Setting, fits, run_as, tried
 from cifar_lit.benchmarks.gpu_table import describe, table
 from cifar_lit.benchmarks.measures import Data
 from cifar_lit.benchmarks.report import main
@@ -95,12 +95,8 @@ def try_stage(name: str, root: Path, out: Path) -> list[dict[str, Any]]:
     return rows
 
 
-FIRST_OF_EACH = ("speed TutorialCNN", "compile TutorialCNN", "gpu94")
-"""The others run the same lines with larger networks."""
-
-
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FIRST_OF_EACH)) for name in STAGES]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "speed TutorialCNN")) for name in STAGES]
 )
 def test_each_stage_runs_on_a_cpu(name: str, tiny_root: Path, tmp_path: Path) -> None:
     rows = try_stage(name, tiny_root, tmp_path / "out")
@@ -114,6 +110,17 @@ def test_each_stage_runs_on_a_cpu(name: str, tiny_root: Path, tmp_path: Path) ->
         kinds = EAGER if name.startswith("speed") else COMPILED
         assert [(row["precision"], row["layout"], row["mode"]) for row in rows] == list(kinds)
         assert all(row["images_per_second"] > 0 and row["batch_size"] == 6 for row in rows)
+
+
+def test_each_seed_is_a_row(tiny_root: Path) -> None:
+    setting = Setting(Data("images", str(tiny_root), 24), torch.device("cpu"))
+    rows = list(fits(setting, "tutorial", 2))
+    assert [(row["recipe"], row["seed"], row["epochs"], row["num_test"]) for row in rows] == [
+        ("tutorial", 0, 1, 24),
+        ("tutorial", 1, 1, 24),
+    ]
+    assert all(0 < row["train_seconds"] < row["seconds"] and row["tta_accuracy"] is None for row in rows)
+    assert not Path("lightning_logs").exists()  # nothing is saved
 
 
 def test_a_recipe_that_fails_does_not_hide_the_others(
