@@ -18,6 +18,7 @@ from cifar_lit.data.augment import size_of_epoch
 from cifar_lit.data.split import Split
 from cifar_lit.errors import UserError
 from cifar_lit.evaluation.multiplications import count_multiplications
+from cifar_lit.networks.finding import is_ours
 from cifar_lit.schema import leaves, read_bytes
 
 MIN_SEEDS = 3
@@ -162,6 +163,8 @@ def _head_problems(entry: Entry) -> Iterator[str]:
             yield f"settings: {name} is {_get(settings, name)}: must be {value}"
     if any(value and name in ("ckpt_path", "weights") for name, value in leaves(settings)):
         yield "settings: ckpt_path or weights is given: each seed trains from its own initial weights"
+    if not is_ours(net := str(_get(settings, "model.net.class_path"))):
+        yield f"settings: model.net is {net}: must be a network of this project; add yours to cifar_lit/networks"
     max_epochs = _get(settings, "trainer.max_epochs")
     if not (type(max_epochs) is int and 0 < max_epochs < 10_000):
         yield f"settings: trainer.max_epochs is {max_epochs}: must be a number of epochs"
