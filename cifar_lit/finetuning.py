@@ -89,7 +89,7 @@ class FineTuning(Predictor):
         """Say what is frozen; for some epochs, the training must have more."""
         self.freeze_body()
         num_epochs, trainer = self.hparams["freeze_epochs"], self.trainer
-        if num_epochs and not trainer.fast_dev_run:
+        if num_epochs and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             is_all = 0 <= (trainer.max_epochs or -1) <= num_epochs
             if trainer.max_steps >= 0 and math.isfinite(trainer.num_training_batches):
                 is_all |= trainer.max_steps <= count_steps(trainer, num_epochs)

@@ -45,7 +45,7 @@ def write_report(path: Path, results: Results, model: ImageClassifier, images: T
     page = environment.get_template("report.html.jinja").render(
         results=results,
         headline=summary.headline(results),
-        weights=model.started_from,
+        started_from=model.started_from,
         data=describe_data(results),
         class_rows=summary.class_rows(results),
         **_mistakes(results, model, images),
