@@ -1,6 +1,7 @@
 """Any of torchvision's networks for classification. torchvision is imported when one is built."""
 
 import contextlib
+import functools
 import re
 import sys
 from pathlib import Path
@@ -115,8 +116,10 @@ def _build(name: str, num_classes: int, size: int, *, is_new: bool) -> nn.Module
         options |= {"aux_logits": False, "init_weights": is_new, "transform_input": not is_new}
     # RegNet reads its widths from tensors, which the device meta does not have.
     with torch.device("cpu") if name.startswith("regnet") else contextlib.nullcontext():
-        model: nn.Module = get_model(name, **options)
-    return model
+        model: Any = get_model(name, **options)
+    if name.startswith("mnasnet"):  # which takes no weights without the metadata of a state_dict, as an export's
+        model._load_from_state_dict = functools.partial(nn.Module._load_from_state_dict, model)
+    return model  # type: ignore[no-any-return]
 
 
 def _make_stem_small(model: nn.Module, name: str) -> None:

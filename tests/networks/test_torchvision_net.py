@@ -1,6 +1,7 @@
 """torchvision's networks: heads, stems, sizes, and weights that only a new training loads."""
 
 import ast
+import copy
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,14 @@ def test_a_network_gets_a_head_for_the_classes(name: str, small_stem: bool) -> N
         spec = describe_network(functools.partial(TorchvisionNet, name=name, small_stem=small_stem))
         net = build_network(spec, num_classes=7).train().to("meta")
         assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_mnasnet_takes_weights_without_metadata() -> None:
+    net, other = (TorchvisionNet(3, name="mnasnet0_5") for _ in range(2))
+    copy.deepcopy(net).load_state_dict(dict(other.state_dict()))
+    assert not torch.equal(net.get_parameter("model.layers.0.weight"), other.get_parameter("model.layers.0.weight"))
+    net.load_state_dict(dict(other.state_dict()))
+    assert torch.equal(net.get_parameter("model.layers.0.weight"), other.get_parameter("model.layers.0.weight"))
 
 
 def test_a_small_stem_keeps_the_size_of_the_image() -> None:
