@@ -4,7 +4,6 @@ import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -90,10 +89,10 @@ def plot(entries: Sequence[Entry]) -> bytes:
 
 
 def _mark(axes: Axes, one: Summary, cost: str) -> None:
-    place = one.costs[cost], 100 * one.accuracy.mean
-    style: dict[str, Any] = {"fmt": "o", "color": COLOURS[one.images], "markersize": 5, "capsize": 2}
-    hollow = {"mfc": "white"} if one.num_seeds < RECORD_SEEDS else {}
-    axes.errorbar(*place, yerr=100 * one.accuracy.half_width, **style, **hollow)
+    place, colour = (one.costs[cost], 100 * one.accuracy.mean), COLOURS[one.images]
+    fill = colour if one.num_seeds >= RECORD_SEEDS else "white"
+    half_width = 100 * one.accuracy.half_width
+    axes.errorbar(place[0], place[1], half_width, fmt="o", color=colour, mfc=fill, markersize=5, capsize=2)
     axes.annotate(one.name, place, xytext=(6, 4), textcoords="offset points", fontsize=8, color=INK)
 
 

@@ -88,7 +88,12 @@ def test_the_seeds_that_are_done_are_not_trained_again(made: Path, monkeypatch: 
     rows = made.with_name("runs.jsonl")
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:2]))
     commands: list[list[str]] = []
-    monkeypatch.setattr(record, "run", lambda command: commands.append(command) or fit(command))
+
+    def noted(command: list[str]) -> str:
+        commands.append(command)
+        return fit(command)
+
+    monkeypatch.setattr(record, "run", noted)
     made.unlink()
     assert main(COMMAND) == 0
     assert [command[-2] for command in commands] == ["--seed_everything=2"]
