@@ -6,13 +6,12 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import IO
 
 from filelock import FileLock
 
-from cifar_lit.data.unpacking import DAMAGE, MAX_BYTES, Member, read_tar, read_zip
+from cifar_lit.data.unpacking import DAMAGE, MAX_BYTES, Member, opener, read_tar, read_zip
 from cifar_lit.errors import UserError
 
 MAX_VISITS = 10
@@ -96,7 +95,7 @@ def read_file(path: Path) -> bytes | UserError:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             return UserError("is no regular file")
-        return _read(status.st_size, partial(path.open, "rb"))
+        return _read(status.st_size, opener(path))
     except OSError as error:
         return UserError(f"cannot be read ({error})")
 
@@ -116,7 +115,7 @@ def _in_folder(root: Path) -> Iterator[Member]:
         if status is not None and stat.S_ISDIR(status.st_mode):
             yield Member(f"{name}/", 0, None)
         elif status is not None and stat.S_ISREG(status.st_mode):
-            yield Member(name, status.st_size, partial((root / name).open, "rb"))
+            yield Member(name, status.st_size, opener(root / name))
         else:
             yield Member(name, 0, None)
 

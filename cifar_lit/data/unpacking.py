@@ -39,6 +39,11 @@ class Member(NamedTuple):
     open: Callable[[], IO[bytes]] | None
 
 
+def opener(path: Path) -> Callable[[], IO[bytes]]:
+    """Return a function that opens a file."""
+    return lambda: path.open("rb")
+
+
 def read_zip(root: Path) -> Iterator[Member]:
     """Yield the members of a zip archive."""
     with zipfile.ZipFile(root) as archive:
