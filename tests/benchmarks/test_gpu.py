@@ -124,6 +124,7 @@ def test_each_seed_is_a_row(tiny_root: Path) -> None:
     assert not Path("lightning_logs").exists()  # nothing is saved
 
 
+@pytest.mark.slow
 def test_a_recipe_that_fails_does_not_hide_the_others(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
