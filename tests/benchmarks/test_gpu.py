@@ -221,6 +221,7 @@ def test_what_the_time_does_not_suffice_for_is_skipped_by_name(
     assert {stage["status"] for stage in json.loads((tmp_path / "bench_gpu.json").read_text())["stages"].values()} == {
         "skipped"
     }
+    assert "the figures mean nothing" in (tmp_path / "bench_gpu.md").read_text()
     assert capsys.readouterr().out.startswith("smoke               skipped (6 s left of 0.1 minutes), 0 s")
 
 
