@@ -28,15 +28,18 @@ SETTINGS = {
     "strong": ["--recipe", "strong", *NARROW],
     "augmentation": [
         *["--data.crop_padding", "2", "--data.flip", "random", "--data.cutout", "8", "--data.erasing", "0.5"],
-        *["--data.trivial_augment", "true", "--data.brightness", "0.4", "--data.contrast", "0.4"],
-        *["--data.saturation", "0.4", "--data.mixup", "0.2", "--data.cutmix", "1"],
+        *["--data.brightness", "0.4", "--data.contrast", "0.4", "--data.saturation", "0.4"],
+        *["--data.mixup", "0.2", "--data.cutmix", "1"],
     ],
+    "trivial_augment": ["--data.trivial_augment", "true"],
     "gradients": [
         *["--trainer.gradient_clip_val", "1", "--trainer.accumulate_grad_batches", "2"],
         *["--model.class_weights", "balanced", "--model.label_smoothing", "0.1"],
         *["--model.schedule", "cosine", "--model.warmup_epochs", "0.5", "--model.momentum", "0.9"],
     ],
 }
+
+TAKE_LONG = {"strong", "trivial_augment"}
 
 
 class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -103,7 +106,7 @@ def without_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cifar_lit.data.loader.check_values", lambda _: None)
 
 
-@pytest.mark.parametrize("name", list(SETTINGS))
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in TAKE_LONG)) for n in SETTINGS])
 @pytest.mark.filterwarnings("ignore:.*no instructions for bfloat16")
 def test_a_step_reads_no_value_and_copies_nothing_to_the_device(
     name: str, tiny_args: list[str], without_values: None, watch: Callable[[Callback], None]

@@ -34,6 +34,8 @@ def table(results: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     data = results["data"]
     parts = [f"{results['device']}; {versions}; data: {data['source']} {data['root']}".rstrip()]
+    if results["device"].startswith("cpu"):
+        parts.append("The stages were only tried, on a few images: the figures mean nothing.")
     if speeds:
         parts.append("Steady training in a bare loop, at 32 pixels:")
         parts.append(

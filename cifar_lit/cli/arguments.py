@@ -140,7 +140,7 @@ class FitCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--recipe", choices=list(RECIPES), default="tutorial", help=recipe_help())
+        parser.add_argument("--recipe", choices=list(RECIPES), metavar="NAME", default="tutorial", help=recipe_help())
         parser.add_argument(
             "--ckpt_path",
             type=str | None,

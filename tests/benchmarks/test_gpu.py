@@ -124,6 +124,7 @@ def test_each_seed_is_a_row(tiny_root: Path) -> None:
     assert not Path("lightning_logs").exists()  # nothing is saved
 
 
+@pytest.mark.slow
 def test_a_recipe_that_fails_does_not_hide_the_others(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +221,7 @@ def test_what_the_time_does_not_suffice_for_is_skipped_by_name(
     assert {stage["status"] for stage in json.loads((tmp_path / "bench_gpu.json").read_text())["stages"].values()} == {
         "skipped"
     }
+    assert "the figures mean nothing" in (tmp_path / "bench_gpu.md").read_text()
     assert capsys.readouterr().out.startswith("smoke               skipped (6 s left of 0.1 minutes), 0 s")
 
 
