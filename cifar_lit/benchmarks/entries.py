@@ -150,7 +150,7 @@ def check_head(entry: Entry) -> tuple[FitCLI | None, list[str]]:
     found = list(_head_problems(entry))
     try:
         return _build(entry.head["settings"]), found
-    except (ValueError, TypeError) as error:  # a UserError, too; jsonargparse takes null for a value of any type
+    except (ValueError, TypeError, KeyError) as error:  # a UserError, too; jsonargparse takes null for any type
         return None, [*found, f"settings: {error}"]
 
 
