@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from cifar_lit.benchmarks.entries import Entry
 from cifar_lit.errors import UserError
@@ -35,7 +36,7 @@ class Summary:
         values = {name: [row[name] for row in entry.rows] for name in entry.rows[0]}
         self.num_seeds = len(values["seed"])
         self.accuracy, self.without_tta = (mean_interval(values[f"accuracy{end}"]) for end in ("", "_without_tta"))
-        self.seconds, self.rate = statistics.median(values["seconds"]), statistics.median(values["gflops"])
+        self.seconds, self.rate = statistics.median(values["seconds"]), max(values["gflops"])
         self.costs = {
             "multiplications": statistics.median(values["multiplications"]) / 1e12,
             "seconds": self.seconds,
@@ -75,6 +76,9 @@ def plot(entries: Sequence[Entry]) -> bytes:
         for summary in map(Summary, entries):
             _mark(axes, summary, cost)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(title, fontsize=9, color=INK)
         axes.grid(color=GRID, linewidth=0.7)
         axes.margins(x=0.25, y=0.15)

@@ -150,7 +150,7 @@ def check_head(entry: Entry) -> tuple[FitCLI | None, list[str]]:
     found = list(_head_problems(entry))
     try:
         return _build(entry.head["settings"]), found
-    except UserError as error:
+    except (ValueError, TypeError, KeyError) as error:  # a UserError, too; jsonargparse takes null for any type
         return None, [*found, f"settings: {error}"]
 
 
@@ -214,5 +214,5 @@ def count(cli: FitCLI, num_epochs: int, num_train: int) -> int | None:
     for epoch in range(num_epochs):
         size = size_of_epoch(data["image_sizes"] or [data["image_size"]], epoch, trainer["max_epochs"])
         sizes[size] += min(num_train, num_batches * data["batch_size"])
-    num_steps = num_epochs * -(-num_batches // trainer["accumulate_grad_batches"])
+    num_steps = num_epochs * -(-num_batches // (trainer["accumulate_grad_batches"] or 1))
     return count_multiplications(cli.model, sizes, num_steps)
