@@ -17,6 +17,7 @@ from cifar_lit.callbacks.saver import Saver
 from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.checkpoint import load_checkpoint
 from cifar_lit.cli.arguments import FitCLI, with_config
+from cifar_lit.cli.auto import settle
 from cifar_lit.cli.config import expand_homes
 from cifar_lit.cli.filters import filter_logs
 from cifar_lit.cli.parser import naming_options
@@ -59,6 +60,7 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
     cli = FitCLI(with_config(expand_homes(args)))  # parses the options, seeds, builds model and data
     with naming_options(cli.names), lasting_output():
         resumed, (monitor, saving) = find_resumed(cli), cli.saving
+        settle(cli, resumed)
         if isinstance(pruner, PruningCallback):
             pruner.judged_by = monitor
         with open_run(cli, resumed) as run:
@@ -122,6 +124,8 @@ def evaluate(
             images_per_second=throughput.images_per_second,
             multiplications=count_multiplications(cli.model, throughput.sizes, trainer.global_step),
             command=command,
+            precision=str(trainer.precision),
+            kernels=cli.model.hparams["kernels"],
             **describe_machine(trainer.strategy.root_device),
         )
 

@@ -61,6 +61,8 @@ def find_resumed(cli: FitCLI) -> Run | None:
     then, now = {**run.model_options, **run.data_options}, {**cli.model.hparams, **cli.datamodule.hparams}
     for name, default in {**_defaults(ImageClassifier), **_defaults(CIFAR10DataModule)}.items():
         then.setdefault(name, default)  # what an older version had no option for
+    if now["kernels"] == "auto":
+        now["kernels"] = then["kernels"]  # whatever is faster now
     changed = [name for name in then if name not in MAY_DIFFER and then[name] != now.get(name)]
     if changed:
         differences = ", ".join(f"{name} {then[name]} (given: {now.get(name)})" for name in changed)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cifar_lit.networks.winograd import Conv3x3, WinogradConvolution, tile_size, transforms
+from cifar_lit.networks import winograd
+from cifar_lit.networks.winograd import Conv3x3, WinogradConvolution, slice_size, tile_size, transforms
 
 
 @pytest.mark.parametrize("m", [2, 3, 4])
@@ -20,8 +21,12 @@ def test_the_transforms_compute_a_correlation_exactly(m: int) -> None:
     assert (by.outputs @ transformed).view(m, m).numpy() == pytest.approx(np.array(expected), abs=1e-3)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])  # of a slice
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 8), (6, 6), (3, 3), (2, 2), (5, 7), (1, 1), (10, 4)])
-def test_output_and_gradients_are_those_of_torch(height: int, width: int) -> None:
+def test_output_and_gradients_are_those_of_torch(
+    height: int, width: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winograd, "slice_size", lambda *_shape: size)
     generator = torch.Generator().manual_seed(height * width)
     images = torch.randn(3, 5, height, width, generator=generator).requires_grad_()
     filters = torch.randn(7, 5, 3, 3, generator=generator).requires_grad_()
@@ -32,12 +37,20 @@ def test_output_and_gradients_are_those_of_torch(height: int, width: int) -> Non
     assert ours.is_contiguous(memory_format=torch.channels_last)
     assert float((ours - theirs).detach().norm() / theirs.detach().norm()) < 1e-5
     for a, b in zip(
-        torch.autograd.grad(ours, (images, filters), towards),
+        torch.autograd.grad(ours, (images, filters), towards, retain_graph=True),
         torch.autograd.grad(theirs, (images, filters), towards),
         strict=True,
     ):
         assert a.shape == b.shape
         assert float((a - b).norm() / b.norm()) < 1e-5
+    alone = WinogradConvolution.apply(images.detach(), filters)  # the images need no gradient
+    assert torch.equal(torch.autograd.grad(alone, filters, towards)[0], torch.autograd.grad(ours, filters, towards)[0])
+
+
+def test_a_slice_fits_into_the_cache_and_has_an_image() -> None:
+    assert slice_size(64, 64, 16, 16) == winograd.SLICE // (16 * 36 * 64 * 4)
+    assert slice_size(64, 256, 16, 16) == slice_size(256, 64, 16, 16) == slice_size(64, 64, 16, 16) // 4
+    assert slice_size(4096, 4096, 256, 256) == 1
 
 
 def test_the_tile_is_the_one_with_the_fewest_products() -> None:
@@ -62,6 +75,24 @@ def test_few_channels_and_other_types_take_torchs_convolution() -> None:
     assert "Winograd" not in type(Conv3x3(3, 64)(torch.randn(1, 3, 8, 8)).grad_fn).__name__
     double = Conv3x3(64, 64).double()(torch.randn(1, 64, 8, 8, dtype=torch.float64))
     assert double.dtype == torch.float64
+
+
+def kernel_of(layer: Conv3x3, size: int) -> str:
+    images = torch.randn(1, layer.in_channels, size, size)
+    return "winograd" if "Winograd" in type(layer(images).grad_fn).__name__ else "direct"
+
+
+def test_the_kernel_is_the_one_that_is_given_for_the_shape() -> None:
+    layer, small = Conv3x3(64, 96), Conv3x3(8, 8)
+    for kernels, expected in (
+        ("winograd", ["winograd", "winograd", "direct"]),
+        ("auto", ["winograd", "winograd", "direct"]),  # nothing was measured
+        ("direct", ["direct", "direct", "direct"]),
+        ({"64x96@8": "direct", "64x96@6": "winograd", "8x8@8": "winograd"}, ["direct", "winograd", "winograd"]),
+        ({"96x64@8": "direct"}, ["winograd", "winograd", "direct"]),
+    ):
+        layer.kernels = small.kernels = kernels  # type: ignore[assignment]
+        assert [kernel_of(layer, 8), kernel_of(layer, 6), kernel_of(small, 8)] == expected
 
 
 def test_under_autocast_the_librarys_convolution_takes_over() -> None:
