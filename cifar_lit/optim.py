@@ -48,7 +48,8 @@ def orthogonalize(matrix: Tensor, *, num_steps: int = 3) -> Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.mT if tall else matrix
     x = x / (x.norm() + 1e-7)
-    gram, product = x @ x.mT, None
+    gram = x @ x.mT
+    product: Tensor | None = None
     for step in range(num_steps):
         factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal().add_(a)

@@ -43,7 +43,7 @@ def _choose(cli: FitCLI, kernels: Any, precision: Any) -> tuple[Any, Any]:
     on_cpu = accelerator == "cpu" or not torch.accelerator.is_available()
     keep_freed_memory()
     is_auto = kernels == "auto"
-    if is_auto and rank_zero_only.rank == 0:
+    if is_auto and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         kernels = model.choose_kernels(sizes, batch_size, None if precision == "auto" else precision, on_cpu=on_cpu)
     if precision == "auto":
         model.use_kernels(kernels)  # to compare with
@@ -62,5 +62,5 @@ def _in_words(kernels: Any) -> str:
     if not isinstance(kernels, dict):
         return str(kernels)
     by = {kernel: [shape for shape, of in kernels.items() if of == kernel] for kernel in ("winograd", "direct")}
-    few, many = sorted(by, key=lambda kernel: len(by[kernel]))
+    few, many = sorted(by, key=lambda kernel: len(by[kernel]))  # of as many, direct is the usual one
     return f"{many}" + (f" ({few} for {', '.join(by[few])})" if by[few] else "")

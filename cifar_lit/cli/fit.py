@@ -74,7 +74,6 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
             # The saving ones last, in this order: a checkpoint has the metrics of its epoch.
             own = [pruner, throughput, guard, history, lines, best, saver, metrics_file]
             trainer = build_trainer(cli, run, resumed, [callback for callback in own if callback])
-
             saver.check_files(trainer)
             if not resumed:
                 log_graph(trainer, cli.model)

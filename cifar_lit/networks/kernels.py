@@ -5,11 +5,10 @@ What was measured is kept in the user's cache, so that all runs of a machine cho
 
 import contextlib
 import copy
-import itertools
 import json
+import math
 import os
 import re
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,13 +23,17 @@ from cifar_lit.errors import require
 from cifar_lit.files import write_atomic
 from cifar_lit.machine import cpu_name, has_fast_bfloat16
 from cifar_lit.networks.base import evaluation_mode
-from cifar_lit.networks.winograd import Conv3x3, Kernel, Kernels, WinogradConvolution, slice_size
+from cifar_lit.networks.winograd import MIN_CHANNELS, Conv3x3, Kernel, Kernels, WinogradConvolution, tile_size
 
 MEASURED = "~/.cache/cifar_lit/measured.json"
 PAYS = {"winograd": 0.9, "bf16-mixed": 0.8}
 """Share of the time of direct, and of 32-true, below which they are chosen: noise alone does not come to that, and they
 round more."""
+CLEAR = (0.7, 1.2)
+"""Shares outside of which two rounds are enough."""
 ROUNDS = 5
+PART = 8 << 20
+"""Bytes of the transformed patches of the images that are measured; the whole batch would take seconds."""
 FLOAT32 = ("32-true", "32", 32, None)
 """What the Trainer calls it."""
 NUM_PIXELS = 32 * 32 * 32
@@ -62,13 +65,13 @@ def choose_kernels(net: nn.Module, sizes: Iterable[int], batch_size: int) -> dic
     Args:
         net: The network, which stays as it is; so do the global random numbers.
         sizes: Height and width of the images.
-        batch_size: Images of a step; what is measured is the part of them that Winograd's method takes at a time.
+        batch_size: Images of a step, of which a part is measured.
     """
     shapes = {name: shape for size in sorted(set(sizes)) for name, shape in _shapes(net, size).items()}
     chosen: dict[str, Kernel] = {}
     with _measured() as shares:
         for name, (num_in, num_out, height) in shapes.items():
-            num_images = min(batch_size, slice_size(num_in, num_out, height, height))
+            num_images = min(batch_size, part_size(num_in, num_out, height))
             what = f"winograd/direct: {name}, {num_images} images, {torch.get_num_threads()} threads"
             if what not in shares:
                 shares[what] = time_winograd(num_images, num_in, num_out, height)
@@ -87,6 +90,12 @@ def choose_precision(net: nn.Module, size: int, batch_size: int) -> Precision:
         if what not in shares:
             shares[what] = time_bfloat16(net, num_images, size)
         return "bf16-mixed" if shares[what] < PAYS["bf16-mixed"] else "32-true"
+
+
+def part_size(num_in: int, num_out: int, height: int) -> int:
+    """Return how many images are measured: those whose transformed patches take about ``PART`` bytes."""
+    m = tile_size(height, height)
+    return max(1, PART // (4 * (-(-height // m) * (m + 2)) ** 2 * max(num_in, num_out)))
 
 
 def time_winograd(num_images: int, num_in: int, num_out: int, height: int) -> float:
@@ -119,21 +128,29 @@ def time_bfloat16(net: nn.Module, num_images: int, size: int) -> float:
 
 
 def _share(one: Callable[[], object], other: Callable[[], object]) -> float:
-    """Return the time of one function as a share of that of another: medians, in turn, the first calls left out."""
-    seconds = []
+    """Return the time of one function as a share of that of another, in turn, the first calls left out.
+
+    The time is the shortest of a few: other work on the machine can only add to it.
+    """
+    shortest, share = [math.inf, math.inf], 1.0
     with torch.enable_grad():
-        for _ in range(1 + ROUNDS):
-            times = [time.perf_counter()]
-            for run in (one, other):
+        for number in range(1 + ROUNDS):
+            for i, run in enumerate((one, other)):
+                started = time.perf_counter()
                 run()
-                times.append(time.perf_counter())
-            seconds.append([end - start for start, end in itertools.pairwise(times)])
-    medians = [statistics.median(values) for values in zip(*seconds[1:], strict=True)]
-    return medians[0] / medians[1]
+                if number:
+                    shortest[i] = min(shortest[i], time.perf_counter() - started)
+            share = shortest[0] / shortest[1] if number else share
+            if number >= 2 and not CLEAR[0] < share < CLEAR[1]:
+                break
+    return share
 
 
 def _shapes(net: nn.Module, size: int) -> dict[str, tuple[int, int, int]]:
-    """Return the channels and the height of the convolutions that images of a size go through, by their names."""
+    """Return the channels and the height of the convolutions that images of a size go through, by their names.
+
+    Those of few channels are left out: there Winograd's method never pays.
+    """
     shapes: dict[str, tuple[int, int, int]] = {}
 
     def note(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -142,6 +159,7 @@ def _shapes(net: nn.Module, size: int) -> dict[str, tuple[int, int, int]]:
         shapes[layer.shape_at(height)] = (layer.in_channels, layer.out_channels, height)
 
     layers = [layer for layer in net.modules() if isinstance(layer, Conv3x3)]
+    layers = [layer for layer in layers if min(layer.in_channels, layer.out_channels) >= MIN_CHANNELS]
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
         if layers:

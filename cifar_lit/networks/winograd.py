@@ -5,8 +5,6 @@ Patches and filters are transformed, multiplied at each position as matrices ove
 For m = 4 that takes 36 products per tile and pair of channels instead of 144. torch 2.14 does not do this on a CPU
 without AVX-512. With many channels the transforms pay off: with 256 at 8x8 pixels, forward and backward together take
 less than half the time. The result differs by rounding, a relative difference of a few 1e-6.
-
-A batch is computed in slices whose transformed patches stay in the cache.
 """
 
 import functools
@@ -20,8 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 POINTS = (0, 1, -1, 2, -2)  # to interpolate at, with infinity: small integers keep rounding errors small
-SLICE = 8 << 20  # bytes of the transformed patches of a slice
-MIN_CHANNELS = 64  # of a layer in and out, from which the transforms pay off where nothing was measured
+MIN_CHANNELS = 64  # of a layer, in and out, from which the transforms pay off where nothing was measured
 Kernel = Literal["direct", "winograd"]
 Kernels = Literal["auto", "direct", "winograd"] | dict[str, Kernel]
 
@@ -53,13 +50,6 @@ def tile_size(height: int, width: int) -> int:
     return min((4, 3, 2), key=lambda m: -(-height // m) * -(-width // m) * (m + 2) ** 2)
 
 
-def slice_size(num_in: int, num_out: int, height: int, width: int) -> int:
-    """Return how many images a slice has: their transformed patches take about ``SLICE`` bytes."""
-    m = tile_size(height, width)
-    num_patches = -(-height // m) * -(-width // m)
-    return max(1, SLICE // (4 * num_patches * (m + 2) ** 2 * max(num_in, num_out)))
-
-
 class WinogradConvolution(torch.autograd.Function):
     """Convolution with 3x3 filters, stride 1 and zero padding of 1, of float32 on the CPU."""
 
@@ -72,59 +62,43 @@ class WinogradConvolution(torch.autograd.Function):
         n = m + 2
         rows, columns = -(-height // m), -(-width // m)
         by = transforms(m)
+        padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, 1, columns * m + 1 - width, 1, rows * m + 1 - height))
+        patches = padded.unfold(1, n, m).unfold(2, n, m).permute(4, 5, 0, 1, 2, 3).reshape(n * n, -1)
+        transformed = (by.patches @ patches).view(n * n, -1, num_in)
         filters_t = (by.filters @ filters.permute(2, 3, 1, 0).reshape(9, -1)).view(n * n, num_in, num_out)
-        size = slice_size(num_in, num_out, height, width)
-        output = images.new_empty(num_images, rows, m, columns, m, num_out)
-        transformed = []
-        for part, result in zip(images.permute(0, 2, 3, 1).split(size), output.split(size), strict=True):
-            padded = F.pad(part, (0, 0, 1, columns * m + 1 - width, 1, rows * m + 1 - height))
-            patches = padded.unfold(1, n, m).unfold(2, n, m).permute(4, 5, 0, 1, 2, 3).reshape(n * n, -1)
-            transformed.append((by.patches @ patches).view(n * n, -1, num_in))
-            products = torch.bmm(transformed[-1], filters_t).view(n * n, -1)
-            tiles = (by.outputs @ products).view(m, m, len(part), rows, columns, num_out)
-            result.copy_(tiles.permute(2, 3, 0, 4, 1, 5))
-        ctx.save_for_backward(filters_t, *transformed)
-        ctx.sizes = (size, height, width, rows, columns, m)
-        output = output.view(num_images, rows * m, columns * m, num_out)[:, :height, :width]
-        return output.contiguous().permute(0, 3, 1, 2)
+        products = torch.bmm(transformed, filters_t).view(n * n, -1)
+        tiles = (by.outputs @ products).view(m, m, num_images, rows, columns, num_out)
+        output = tiles.permute(2, 3, 0, 4, 1, 5).reshape(num_images, rows * m, columns * m, num_out)
+        ctx.save_for_backward(transformed, filters_t)
+        ctx.sizes = (num_images, height, width, rows, columns, m)
+        return output[:, :height, :width].contiguous().permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor]:
         """Apply the transposed transforms in reverse order; return the gradients of images (or None), filters."""
-        filters_t, *transformed = ctx.saved_tensors
-        size, height, width, rows, columns, m = ctx.sizes
+        transformed, filters_t = ctx.saved_tensors
+        num_images, height, width, rows, columns, m = ctx.sizes
         num_in, num_out = filters_t.shape[1:]
         n = m + 2
         by = transforms(m)
-        given = gradients[0].permute(0, 2, 3, 1)
-        of_images = given.new_empty(len(given), height, width, num_in) if ctx.needs_input_grad[0] else None
-        of_filters = torch.zeros_like(filters_t)
-        for i, (part, patches) in enumerate(zip(given.split(size), transformed, strict=True)):
-            output = F.pad(part, (0, 0, 0, columns * m - width, 0, rows * m - height))
-            tiles = output.reshape(len(part), rows, m, columns, m, num_out).permute(2, 4, 0, 1, 3, 5)
-            products = (by.outputs.T @ tiles.reshape(m * m, -1)).view(n * n, -1, num_out)
-            of_filters.baddbmm_(patches.mT, products)
-            if of_images is not None:
-                of_patches = by.patches.T @ torch.bmm(products, filters_t.mT).view(n * n, -1)
-                of_patches = of_patches.view(n, n, len(part), rows, columns, num_in)
-                of_images[i * size : i * size + len(part)] = _sum_patches(of_patches)[:, 1 : height + 1, 1 : width + 1]
-        of_filters = (by.filters.T @ of_filters.view(n * n, -1)).view(3, 3, num_in, num_out).permute(3, 2, 0, 1)
-        return (None if of_images is None else of_images.permute(0, 3, 1, 2)), of_filters
-
-
-def _sum_patches(patches: Tensor) -> Tensor:
-    """Sum overlapping patches ``(m + 2, m + 2, N, rows, columns, channels)`` into images with a border."""
-    n, _, num_images, rows, columns, channels = patches.shape
-    m = n - 2
-    patches = patches.permute(2, 3, 0, 4, 1, 5)
-    # A patch covers its own tile and two rows and columns of the next ones.
-    padded = patches.new_zeros(num_images, rows + 1, m, columns + 1, m, channels)
-    padded[:, :rows, :, :columns] = patches[:, :, :m, :, :m]
-    padded[:, 1:, :2, :columns] += patches[:, :, m:, :, :m]
-    padded[:, :rows, :, 1:, :2] += patches[:, :, :m, :, m:]
-    padded[:, 1:, :2, 1:, :2] += patches[:, :, m:, :, m:]
-    return padded.view(num_images, (rows + 1) * m, (columns + 1) * m, channels)
+        output = F.pad(gradients[0].permute(0, 2, 3, 1), (0, 0, 0, columns * m - width, 0, rows * m - height))
+        tiles = output.reshape(num_images, rows, m, columns, m, num_out).permute(2, 4, 0, 1, 3, 5).reshape(m * m, -1)
+        products = (by.outputs.T @ tiles).view(n * n, -1, num_out)
+        of_filters = by.filters.T @ torch.bmm(transformed.mT, products).view(n * n, -1)
+        of_filters = of_filters.view(3, 3, num_in, num_out).permute(3, 2, 0, 1)
+        if not ctx.needs_input_grad[0]:
+            return None, of_filters
+        patches = by.patches.T @ torch.bmm(products, filters_t.mT).view(n * n, -1)
+        patches = patches.view(n, n, num_images, rows, columns, num_in).permute(2, 3, 0, 4, 1, 5)
+        # A patch covers its own tile and two rows and columns of the next ones, where overlapping patches are summed.
+        padded = patches.new_zeros(num_images, rows + 1, m, columns + 1, m, num_in)
+        padded[:, :rows, :, :columns] = patches[:, :, :m, :, :m]
+        padded[:, 1:, :2, :columns] += patches[:, :, m:, :, :m]
+        padded[:, :rows, :, 1:, :2] += patches[:, :, :m, :, m:]
+        padded[:, 1:, :2, 1:, :2] += patches[:, :, m:, :, m:]
+        of_images = padded.view(num_images, (rows + 1) * m, (columns + 1) * m, num_in)[:, 1 : height + 1, 1 : width + 1]
+        return of_images.contiguous().permute(0, 3, 1, 2), of_filters
 
 
 class Conv3x3(nn.Conv2d):
@@ -134,8 +108,8 @@ class Conv3x3(nn.Conv2d):
     which is equal up to rounding. Name, shape and initial value of its weight are torch's.
 
     Attributes:
-        kernels: The kernel of all images, or of images of each size, by ``shape_at`` of their height. Without one, it
-            is Winograd's if there are at least ``MIN_CHANNELS``.
+        kernels: The kernel of all images, or of images of each size, by ``shape_at`` of their height. Of a size that is
+            not named, it is Winograd's. With less than ``MIN_CHANNELS`` it is torch's, unless named.
     """
 
     kernels: Literal["auto", "direct", "winograd"] | Mapping[str, Kernel] = "winograd"

@@ -21,15 +21,15 @@ from tests.helpers.runs import RUN, Refused, read_results
 from tests.helpers.trainers import quiet_trainer
 
 AUTO = ["--model.kernels", "auto", "--trainer.precision", "auto"]
-NET = ["--model.net", "FastCNN", "--model.net.widths", "[64]", "--data.batch_size", "24", "--no_report"]
-CHOSEN = {"24x64@16": "direct", "64x64@8": "winograd"}
+NET = ["--model.net", "FastCNN", "--model.net.widths", "[64,64]", "--data.batch_size", "24", "--no_report"]
+CHOSEN = {"64x64@8": "winograd", "64x64@4": "direct"}
 LAST = RUN / "checkpoints/last.ckpt"
 
 
 @pytest.fixture
 def share(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     """Replace the time of Winograd's method, as a share of that of torch's, by these of images of a size."""
-    shares = {16: 2.0, 8: 0.5}
+    shares = {8: 0.5, 4: 2.0}
     monkeypatch.setattr(kernels, "time_winograd", lambda *shape: shares[shape[-1]])
     return shares
 
@@ -58,29 +58,29 @@ def test_what_was_chosen_stands_in_the_files_of_the_run_and_changes_no_other_bit
     tiny_args: list[str], share: dict[int, float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = fit(tiny_args, *AUTO)
-    assert "precision 32-true, kernels winograd (direct for 24x64@16)" in capsys.readouterr().out.replace(
-        "direct (winograd for 64x64@8)", "winograd (direct for 24x64@16)"
-    )
+    assert "precision 32-true, kernels direct (winograd for 64x64@8)" in capsys.readouterr().out
     results, hparams = read_results(), yaml.safe_load((RUN / "hparams.yaml").read_text())
     assert config["model"]["kernels"] == results["kernels"] == hparams["kernels"] == CHOSEN
     assert last()["hyper_parameters"]["kernels"] == CHOSEN
     assert config["trainer"]["precision"] == results["precision"] == last()["precision"] == "32-true"
     measured = last()["state_dict"]
-    # Without measuring, from its configuration, and by the default: the same.
     shutil.copy(RUN / "config.yaml", "own.yaml")
-    for options in (["--config", "own.yaml"], []):
-        share.clear()
-        shutil.rmtree("lightning_logs")
-        config = fit(tiny_args, *options)
-        assert config["model"]["kernels"] == (CHOSEN if options else "winograd")
-        weights = last()["state_dict"]
-        assert all(torch.equal(value, weights[name]) for name, value in measured.items())
+    workbench = Workbench()
+    workbench.build("--config", "own.yaml")
+    assert workbench.cli.model.hparams["kernels"] == CHOSEN
+    # Given, it computes the same without measuring.
+    share.clear()
+    shutil.rmtree("lightning_logs")
+    config = fit(tiny_args, "--model.kernels", str(CHOSEN))
+    assert (config["model"]["kernels"], config["trainer"]["precision"]) == (CHOSEN, None)
+    weights = last()["state_dict"]
+    assert all(torch.equal(value, weights[name]) for name, value in measured.items())
 
 
 def test_a_run_goes_on_with_what_it_began_with(tiny_args: list[str], share: dict[int, float], refused: Refused) -> None:
     config = fit(tiny_args, *AUTO)
     (Path.home() / ".cache/cifar_lit/measured.json").unlink()
-    share.update({16: 0.5, 8: 2.0})
+    share.update({8: 2.0, 4: 0.5})
     assert main(["fit", "--ckpt_path", "last", *AUTO, "--trainer.max_epochs", "2"]) == 0
     assert read_config()["model"]["kernels"] == CHOSEN
     assert last()["hyper_parameters"]["kernels"] == CHOSEN
@@ -144,23 +144,20 @@ def test_there_is_no_choice_but_in_float32_on_a_cpu(share: dict[int, float], mon
 
 
 def test_in_python_the_trainer_begins_with_it(share: dict[int, float]) -> None:
-    data = CIFAR10DataModule(source="synthetic", val_size=0, batch_size=10, image_sizes=[16])
+    data = CIFAR10DataModule(source="synthetic", val_size=0, batch_size=20, image_sizes=[16])
     data.train = Synthetic(num_train=20, num_test=20, seed=7).load("train")
 
     def model() -> ImageClassifier:
-        return ImageClassifier(classes=data.classes, net=FastCNN, kernels="auto")
+        return ImageClassifier(classes=data.classes, net=functools.partial(FastCNN, widths=[64, 64]), kernels="auto")
 
     first = model()
-    shares = {16: 2.0, 8: 0.5, 4: 2.0, 2: 2.0}
-    share.update(shares)
-    trainer = quiet_trainer(max_steps=1, limit_val_batches=0)
+    trainer = quiet_trainer(max_epochs=1, limit_val_batches=0)
     trainer.fit(first, datamodule=data)
-    chosen = first.hparams["kernels"]
-    assert chosen.items() > CHOSEN.items()
-    assert first.net.get_submodule("stages.stage1.convs.0").kernels == chosen
+    assert first.hparams["kernels"] == CHOSEN
+    assert first.net.get_submodule("stages.stage1.convs.0").kernels == CHOSEN
     trainer.save_checkpoint("own.ckpt")
-    share.update({8: 2.0})
+    share.update({8: 2.0, 4: 0.5})
     (Path.home() / ".cache/cifar_lit/measured.json").unlink()
     second = model()
-    quiet_trainer(max_steps=2, limit_val_batches=0).fit(second, datamodule=data, ckpt_path="own.ckpt")
-    assert second.hparams["kernels"] == chosen
+    quiet_trainer(max_epochs=2, limit_val_batches=0).fit(second, datamodule=data, ckpt_path="own.ckpt")
+    assert second.hparams["kernels"] == CHOSEN
