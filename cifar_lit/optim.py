@@ -41,23 +41,28 @@ def orthogonalize(matrix: Tensor, *, num_steps: int = 3) -> Tensor:
     0.5 and 1.5 after few iterations (three, as in airbench94_muon.py). Unlike there, and in ``torch.optim.Muon``, the
     products have the matrix's own precision, because on a CPU float32 is much faster than bfloat16.
 
-    A step multiplies by a polynomial of the Gram matrix. All of these commute, so that they are multiplied with each
-    other, as small square matrices, and with the matrix only once, at the end.
+    A step multiplies by a polynomial of the Gram matrix. These commute, so that three of them are multiplied with each
+    other, as small square matrices, before the matrix is multiplied; with more, rounding errors would grow.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.mT if tall else matrix
     x = x / (x.norm() + 1e-7)
-    gram = x @ x.mT
-    product: Tensor | None = None
-    for step in range(num_steps):
-        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal().add_(a)
-        product = factor if product is None else factor @ product
-        if step < num_steps - 1:
+    for first in range(0, num_steps, 3):
+        gram = x @ x.mT
+        product = factor = _polynomial(gram)
+        for _ in range(first + 1, min(first + 3, num_steps)):
             gram = factor @ gram @ factor
-    x = x if product is None else product @ x
+            factor = _polynomial(gram)
+            product = factor @ product
+        x = product @ x
     return x.mT if tall else x
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    a, b, c = 3.4445, -4.7750, 2.0315
+    result = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    result.diagonal().add_(a)
+    return result
 
 
 def make_optimizer(

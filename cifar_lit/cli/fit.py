@@ -124,7 +124,6 @@ def evaluate(
             multiplications=count_multiplications(cli.model, throughput.sizes, trainer.global_step),
             command=command,
             precision=str(trainer.precision),
-            kernels=cli.model.hparams["kernels"],
             **describe_machine(trainer.strategy.root_device),
         )
 
