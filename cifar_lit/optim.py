@@ -54,7 +54,7 @@ def orthogonalize(matrix: Tensor, *, num_steps: int = 3) -> Tensor:
             gram = factor @ gram @ factor
             factor = _polynomial(gram)
             product = factor @ product
-        x = product @ x
+        x = torch.mm(product, x)
     return x.mT if tall else x
 
 

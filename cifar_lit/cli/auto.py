@@ -20,6 +20,7 @@ def settle(cli: FitCLI, resumed: Run | None) -> None:
     kernels, precision = cli.model.hparams["kernels"], cli.trainer_options["precision"]
     if "auto" not in (kernels, precision):
         return
+    note, is_auto = "", kernels == "auto"
     if resumed:
         kernels = resumed.model_options.get("kernels", "winograd") if kernels == "auto" else kernels
         precision = precision_of(resumed) if precision == "auto" else precision
@@ -27,8 +28,10 @@ def settle(cli: FitCLI, resumed: Run | None) -> None:
         random_state = get_random_state()
         kernels, precision = _choose(cli, kernels, precision)
         set_random_state(random_state)
+        if is_auto and kernels == "winograd":
+            note = " (not measured: other work keeps the processor busy)"
     cli.settle(kernels=kernels, precision=precision)
-    rank_zero_only(print)(f"precision {precision or '32-true'}, kernels {_in_words(kernels)}")
+    rank_zero_only(print)(f"precision {precision or '32-true'}, kernels {_in_words(kernels)}{note}")
 
 
 def precision_of(run: Run) -> str:

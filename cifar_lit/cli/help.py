@@ -31,7 +31,7 @@ USED = {
     "--model.schedule NAME": ("of lr: constant, linear, cosine", "constant"),
     "--trainer.max_epochs N": ("length of the training", 20),
     "--trainer.accelerator NAME": ("cpu, gpu, mps", "auto"),
-    "--trainer.precision P": ("bf16-mixed, ...; auto: what is faster", "32-true"),
+    "--trainer.precision P": ("bf16-mixed, ...; auto: the faster", "32-true"),
     "--trainer.default_root_dir DIR": ("where lightning_logs is written", None),
     "--seed_everything N": ("seed of weights and order", 0),
     "--ckpt_path RUN": ("resume a run; last: the one saved last", None),

@@ -32,7 +32,9 @@ round more."""
 CLEAR = (0.7, 1.2)
 """Shares outside of which two rounds are enough."""
 ROUNDS = 5
-PART = 8 << 20
+CALM = 0.7
+"""Share of its processors' time that a process has while it measures, or other work disturbs it."""
+PART = 4 << 20
 """Bytes of the transformed patches of the images that are measured; the whole batch would take seconds."""
 FLOAT32 = ("32-true", "32", 32, None)
 """What the Trainer calls it."""
@@ -59,8 +61,10 @@ def set_kernels(net: nn.Module, kernels: Kernels) -> None:
             layer.kernels = kernels
 
 
-def choose_kernels(net: nn.Module, sizes: Iterable[int], batch_size: int) -> dict[str, Kernel]:
+def choose_kernels(net: nn.Module, sizes: Iterable[int], batch_size: int) -> Kernels:
     """Return the faster kernel of each convolution, by its shape, for a training in float32 on the CPU.
+
+    It is winograd for all if other work on the machine disturbs the measuring.
 
     Args:
         net: The network, which stays as it is; so do the global random numbers.
@@ -74,7 +78,10 @@ def choose_kernels(net: nn.Module, sizes: Iterable[int], batch_size: int) -> dic
             num_images = min(batch_size, part_size(num_in, num_out, height))
             what = f"winograd/direct: {name}, {num_images} images, {torch.get_num_threads()} threads"
             if what not in shares:
-                shares[what] = time_winograd(num_images, num_in, num_out, height)
+                share = time_winograd(num_images, num_in, num_out, height)
+                if share is None:
+                    return "winograd"
+                shares[what] = share
             chosen[name] = "winograd" if shares[what] < PAYS["winograd"] else "direct"
     return chosen
 
@@ -88,7 +95,10 @@ def choose_precision(net: nn.Module, size: int, batch_size: int) -> Precision:
     what = f"bf16-mixed/32-true: {type(net).__name__}, {num_parameters} parameters, {num_images} images of {size}"
     with _measured() as shares:
         if what not in shares:
-            shares[what] = time_bfloat16(net, num_images, size)
+            share = time_bfloat16(net, num_images, size)
+            if share is None:  # disturbed
+                return "32-true"
+            shares[what] = share
         return "bf16-mixed" if shares[what] < PAYS["bf16-mixed"] else "32-true"
 
 
@@ -98,8 +108,8 @@ def part_size(num_in: int, num_out: int, height: int) -> int:
     return max(1, PART // (4 * (-(-height // m) * (m + 2)) ** 2 * max(num_in, num_out)))
 
 
-def time_winograd(num_images: int, num_in: int, num_out: int, height: int) -> float:
-    """Return the time of Winograd's method as a share of that of torch's convolution, forward and backward."""
+def time_winograd(num_images: int, num_in: int, num_out: int, height: int) -> float | None:
+    """Return the time of Winograd's method as a share of that of torch's convolution; None if it was disturbed."""
     generator = torch.Generator().manual_seed(0)  # not the global one
     shapes = (num_images, num_in, height, height), (num_out, num_in, 3, 3), (num_images, num_out, height, height)
     images, filters, towards = (
@@ -112,8 +122,8 @@ def time_winograd(num_images: int, num_in: int, num_out: int, height: int) -> fl
     )
 
 
-def time_bfloat16(net: nn.Module, num_images: int, size: int) -> float:
-    """Return the time of a step in bfloat16 as a share of that in float32, without the optimizer."""
+def time_bfloat16(net: nn.Module, num_images: int, size: int) -> float | None:
+    """Return the time of forward and backward in bfloat16 as a share of that in float32; None if it was disturbed."""
     net = copy.deepcopy(net).train()  # which has gradients and statistics of its own
     images = torch.rand(num_images, 3, size, size, generator=torch.Generator().manual_seed(0))
     images = images.contiguous(memory_format=torch.channels_last)
@@ -127,12 +137,13 @@ def time_bfloat16(net: nn.Module, num_images: int, size: int) -> float:
         return _share(lambda: step(True), lambda: step(False))
 
 
-def _share(one: Callable[[], object], other: Callable[[], object]) -> float:
+def _share(one: Callable[[], object], other: Callable[[], object]) -> float | None:
     """Return the time of one function as a share of that of another, in turn, the first calls left out.
 
-    The time is the shortest of a few: other work on the machine can only add to it.
+    The time is the shortest of a few: other work on the machine can only add to it. With too much of it, it is None.
     """
     shortest, share = [math.inf, math.inf], 1.0
+    began, used = time.perf_counter(), time.process_time()
     with torch.enable_grad():
         for number in range(1 + ROUNDS):
             for i, run in enumerate((one, other)):
@@ -143,7 +154,8 @@ def _share(one: Callable[[], object], other: Callable[[], object]) -> float:
             share = shortest[0] / shortest[1] if number else share
             if number >= 2 and not CLEAR[0] < share < CLEAR[1]:
                 break
-    return share
+    used = (time.process_time() - used) / (time.perf_counter() - began) / torch.get_num_threads()
+    return share if used > CALM else None
 
 
 def _shapes(net: nn.Module, size: int) -> dict[str, tuple[int, int, int]]:

@@ -55,7 +55,10 @@ def last() -> dict[str, Any]:
 
 
 def test_what_was_chosen_stands_in_the_files_of_the_run_and_changes_no_other_bits(
-    tiny_args: list[str], share: dict[int, float], capsys: pytest.CaptureFixture[str]
+    tiny_args: list[str],
+    share: dict[int, float],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = fit(tiny_args, *AUTO)
     assert "precision 32-true, kernels direct (winograd for 64x64@8)" in capsys.readouterr().out
@@ -68,6 +71,13 @@ def test_what_was_chosen_stands_in_the_files_of_the_run_and_changes_no_other_bit
     workbench = Workbench()
     workbench.build("--config", "own.yaml")
     assert workbench.cli.model.hparams["kernels"] == CHOSEN
+    # Disturbed by other work, it has what is usual.
+    monkeypatch.setattr(kernels, "time_winograd", lambda *_args: None)
+    (Path.home() / ".cache/cifar_lit/measured.json").unlink()
+    workbench.parse("--model.net", "FastCNN", *AUTO, "--trainer.accelerator", "cpu")
+    workbench.cli.instantiate_classes()
+    settle(workbench.cli, None)
+    assert "kernels winograd (not measured: other work keeps the processor busy)" in capsys.readouterr().out
     # Given, it computes the same without measuring.
     share.clear()
     shutil.rmtree("lightning_logs")

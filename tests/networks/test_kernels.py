@@ -102,6 +102,7 @@ def raise_no_home(path: Path) -> Path:
 )
 def test_nothing_but_the_time_passes(choose: Callable[[nn.Module], object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(kernels, "CALM", 0)
     net = Dropping()
     net.layers[0].eval()
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -114,6 +115,14 @@ def test_nothing_but_the_time_passes(choose: Callable[[nn.Module], object], monk
     assert all(parameter.grad is None for parameter in net.parameters())
     (share,) = {value for known in json.loads(FILE.read_bytes()).values() for value in list(known.values())[:1]}
     assert 0 < share < 1e6
+
+
+def test_what_other_work_disturbs_is_neither_taken_nor_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(kernels, "CALM", 1e6)
+    net = Dropping()
+    assert (choose_kernels(net, [8], 4), choose_precision(net, 8, 4)) == ("winograd", "32-true")
+    assert not FILE.exists()
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, "bf16-mixed"), (0.9, "32-true")])
