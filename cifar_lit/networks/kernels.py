@@ -23,7 +23,7 @@ from cifar_lit.errors import require
 from cifar_lit.files import write_atomic
 from cifar_lit.machine import cpu_name, has_fast_bfloat16
 from cifar_lit.networks.base import evaluation_mode
-from cifar_lit.networks.winograd import MIN_CHANNELS, Conv3x3, Kernel, Kernels, WinogradConvolution, tile_size
+from cifar_lit.networks.winograd import MIN_CHANNELS, Conv3x3, Kernel, Kernels, WinogradConvolution
 
 MEASURED = "~/.cache/cifar_lit/measured.json"
 PAYS = {"winograd": 0.9, "bf16-mixed": 0.8}
@@ -31,11 +31,11 @@ PAYS = {"winograd": 0.9, "bf16-mixed": 0.8}
 round more."""
 CLEAR = (0.7, 1.2)
 """Shares outside of which two rounds are enough."""
-ROUNDS = 5
+ROUNDS = 4
 CALM = 0.7
 """Share of its processors' time that a process has while it measures, or other work disturbs it."""
-PART = 4 << 20
-"""Bytes of the transformed patches of the images that are measured; the whole batch would take seconds."""
+PRODUCTS = 1e9
+"""Of torch's convolution, forward, for the images that are measured; the whole batch would take seconds."""
 FLOAT32 = ("32-true", "32", 32, None)
 """What the Trainer calls it."""
 NUM_PIXELS = 32 * 32 * 32
@@ -103,9 +103,8 @@ def choose_precision(net: nn.Module, size: int, batch_size: int) -> Precision:
 
 
 def part_size(num_in: int, num_out: int, height: int) -> int:
-    """Return how many images are measured: those whose transformed patches take about ``PART`` bytes."""
-    m = tile_size(height, height)
-    return max(1, PART // (4 * (-(-height // m) * (m + 2)) ** 2 * max(num_in, num_out)))
+    """Return how many images are measured: those that take ``PRODUCTS``."""
+    return max(1, round(PRODUCTS / (9 * num_in * num_out * height**2)))
 
 
 def time_winograd(num_images: int, num_in: int, num_out: int, height: int) -> float | None:
