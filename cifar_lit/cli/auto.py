@@ -50,12 +50,9 @@ def _choose(cli: FitCLI, kernels: Any, precision: Any) -> tuple[Any, Any]:
         kernels = model.choose_kernels(sizes, batch_size, None if precision == "auto" else precision, on_cpu=on_cpu)
     if precision == "auto":
         model.use_kernels(kernels)  # to compare with
-        if on_cpu:
-            precision = choose_precision(model.net, max(sizes), batch_size)
-        else:
-            precision = (
-                "bf16-mixed" if has_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-            )
+        has_bfloat16 = has_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16-mixed" if has_bfloat16 and not on_cpu else "32-true"
+        precision = choose_precision(model.net, max(sizes), batch_size) if on_cpu else precision
         kernels = "direct" if is_auto and precision != "32-true" else kernels
     return kernels, precision
 

@@ -48,7 +48,8 @@ def test_each_shape_has_the_faster_kernel_unless_that_is_noise(timed: list[tuple
     assert timed == [(min(500, part_size(*shape)), *shape) for shape in [(64, 64, 8), (64, 96, 8), (96, 96, 4)]]
     assert part_size(64, 256, 16) == 26
     assert part_size(4096, 4096, 256) == 1
-    assert choose_kernels(net, [16, 32], 500).items() > expected.items()
+    larger = {"64x64@16": "direct", "64x96@16": "direct", "96x96@8": "winograd"}
+    assert choose_kernels(net, [16, 32], 500) == expected | larger
     assert choose_kernels(TutorialCNN(10), [32], 500) == {}
 
 
@@ -86,7 +87,7 @@ def test_without_a_place_it_is_measured_again(timed: list[tuple[int, ...]], monk
     for home in ("home", None):
         if home is None:
             monkeypatch.setattr(Path, "expanduser", raise_no_home)
-        assert choose_kernels(FastCNN(10, widths=[64]), [16], 4)["64x64@8"] == "winograd"
+        assert choose_kernels(FastCNN(10, widths=[64]), [16], 4) == {"64x64@8": "winograd"}
     assert len(timed) == 2
     assert [path.name for path in Path().iterdir()] == ["home"]
 
