@@ -32,7 +32,7 @@ round more."""
 CLEAR = (0.7, 1.2)
 """Shares outside of which two rounds are enough."""
 ROUNDS = 4
-CALM = 0.7
+CALM = 0.8
 """Share of its processors' time that a process has while it measures, or other work disturbs it."""
 PRODUCTS = 1e9
 """Of torch's convolution, forward, for the images that are measured; the whole batch would take seconds."""
