@@ -27,7 +27,7 @@ from cifar_lit.networks.winograd import MIN_CHANNELS, Conv3x3, Kernel, Kernels, 
 
 MEASURED = "~/.cache/cifar_lit/measured.json"
 PAYS = {"winograd": 0.9, "bf16-mixed": 0.8}
-"""Share of the time of direct, and of 32-true, below which they are chosen: little gain is noise, and they round more."""
+"""Share of the time of direct, and of 32-true, below which they are chosen: less gain is noise, and they round more."""
 CLEAR = (0.7, 1.2)
 """Shares outside of which two rounds are enough."""
 ROUNDS = 4
