@@ -28,7 +28,7 @@ _PARTS = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters")
 _NOT_PLAIN = (pickle.PickleError, AttributeError, TypeError)
 """What torch raises for a value that cannot be pickled, or only by running code."""
 _TRAINING: dict[str, Any] = {
-    **{"epoch": int, "global_step": int, "world_size": int, "pytorch-lightning_version": str},
+    **{"epoch": int, "global_step": int, "world_size": int, "pytorch-lightning_version": str, "precision": str},
     **{"loops": dict, "callbacks": dict, "metrics": dict, "optimizer_states": list, "lr_schedulers": list},
 }
 """What a checkpoint holds beside its ``_PARTS``; weights that were saved alone have less."""

@@ -1,10 +1,10 @@
-"""How a training starts: data-dependent initialisation, the weights of another training, and what is frozen."""
+"""How a training starts: data-dependent initialisation, weights of another training, what is frozen, the kernels."""
 
 import itertools
 import math
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -16,6 +16,8 @@ from cifar_lit.data.loader import training_images
 from cifar_lit.errors import UserError, require
 from cifar_lit.networks import Network
 from cifar_lit.networks.base import load_once
+from cifar_lit.networks.kernels import FLOAT32, check_kernels, choose_kernels, set_kernels
+from cifar_lit.networks.winograd import Kernels
 from cifar_lit.optim import count_steps
 from cifar_lit.prediction import Predictor
 from cifar_lit.schema import check_tensors
@@ -60,6 +62,31 @@ class FineTuning(Predictor):
             return "/".join(Path(given).parts[-3 if Path(given).parent.name == "checkpoints" else -1 :])
         return None
 
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Take these kernels for the convolutions, and note them as the option's value."""
+        check_kernels(kernels)
+        set_kernels(self.net, kernels)
+        self.save_hyperparameters({"kernels": kernels})
+
+    def _settle_kernels(self) -> None:
+        """Choose the kernels if they are auto, in the first process, whose choice is that of all."""
+        trainer, kernels = self.trainer, self.hparams["kernels"]
+        if kernels == "auto" and trainer.is_global_zero:
+            data, on_cpu = (
+                getattr(getattr(trainer, "datamodule", None), "hparams", {}),
+                trainer.strategy.root_device.type == "cpu",
+            )
+            sizes, batch_size = data.get("image_sizes"), data.get("batch_size", 64)
+            kernels = self.choose_kernels(sizes, batch_size, trainer.precision, on_cpu=on_cpu)
+        kernels, precision = trainer.strategy.broadcast((kernels, trainer.precision))
+        require("precision", trainer.precision, trainer.precision == precision, f"{precision}, as in the first process")
+        self.use_kernels(kernels)
+
+    def choose_kernels(self, sizes: Sequence[int] | None, batch_size: int, precision: Any, *, on_cpu: bool) -> Kernels:
+        """Return the kernels for a training: those that are faster where there is a choice, else torch's own."""
+        has_choice = on_cpu and precision in FLOAT32 and not self.hparams["compile"]
+        return choose_kernels(self.net, sizes or [self.image_size], batch_size) if has_choice else "direct"
+
     def setup(self, stage: str) -> None:
         """Check the network, and show some training images to a new one with data-dependent initialisation."""
         self.check_network()
@@ -72,6 +99,7 @@ class FineTuning(Predictor):
 
     def on_fit_start(self) -> None:
         """Load the weights that a new network starts from; one of a checkpoint, or of an earlier training, has some."""
+        self._settle_kernels()
         wrapped = self.trainer.strategy.model
         if self.hparams["freeze_epochs"] and isinstance(wrapped, DistributedDataParallel):
             expected = "ddp_find_unused_parameters_true, because `freeze_epochs` changes what is trained"

@@ -73,7 +73,7 @@ def has_fast_bfloat16() -> bool:
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Return ``device``, a description of the device and processor, and ``versions`` of the packages."""
-    name = f"{_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    name = f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     versions = {"python": platform.python_version(), "cifar_lit": cifar_lit.__version__}
@@ -92,7 +92,8 @@ def gemm_rate(size: int = 2048, repeats: int = 5) -> float:
     return 2 * size**3 / min(seconds[1:]) / 1e9
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return the name of the processor's model."""
     cpuinfo = Path("/proc/cpuinfo")
     found = (
         re.search(r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8", errors="replace"))

@@ -22,6 +22,7 @@ from cifar_lit.loggers import log_metrics
 from cifar_lit.metrics import MacroAccuracy, MeanLoss, PredictionCollector, Predictions
 from cifar_lit.networks import NetworkFactory, TutorialCNN, build_network, describe_network, lay_out
 from cifar_lit.networks.tta import TTA, TTA_MODES, tta_logits
+from cifar_lit.networks.winograd import Kernels
 from cifar_lit.optim import Schedule, accumulation, check_optimizer_options, fit_scheduler, make_optimizer, mean_factor
 
 Batch = tuple[Tensor, Tensor]
@@ -70,6 +71,8 @@ class ImageClassifier(FineTuning):
             the network is loaded, after data-dependent initialisation; the rest stays initialised.
         freeze: What is not trained: nothing, or the body, which is all but the last linear layer; needs ``weights``.
         freeze_epochs: Epochs at the start in which the body is not trained; needs ``weights``.
+        kernels: How 3x3 convolutions are computed in float32 training on a CPU: direct (torch's), winograd (for 64
+            channels or more), auto (the faster one, by measuring), or what that chose, as {64x256@16: winograd}.
 
     Attributes:
         predictions: The predictions of the last test; None before.
@@ -99,6 +102,7 @@ class ImageClassifier(FineTuning):
         weights: str | None = None,
         freeze: Freeze = "none",
         freeze_epochs: int = 0,
+        kernels: Kernels = "winograd",
     ) -> None:
         class_weights = check_class_weights(class_weights, len(classes))
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
@@ -109,6 +113,7 @@ class ImageClassifier(FineTuning):
         self.classes, self.image_size = list(classes), image_size
         self.net = build_network(options["net"], num_classes=len(classes), image_size=image_size)
         self.channels_last = lay_out(self.net, image_size)
+        self.use_kernels(kernels)
         self.start_from(weights, freeze, freeze_epochs)
         self._prepare_steps(mean, std, len(classes))
 
@@ -157,6 +162,8 @@ class ImageClassifier(FineTuning):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse non-finite weights; become float64 before those are restored, not, as the Trainer does, after it."""
         self.is_new, weights = False, checkpoint["state_dict"]
+        if self.hparams["kernels"] == "auto":
+            self.use_kernels(checkpoint["hyper_parameters"].get("kernels", "winograd"))
         if name := first_nonfinite((name, weights.get(name)) for name, _ in self.named_parameters()):
             raise UserError(f"the checkpoint is unusable: {name} has non-finite values, because its training diverged")
         if self._trainer is not None and self.trainer.precision == "64-true":

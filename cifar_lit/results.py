@@ -28,6 +28,7 @@ class Results:
         monitor: The metric that it is the best of.
         duplicates: Which images are in two splits or in two classes; None where nobody looked.
         train_seconds: Seconds of training, with validation and saving; ``images_per_second`` is without validation.
+        precision: Of the training, as the Trainer names it; ``kernels`` as the model has them.
         multiplications: Of the training, as ``count_multiplications`` has them; None where they cannot be counted.
         metrics: ``Accuracy/val``, ``MacroAccuracy/val``, ``Loss/val``, and what ``Predictions.metrics`` returns. In
             ``results.json`` they stand beside the other fields: a name with a slash is a metric, as in TensorBoard.
@@ -53,6 +54,8 @@ class Results:
     multiplications: int | None = None
     device: str | None = None
     versions: dict | None = None  # type: ignore[type-arg]  # a plain type, which isinstance takes
+    precision: str | None = None
+    kernels: dict | str | None = None  # type: ignore[type-arg]
     command: str | None = None
     test_images: str | None = None
     monitor: str | None = None
@@ -100,7 +103,7 @@ class Results:
 
 
 def _is_field(value: Any) -> bool:
-    """Return whether a value can be a field: a name, a number that is not negative, or the versions of packages."""
+    """Return whether a value can be a field: a name, a number that is not negative, or names by name."""
     if isinstance(value, dict):
         return all(isinstance(part, str) for part in value.values())
     return value is None or isinstance(value, str) or _is_number(value)

@@ -32,6 +32,7 @@ def read(content: object) -> Results:
 
 def test_a_file_gives_back_what_was_written() -> None:
     results = Results(**FIELDS, seed=3, best_epoch=1, train_seconds=1.5, versions={"torch": "2"}, metrics=METRICS)
+    results.precision, results.kernels = "32-true", {"64x64@16": "winograd"}
     content = json.loads(results.to_json())
     assert content["version"] == VERSION
     assert content["Accuracy/test"] == 0.5  # metrics stand beside the fields

@@ -66,7 +66,7 @@ class ExactResume(Checkpoint):
             if isinstance(metric, Metric) and metric.update_called:
                 with metric.sync_context():
                     metrics[name] = {key: torch.as_tensor(value).clone() for key, value in metric.metric_state.items()}
-        checkpoint["world_size"] = trainer.world_size
+        checkpoint["world_size"], checkpoint["precision"] = trainer.world_size, str(trainer.precision)
         # At the end of an epoch EarlyStopping decided. A limit on the time may differ when the training resumes.
         timers = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
         is_timed_out = any(seconds is not None and seconds <= 0 for seconds in timers)

@@ -16,13 +16,14 @@ from cifar_lit.checkpoint import check_exists
 from cifar_lit.cli.config import install_loader
 from cifar_lit.cli.help import EXAMPLES
 from cifar_lit.cli.network import check_network, drop_odd_defaults, import_named, own_code
-from cifar_lit.cli.options import WITHHELD, check_config
+from cifar_lit.cli.options import WITHHELD, FitTrainer, check_config
 from cifar_lit.cli.parser import GROUPS, TRUST_HELP, FitParser, build, building, naming_options
 from cifar_lit.cli.trust import check_config_of_run, given_options
 from cifar_lit.cli.words import option_names
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError, require
 from cifar_lit.module import ImageClassifier
+from cifar_lit.networks.winograd import Kernels
 from cifar_lit.recipes import RECIPES, recipe_help
 from cifar_lit.run import CHECKPOINTS, CONFIG, LAST, LOGS, find_checkpoint, run_folder
 from cifar_lit.schema import read_yaml
@@ -89,6 +90,7 @@ class FitCLI(LightningCLI):
         super().__init__(
             ImageClassifier,
             CIFAR10DataModule,
+            trainer_class=FitTrainer,
             run=False,
             save_config_callback=None,  # the Saver writes config.yaml
             parser_class=FitParser,
@@ -188,6 +190,12 @@ class FitCLI(LightningCLI):
                 self.config_init = self.parser.instantiate_classes(self.config)
             self.model, self.datamodule = self.config_init["model"], self.config_init["data"]
             check_network(self.model, self.datamodule.hparams["image_sizes"])
+
+    def settle(self, *, kernels: Kernels, precision: Any) -> None:
+        """Put what ``auto`` stands for in its place, in the configuration, the model and the Trainer's options."""
+        self.model.use_kernels(kernels)
+        self.config["model"]["kernels"] = kernels
+        self.config["trainer"]["precision"] = self.config_init["trainer"]["precision"] = precision
 
     def dump(self) -> str:
         """Return the text of ``config.yaml``, which starts a new run."""

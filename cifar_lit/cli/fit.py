@@ -17,6 +17,7 @@ from cifar_lit.callbacks.saver import Saver
 from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.checkpoint import load_checkpoint
 from cifar_lit.cli.arguments import FitCLI, with_config
+from cifar_lit.cli.auto import settle
 from cifar_lit.cli.config import expand_homes
 from cifar_lit.cli.filters import filter_logs
 from cifar_lit.cli.parser import naming_options
@@ -59,6 +60,7 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
     cli = FitCLI(with_config(expand_homes(args)), is_trial=bool(pruner))  # parses, seeds, builds model and data
     with naming_options(cli.names), lasting_output():
         resumed, (monitor, saving) = find_resumed(cli), cli.saving
+        settle(cli, resumed)
         if isinstance(pruner, PruningCallback):
             pruner.judged_by = monitor
         with open_run(cli, resumed) as run:
@@ -72,7 +74,6 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
             # The saving ones last, in this order: a checkpoint has the metrics of its epoch.
             own = [pruner, throughput, guard, history, lines, best, saver, metrics_file]
             trainer = build_trainer(cli, run, resumed, [callback for callback in own if callback])
-
             saver.check_files(trainer)
             if not resumed:
                 log_graph(trainer, cli.model)
@@ -127,6 +128,7 @@ def evaluate(
             images_per_second=throughput.images_per_second,
             multiplications=count_multiplications(cli.model, throughput.sizes, trainer.global_step),
             command=command,
+            precision=str(trainer.precision),
             **describe_machine(trainer.strategy.root_device),
         )
 

@@ -31,7 +31,7 @@ USED = {
     "--model.schedule NAME": ("of lr: constant, linear, cosine", "constant"),
     "--trainer.max_epochs N": ("length of the training", 20),
     "--trainer.accelerator NAME": ("cpu, gpu, mps", "auto"),
-    "--trainer.precision P": ("such as bf16-mixed, for a GPU", "32-true"),
+    "--trainer.precision P": ("bf16-mixed, ...; auto: the faster", "32-true"),
     "--trainer.default_root_dir DIR": ("where lightning_logs is written", None),
     "--seed_everything N": ("seed of weights and order", 0),
     "--ckpt_path RUN": ("resume a run; last: the one saved last", None),
@@ -44,8 +44,8 @@ OTHERS = {
     "--": "checkpoint.every_n_minutes checkpoint.every_n_steps checkpoint.monitor trust_run",
     "--data.": "brightness cache_dir contrast cutmix cutout dataset duplicates erasing image_sizes mirror mixup resize "
     "saturation split_seed trivial_augment",
-    "--model.": "class_weights compile freeze freeze_epochs label_smoothing mean muon_lr muon_momentum nesterov std "
-    "tta warmup_epochs weights",
+    "--model.": "class_weights compile freeze freeze_epochs kernels label_smoothing mean muon_lr muon_momentum "
+    "nesterov std tta warmup_epochs weights",
     "--trainer.": "accumulate_grad_batches benchmark callbacks check_val_every_n_epoch detect_anomaly deterministic "
     "devices enable_autolog_hparams enable_checkpointing enable_model_summary enable_progress_bar fast_dev_run "
     "gradient_clip_algorithm gradient_clip_val inference_mode limit_test_batches limit_train_batches limit_val_batches "

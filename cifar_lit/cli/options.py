@@ -6,10 +6,11 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -55,6 +56,13 @@ FOLDERS = ("cache_dir", "default_root_dir", "dirpath", "save_dir")
 
 LARGEST = 2**53
 """Of a whole number: larger ones overflow, late, in torch's int64 or in a float."""
+
+
+class FitTrainer(Trainer):
+    """The Trainer, whose options have one more precision: auto, which is settled before it is built."""
+
+    def __init__(self, *, precision: _PRECISION_INPUT | Literal["auto"] | None = None, **options: Any) -> None:
+        super().__init__(precision=precision, **options)  # type: ignore[arg-type]
 
 
 def check_config(config: Namespace) -> None:

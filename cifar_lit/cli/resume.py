@@ -71,6 +71,8 @@ def find_resumed(cli: FitCLI) -> Run | None:
     # What an older version, also of the network, had no option for.
     then = {**_defaults(ImageClassifier), **_defaults(CIFAR10DataModule), **then}
     then["net"], now["net"] = _completed(describe_network(then["net"]), now["net"], _defaults(type(cli.model.net)))
+    if now["kernels"] == "auto":
+        now["kernels"] = then["kernels"]  # whatever is faster now
     changed = [name for name in then if name not in MAY_DIFFER and then[name] != now.get(name)]
     if changed:
         differences = ", ".join(f"{name} {then[name]} (given: {now.get(name)})" for name in changed)

@@ -20,7 +20,8 @@ def write_card(folder: Path, model: ImageClassifier, data: Mapping[str, Any], re
     """Write the card of the files in a folder; ``data`` are the data module's settings, empty if they are not known."""
     environment = templates(autoescape=False)  # Markdown: code samples must stay as they are
     environment.filters["plain"] = plain_markdown
-    settings = {name: getattr(results, name, None) for name in ("recipe", "seed", "epochs", "device", "versions")}
+    of_results = ("recipe", "seed", "epochs", "device", "precision", "versions")
+    settings = {name: getattr(results, name, None) for name in of_results}
     settings |= {name: value for name, value in {**model.hparams, **data}.items() if name not in HIDDEN}
     of_net = model.hparams["net"]["init_args"].items()
     settings |= {f"net.{name}": value for name, value in of_net if name not in HIDDEN}

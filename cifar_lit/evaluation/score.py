@@ -56,6 +56,7 @@ def describe(
         network=type(model.net).__name__,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         test_images=datamodule.fingerprints.get("test"),
+        kernels=model.hparams["kernels"],
         duplicates="; ".join(filter(None, copies)) or "none found" if copies else None,
         metrics={"Accuracy/val": None, "Loss/val": None, **metrics},
         **training,

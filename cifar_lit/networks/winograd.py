@@ -8,7 +8,8 @@ less than half the time. The result differs by rounding, a relative difference o
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 POINTS = (0, 1, -1, 2, -2)  # to interpolate at, with infinity: small integers keep rounding errors small
+MIN_CHANNELS = 64  # of a layer, in and out, from which the transforms pay off where nothing was measured
+Kernel = Literal["direct", "winograd"]
+Kernels = Literal["auto", "direct", "winograd"] | dict[str, Kernel]
 
 
 class Transforms(NamedTuple):
@@ -98,19 +102,35 @@ class WinogradConvolution(torch.autograd.Function):
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution without bias and with padding 1, by Winograd's method where that is faster.
+    """A 3x3 convolution without bias and with padding 1, by torch's kernel or, in training, by Winograd's method.
 
-    It is faster in float32 training on a CPU with many channels. Otherwise, and so in an exported network, torch's
-    convolution is used, which is equal up to rounding. Name, shape and initial value of its weight are torch's.
+    Winograd's is for float32 training on a CPU. Otherwise, and so in an exported network, torch's convolution is used,
+    which is equal up to rounding. Name, shape and initial value of its weight are torch's.
+
+    Attributes:
+        kernels: The kernel of all images, or of images of each size, by ``shape_at`` of their height. Of a size that is
+            not named, it is Winograd's. With less than ``MIN_CHANNELS`` it is torch's, unless named.
     """
+
+    kernels: Literal["auto", "direct", "winograd"] | Mapping[str, Kernel] = "winograd"
 
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__(num_in, num_out, kernel_size=3, padding=1, bias=False)
 
+    def shape_at(self, height: int) -> str:
+        """Return the name of this layer's shape for square images: 64x256@16 has 64 channels in, 256 out, 16 pixels."""
+        return f"{self.in_channels}x{self.out_channels}@{height}"
+
     def forward(self, images: Tensor) -> Tensor:
         """Map ``(N, num_in, height, width)`` to ``(N, num_out, height, width)``."""
-        pays = min(self.in_channels, self.out_channels) >= 64 and torch.is_grad_enabled()
-        pays = pays and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
-        if pays and images.device.type == "cpu" and images.dtype == self.weight.dtype == torch.float32:
+        can = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
+        can = can and images.device.type == "cpu" and images.dtype == self.weight.dtype == torch.float32
+        if can and self._kernel(images.shape[2]) == "winograd":
             return WinogradConvolution.apply(images, self.weight)  # type: ignore[no-any-return]
         return super().forward(images)
+
+    def _kernel(self, height: int) -> Kernel:
+        usual: Kernel = "winograd" if min(self.in_channels, self.out_channels) >= MIN_CHANNELS else "direct"
+        if isinstance(self.kernels, str):
+            return "direct" if self.kernels == "direct" else usual
+        return self.kernels.get(self.shape_at(height), usual)

@@ -27,8 +27,8 @@ def test_sizes_and_the_steps_of_muon() -> None:
     def images(size: int) -> int:
         return 2 * size * size * 8 * 27 + 3 * 8 * 10  # no gradient of the images
 
-    # Three iterations for a matrix of 8 x 27: two products with 27 columns, one of 8 x 8 x 8.
-    step = 3 * (8 * 27 * 8 + 8**3 + 8 * 8 * 27)
+    # Three iterations for a matrix of 8 x 27: two products with 27 columns, and nine of 8 x 8 x 8.
+    step = 2 * 8 * 27 * 8 + 9 * 8**3
     assert count_multiplications(model, {16: 100, 32: 40}, num_steps=7) == 100 * images(16) + 40 * images(32) + 7 * step
     assert isinstance(model.net, ConvNet)
 

@@ -33,6 +33,8 @@ class Workbench:
         """Return the Trainer of ``fit`` with these options."""
         self.parse(*args)
         self.cli.instantiate_classes()
+        if self.cli.trainer_options["precision"] == "auto":  # which fit settles first, by measuring
+            self.cli.settle(kernels=self.cli.model.hparams["kernels"], precision="32-true")
         with naming_options(self.cli.names):
             return build_trainer(self.cli, None, None, [])
 

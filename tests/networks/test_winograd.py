@@ -64,6 +64,24 @@ def test_few_channels_and_other_types_take_torchs_convolution() -> None:
     assert double.dtype == torch.float64
 
 
+def kernel_of(layer: Conv3x3, size: int) -> str:
+    images = torch.randn(1, layer.in_channels, size, size)
+    return "winograd" if "Winograd" in type(layer(images).grad_fn).__name__ else "direct"
+
+
+def test_the_kernel_is_the_one_that_is_given_for_the_shape() -> None:
+    layer, small = Conv3x3(64, 96), Conv3x3(8, 8)
+    for kernels, expected in (
+        ("winograd", ["winograd", "winograd", "direct"]),
+        ("auto", ["winograd", "winograd", "direct"]),  # nothing was measured
+        ("direct", ["direct", "direct", "direct"]),
+        ({"64x96@8": "direct", "64x96@6": "winograd", "8x8@8": "winograd"}, ["direct", "winograd", "winograd"]),
+        ({"96x64@8": "direct"}, ["winograd", "winograd", "direct"]),
+    ):
+        layer.kernels = small.kernels = kernels  # type: ignore[assignment]
+        assert [kernel_of(layer, 8), kernel_of(layer, 6), kernel_of(small, 8)] == expected
+
+
 def test_under_autocast_the_librarys_convolution_takes_over() -> None:
     conv = Conv3x3(64, 64)
     images = torch.randn(2, 64, 8, 8, requires_grad=True)

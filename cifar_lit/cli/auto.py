@@ -1,0 +1,66 @@
+"""What ``auto`` stands for in a run: settled once, before anything of the run is written."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from cifar_lit.callbacks.exact_resume import get_random_state, set_random_state
+from cifar_lit.cli.arguments import FitCLI
+from cifar_lit.machine import keep_freed_memory
+from cifar_lit.networks.kernels import choose_precision
+from cifar_lit.run import Run
+
+
+def settle(cli: FitCLI, resumed: Run | None) -> None:
+    """Settle the precision and the kernels: those of the run that is resumed, or the faster ones.
+
+    Processes after the first one leave the kernels to it, until all have started.
+    """
+    kernels, precision = cli.model.hparams["kernels"], cli.trainer_options["precision"]
+    if "auto" not in (kernels, precision):
+        return
+    note, is_auto = "", kernels == "auto"
+    if resumed:
+        kernels = resumed.model_options.get("kernels", "winograd") if kernels == "auto" else kernels
+        precision = precision_of(resumed) if precision == "auto" else precision
+    else:
+        random_state = get_random_state()
+        kernels, precision = _choose(cli, kernels, precision)
+        set_random_state(random_state)
+        if is_auto and kernels == "winograd":
+            note = " (not measured: other work keeps the processor busy)"
+    cli.settle(kernels=kernels, precision=precision)
+    rank_zero_only(print)(f"precision {precision or '32-true'}, kernels {_in_words(kernels)}{note}")
+
+
+def precision_of(run: Run) -> str:
+    """Return the precision that a run was trained in; that of its settings, if an older version made it."""
+    return str(run.checkpoint.get("precision") or run.config.get("trainer", {}).get("precision") or "32-true")
+
+
+def _choose(cli: FitCLI, kernels: Any, precision: Any) -> tuple[Any, Any]:
+    model, data = cli.model, cli.datamodule.hparams
+    sizes, batch_size = data["image_sizes"] or [model.image_size], data["batch_size"]
+    accelerator, has_cuda = cli.trainer_options["accelerator"], torch.cuda.is_available()
+    on_cpu = accelerator == "cpu" or not torch.accelerator.is_available()
+    keep_freed_memory()
+    is_auto = kernels == "auto"
+    if is_auto and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        kernels = model.choose_kernels(sizes, batch_size, None if precision == "auto" else precision, on_cpu=on_cpu)
+    if precision == "auto":
+        model.use_kernels(kernels)  # to compare with
+        has_bfloat16 = has_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16-mixed" if has_bfloat16 and not on_cpu else "32-true"
+        precision = choose_precision(model.net, max(sizes), batch_size) if on_cpu else precision
+        kernels = "direct" if is_auto and precision != "32-true" else kernels
+    return kernels, precision
+
+
+def _in_words(kernels: Any) -> str:
+    """Return the kernels in a few words: the usual one, and the shapes that have the other."""
+    if not isinstance(kernels, dict):
+        return str(kernels)
+    by = {kernel: [shape for shape, of in kernels.items() if of == kernel] for kernel in ("winograd", "direct")}
+    few, many = sorted(by, key=lambda kernel: len(by[kernel]))  # of as many, direct is the usual one
+    return f"{many}" + (f" ({few} for {', '.join(by[few])})" if by[few] else "")

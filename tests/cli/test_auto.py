@@ -1,0 +1,175 @@
+"""``auto``: what it stood for is written down, and is what a run goes on with."""
+
+import functools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
+
+from cifar_lit.cli.auto import settle
+from cifar_lit.data.synthetic import Synthetic
+from cifar_lit.datamodule import CIFAR10DataModule
+from cifar_lit.main import main
+from cifar_lit.module import ImageClassifier
+from cifar_lit.networks import FastCNN, kernels
+from tests.helpers.options import Workbench
+from tests.helpers.runs import RUN, Refused, read_results
+from tests.helpers.trainers import quiet_trainer
+
+AUTO = ["--model.kernels", "auto", "--trainer.precision", "auto"]
+NET = ["--model.net", "FastCNN", "--model.net.widths", "[64,64]", "--data.batch_size", "24", "--no_report"]
+CHOSEN = {"64x64@8": "winograd", "64x64@4": "direct"}
+LAST = RUN / "checkpoints/last.ckpt"
+
+
+@pytest.fixture
+def share(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
+    """Replace the time of Winograd's method, as a share of that of torch's, by these of images of a size."""
+    shares = {8: 0.5, 4: 2.0}
+    monkeypatch.setattr(kernels, "time_winograd", lambda *shape: shares[shape[-1]])
+    return shares
+
+
+def has_bfloat16_of(device: bool, *, including_emulation: bool) -> bool:
+    return device or including_emulation
+
+
+def fit(tiny_args: list[str], *options: str, epochs: int = 1) -> dict[str, Any]:
+    args = [*tiny_args, *NET, "--data.image_sizes", "[16]", "--trainer.max_epochs", str(epochs), *options]
+    assert main(["fit", *args]) == 0
+    return read_config()
+
+
+def read_config() -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((RUN / "config.yaml").read_text())
+    return config
+
+
+def last() -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(LAST, weights_only=True)
+    return checkpoint
+
+
+def test_what_was_chosen_stands_in_the_files_of_the_run_and_changes_no_other_bits(
+    tiny_args: list[str],
+    share: dict[int, float],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = fit(tiny_args, *AUTO)
+    assert "precision 32-true, kernels direct (winograd for 64x64@8)" in capsys.readouterr().out
+    results, hparams = read_results(), yaml.safe_load((RUN / "hparams.yaml").read_text())
+    assert config["model"]["kernels"] == results["kernels"] == hparams["kernels"] == CHOSEN
+    assert last()["hyper_parameters"]["kernels"] == CHOSEN
+    assert config["trainer"]["precision"] == results["precision"] == last()["precision"] == "32-true"
+    measured = last()["state_dict"]
+    shutil.copy(RUN / "config.yaml", "own.yaml")
+    workbench = Workbench()
+    workbench.build("--config", "own.yaml")
+    assert workbench.cli.model.hparams["kernels"] == CHOSEN
+    # Disturbed by other work, it has what is usual.
+    monkeypatch.setattr(kernels, "time_winograd", lambda *_args: None)
+    (Path.home() / ".cache/cifar_lit/measured.json").unlink()
+    workbench.parse("--model.net", "FastCNN", *AUTO, "--trainer.accelerator", "cpu")
+    workbench.cli.instantiate_classes()
+    settle(workbench.cli, None)
+    assert "kernels winograd (not measured: other work keeps the processor busy)" in capsys.readouterr().out
+    # Given, it computes the same without measuring.
+    share.clear()
+    shutil.rmtree("lightning_logs")
+    config = fit(tiny_args, "--model.kernels", str(CHOSEN))
+    assert (config["model"]["kernels"], config["trainer"]["precision"]) == (CHOSEN, None)
+    weights = last()["state_dict"]
+    assert all(torch.equal(value, weights[name]) for name, value in measured.items())
+
+
+def test_a_run_goes_on_with_what_it_began_with(tiny_args: list[str], share: dict[int, float], refused: Refused) -> None:
+    config = fit(tiny_args, *AUTO)
+    (Path.home() / ".cache/cifar_lit/measured.json").unlink()
+    share.update({8: 2.0, 4: 0.5})
+    assert main(["fit", "--ckpt_path", "last", *AUTO, "--trainer.max_epochs", "2"]) == 0
+    assert read_config()["model"]["kernels"] == CHOSEN
+    assert last()["hyper_parameters"]["kernels"] == CHOSEN
+    assert read_results()["kernels"] == CHOSEN
+    code, line = refused(["fit", "--ckpt_path", "last", "--model.kernels", "direct", "--trainer.max_epochs", "3"])
+    assert code == 2
+    assert f"kernels {CHOSEN} (given: direct)" in line
+    assert config["trainer"]["precision"] == "32-true"
+    # One of an older version, away from its run.
+    checkpoint = last()
+    del checkpoint["hyper_parameters"]["kernels"], checkpoint["precision"]
+    torch.save(checkpoint, "old.ckpt")
+    shutil.rmtree("lightning_logs")
+    config = fit(tiny_args, *AUTO, "--ckpt_path", "old.ckpt", epochs=3)
+    assert (config["model"]["kernels"], config["trainer"]["precision"]) == ("winograd", "32-true")
+
+
+def test_bfloat16_where_it_pays(tiny_args: list[str], share: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("networks.kernels", "machine"):
+        monkeypatch.setattr(f"cifar_lit.{module}.has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(kernels, "time_bfloat16", lambda *_args: 0.5)
+    share.update({8: 2.0, 4: 2.0})
+    few = [*AUTO, "--model.net.widths", "[8,8]"]  # this processor may be slow
+    config = fit(tiny_args, *few)
+    assert (config["trainer"]["precision"], config["model"]["kernels"]) == ("bf16-mixed", "direct")
+    assert (read_results()["precision"], last()["precision"]) == ("bf16-mixed", "bf16-mixed")
+    monkeypatch.setattr(kernels, "time_bfloat16", lambda *_args: 2.0)
+    LAST.rename("own.ckpt")
+    shutil.rmtree("lightning_logs")
+    config = fit(tiny_args, *few, "--ckpt_path", "own.ckpt", epochs=2)
+    assert (config["trainer"]["precision"], config["model"]["kernels"]) == ("bf16-mixed", "direct")
+
+
+def test_there_is_no_choice_but_in_float32_on_a_cpu(share: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    workbench = Workbench()
+    share.clear()  # nothing may be timed
+    for options, expected in (
+        (["--trainer.precision", "bf16-mixed"], "direct"),
+        (["--trainer.precision", "64-true"], "direct"),
+        (["--model.compile", "true"], "direct"),
+        (["--model.kernels", "winograd"], "winograd"),
+        (["--model.net", "TutorialCNN"], {}),
+    ):
+        workbench.parse("--model.net", "FastCNN", "--model.kernels", "auto", "--trainer.accelerator", "cpu", *options)
+        workbench.cli.instantiate_classes()
+        settle(workbench.cli, None)
+        assert workbench.cli.config["model"]["kernels"] == expected, options
+    workbench.parse("--model.net", "FastCNN", *AUTO)
+    workbench.cli.instantiate_classes()
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # it waits for the choice of the first process
+    settle(workbench.cli, None)
+    assert workbench.cli.model.hparams["kernels"] == "auto"
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has_bfloat16, precision in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", functools.partial(has_bfloat16_of, has_bfloat16))
+        workbench.parse("--model.net", "FastCNN", *AUTO)
+        workbench.cli.instantiate_classes()
+        settle(workbench.cli, None)
+        assert workbench.cli.config["model"]["kernels"] == "direct"
+        assert workbench.cli.trainer_options["precision"] == precision
+
+
+def test_in_python_the_trainer_begins_with_it(share: dict[int, float]) -> None:
+    data = CIFAR10DataModule(source="synthetic", val_size=0, batch_size=20, image_sizes=[16])
+    data.train = Synthetic(num_train=20, num_test=20, seed=7).load("train")
+
+    def model() -> ImageClassifier:
+        return ImageClassifier(classes=data.classes, net=functools.partial(FastCNN, widths=[64, 64]), kernels="auto")
+
+    first = model()
+    trainer = quiet_trainer(max_epochs=1, limit_val_batches=0)
+    trainer.fit(first, datamodule=data)
+    assert first.hparams["kernels"] == CHOSEN
+    assert first.net.get_submodule("stages.stage1.convs.0").kernels == CHOSEN
+    trainer.save_checkpoint("own.ckpt")
+    share.update({8: 2.0, 4: 0.5})
+    (Path.home() / ".cache/cifar_lit/measured.json").unlink()
+    second = model()
+    quiet_trainer(max_epochs=2, limit_val_batches=0).fit(second, datamodule=data, ckpt_path="own.ckpt")
+    assert second.hparams["kernels"] == CHOSEN
