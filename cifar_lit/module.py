@@ -62,10 +62,9 @@ class ImageClassifier(FineTuning):
         compile: Compile the network before the first step, in place, so that checkpoints are the same.
         image_size: Height and width of the images, from 8 to 256; given to a network that takes it.
         resize: How ``predict`` makes an image square: squash, crop or pad, as for the data module.
-        class_weights: Weights of the classes in the training loss, as those of ``torch.nn.CrossEntropyLoss``: a list of
+        class_weights: Weights of the classes in the loss, as those of ``torch.nn.CrossEntropyLoss``: a list of
             numbers above 0 in the order of the labels, or balanced, where a class of n of the N training images has
-            N / (num_classes * n). The loss is the weighted mean over a batch, that of all processes. Validation and
-            test losses are without weights.
+            N / (num_classes * n). The mean is over the batch of all processes. Only the training loss has them.
         weights: Start a new training from the weights in a checkpoint, a ``.safetensors`` export or a file of a
             ``state_dict``; on the command line also from a run's folder. What has the name and shape of a tensor of
             the network is loaded, after data-dependent initialisation; the rest stays initialised.
