@@ -80,8 +80,21 @@ def test_without_a_gpu_it_says_in_one_line_what_to_do(
     assert line.startswith("error: --gpu needs a CUDA device")
     assert "--gpu --device cpu --num_images 1000" in line
     assert line.count("\n") == 1
-    assert main([*TRIAL, "--minutes", "0"]) == 2
-    assert "--minutes is 0: must be above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--minutes", "0"], "--minutes is 0: must be at least 0.01"),
+        (["--minutes", "nan"], "--minutes is nan: must be at least 0.01"),
+        (["--num_images", "-1"], "--num_images is -1: must be at least 24"),
+        (["--only", "bc"], "--only is bc, and does nothing beside --gpu"),
+        (["--out", "/proc"], "--out is /proc: cannot be written"),
+    ],
+)
+def test_a_bad_option_is_one_line(args: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TRIAL, *args]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {expected}")
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
