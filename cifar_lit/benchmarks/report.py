@@ -14,6 +14,7 @@ from cifar_lit.benchmarks.processes import make_folder, run
 from cifar_lit.errors import UserError
 from cifar_lit.files import write_atomic
 from cifar_lit.machine import describe_machine
+from cifar_lit.signals import exit_on_signals
 
 LETTERS = "abcdef"
 SPEEDS = {
@@ -44,14 +45,15 @@ def main(args: Sequence[str] | None = None) -> int:
         for name in ("only", "repeats") if options.gpu else ("minutes", "device"):
             if (value := getattr(options, name)) != parser.get_default(name):
                 raise UserError(f"--{name} is {value}, and does nothing {'beside' if options.gpu else 'without'} --gpu")
-        if options.gpu:
-            from cifar_lit.benchmarks.gpu import report  # which imports the command line of Lightning
+        with exit_on_signals():  # also out of a stage, which runs in a session of its own, and must not be left
+            if options.gpu:
+                from cifar_lit.benchmarks.gpu import report  # which imports the command line of Lightning
 
-            report(data, options)
-        elif options.measure:
-            print(json.dumps(MEASURES[options.measure](data)))
-        else:
-            _report(data, options)
+                report(data, options)
+            elif options.measure:
+                print(json.dumps(MEASURES[options.measure](data)))
+            else:
+                _report(data, options)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -223,6 +224,19 @@ def test_each_stage_has_a_limit_and_the_file_has_what_was_done_before(
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed[:4]] == list(limits)
     assert (tmp_path / "bench_gpu.md").read_text() in "\n".join(printed)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_a_signal_ends_the_stage_too(signum: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        f"import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\nos.kill(os.getppid(), {signum})\n"
+    )
+    monkeypatch.setattr(gpu, "command_of", lambda *_: [sys.executable, "-c", f"{code}time.sleep(60)"])
+    monkeypatch.setattr(Data, "load", lambda _: None)
+    with pytest.raises(SystemExit) as stopped:
+        main([*TRIAL, "--out", str(tmp_path)])
+    assert stopped.value.code == 128 + signum
+    assert not Path("/proc", Path("pid").read_text()).exists()
 
 
 def test_what_the_time_does_not_suffice_for_is_skipped_by_name(
