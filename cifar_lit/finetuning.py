@@ -23,6 +23,8 @@ from cifar_lit.prediction import Predictor
 from cifar_lit.schema import check_tensors
 
 Freeze = Literal["none", "body"]
+FEWER = "fewer than the training has (`max_epochs`, `max_steps`); `freeze` body trains the head alone"
+"""Epochs in which the body is frozen."""
 
 
 class FineTuning(Predictor):
@@ -121,8 +123,7 @@ class FineTuning(Predictor):
             is_all = 0 <= (trainer.max_epochs or -1) <= num_epochs
             if trainer.max_steps >= 0 and math.isfinite(trainer.num_training_batches):
                 is_all |= trainer.max_steps <= count_steps(trainer, num_epochs)
-            expected = "fewer than the training has (`max_epochs`, `max_steps`); `freeze` body trains the head alone"
-            require("freeze_epochs", num_epochs, not is_all, expected)
+            require("freeze_epochs", num_epochs, not is_all, FEWER)
         if self.body and not self.body[0].requires_grad:
             trained = ", ".join(name for name, parameter in self.net.named_parameters() if parameter.requires_grad)
             rank_zero_info(f"frozen{f' until epoch {num_epochs} ends' * bool(num_epochs)}: all but {trained}")

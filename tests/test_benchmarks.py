@@ -100,7 +100,9 @@ def test_the_images_are_those_of_torchvision() -> None:
         (["--num_images", "5"], "--num_images is 5: must be at least 2000"),
         (["--repeats", "0"], "--repeats is 0: must be at least 1"),
         (["--only", "xyz"], "--only is 'xyz': give some of the letters abcdef"),
-        (["--out", "/dev/null/out"], "--out is /dev/null/out: cannot be created"),
+        (["--out", "/dev/null/out"], "--out is /dev/null/out: cannot be written"),
+        (["--out", "/proc"], "--out is /proc: cannot be written"),
+        (["--minutes", "5"], "--minutes is 5.0, and does nothing without --gpu"),
         (["--source", "images", "--root", "nowhere"], "nowhere"),  # before anything is measured
     ],
 )

@@ -11,9 +11,10 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from cifar_lit.benchmarks.entries import Entry
 from cifar_lit.errors import UserError
+from cifar_lit.evaluation.card import plain_markdown
 from cifar_lit.evaluation.ladder import GRID, INK, in_percent
 from cifar_lit.evaluation.paired import mean_interval
-from cifar_lit.files import write_atomic
+from cifar_lit.files import printable, write_atomic
 
 README = Path(__file__).parent / "README.md"
 PLOT = Path(__file__).parents[2] / ".github" / "records.png"
@@ -59,7 +60,7 @@ def table(entries: Sequence[Entry]) -> str:
     for one in summaries:
         link, accuracies = f"[{one.name}](records/{one.name}.jsonl)", map(in_percent, (one.accuracy, one.without_tta))
         costs = one.cell("multiplications", summaries), f"{one.seconds:,.0f}", one.cell("gemm", summaries)
-        machine = f"{one.machine.replace('|', '/')}, {one.rate:.0f} GFLOP/s"
+        machine = f"{printable(plain_markdown(one.machine))}, {one.rate:.0f} GFLOP/s"
         lines.append(f"| {' | '.join((link, one.images, str(one.num_seeds), *accuracies, *costs, machine))} |\n")
     image = f"\n![Accuracy against cost](../../.github/{PLOT.name})\n"
     return "".join([TITLES, *lines, image]) if lines else "There are no entries yet.\n"

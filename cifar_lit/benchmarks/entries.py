@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from lightning.pytorch.callbacks import Timer
 
 from cifar_lit.cli.arguments import FitCLI
 from cifar_lit.cli.trust import check_config_of_run
@@ -22,6 +24,8 @@ from cifar_lit.networks.finding import is_ours
 from cifar_lit.schema import leaves, read_bytes
 
 MIN_SEEDS = 3
+NAME = "[a-z0-9][a-z0-9_-]{0,39}"
+"""Of an entry, and of its file."""
 FIXED: dict[str, Any] = {
     **{"trainer.accelerator": "cpu", "trainer.devices": "auto", "trainer.num_nodes": 1, "trainer.strategy": "auto"},
     **{"trainer.max_steps": -1, "trainer.max_time": None, "trainer.fast_dev_run": False},
@@ -166,6 +170,8 @@ def _head_problems(entry: Entry) -> Iterator[str]:
     if not is_ours(net := str(_get(settings, "model.net.class_path"))):
         yield f"settings: model.net is {net}: must be a network of this project; add yours to cifar_lit/networks"
     max_epochs = _get(settings, "trainer.max_epochs")
+    if not re.fullmatch(NAME, entry.path.stem):
+        yield f"the file is {entry.path.name!r:.80}: its name must be of the letters a to z, digits, _ and -"
     if not (type(max_epochs) is int and 0 < max_epochs < 10_000):
         yield f"settings: trainer.max_epochs is {max_epochs}: must be a number of epochs"
 
@@ -178,10 +184,23 @@ def _build(settings: dict[str, Any]) -> FitCLI:
         try:
             check_config_of_run(file, ())
             other_images = ["--data.source=synthetic", "--data.dataset=null"]  # of ten classes, too, and without files
-            return check(["--config", str(file), *other_images], own=())
+            cli = check(["--config", str(file), *other_images], own=())
+            _check_built(cli, settings)
+            return cli
         except UserError as error:
             text = str(error).replace(f"{file} does", "they do").replace(str(file), "they")
             raise UserError(text.partition(". Give --trust_run")[0]) from error
+
+
+def _check_built(cli: FitCLI, settings: dict[str, Any]) -> None:
+    """Refuse what other spellings of the settings come to, such as a key with dots or a callback that ends a fit."""
+    read = settings_of(cli)
+    for name, value in FIXED.items():
+        if _get(settings, name) == value != _get(read, name):
+            raise UserError(f"{name} is {_get(read, name)} in another spelling: must be {value}")
+    callbacks = cli.config_init["trainer"]["callbacks"] or ()
+    if any(isinstance(one, Timer) for one in (callbacks if isinstance(callbacks, list) else [callbacks])):
+        raise UserError("trainer.callbacks has a Timer, and by a time limit the work would depend on the machine")
 
 
 def _row_problems(row: Row, seed: int, images: Images | None, cli: FitCLI) -> Iterator[str]:
@@ -196,6 +215,8 @@ def _row_problems(row: Row, seed: int, images: Images | None, cli: FitCLI) -> It
         yield f"accuracy is {row['accuracy']}: must be accuracy_without_tta, because model.tta is none"
     if not 0 < row["train_seconds"] < row["seconds"]:
         yield f"seconds is {row['seconds']}: must be more than train_seconds, {row['train_seconds']}"
+    if row["gflops"] == 0:
+        yield "gflops is 0: must be the rate of the machine"
     if images and num_test != images.num_test:
         yield f"num_test is {num_test}: must be {images.num_test}"
     if images and not 0 < row["num_train"] <= images.num_train:

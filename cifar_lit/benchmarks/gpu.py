@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import torch
 from cifar_lit.benchmarks.gpu_stages import COMPILED, EAGER, Row, Setting, fits, smoke, speed
 from cifar_lit.benchmarks.gpu_table import describe, table
 from cifar_lit.benchmarks.measures import Data
+from cifar_lit.benchmarks.processes import make_folder
 from cifar_lit.errors import UserError
 from cifar_lit.files import write_atomic
 from cifar_lit.machine import describe_machine
@@ -64,13 +66,12 @@ def report(data: Data, options: argparse.Namespace) -> None:
     if options.stage:
         write_rows(STAGES[options.stage].rows(Setting(data, device)), options.out)
         return
-    if options.minutes <= 0:
-        raise UserError(f"--minutes is {options.minutes:g}: must be above 0")
+    for name, least in {"num_images": 24, "minutes": 0.01}.items():
+        value = getattr(options, name)
+        if not least <= value < math.inf:  # nan is neither
+            raise UserError(f"--{name} is {value:g}: must be at least {least}")
     deadline = time.monotonic() + 60 * options.minutes
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out is {options.out}: cannot be created ({error.strerror})") from error
+    make_folder(options.out)
     for name in ("rows.jsonl", "log"):
         (options.out / f"bench_gpu.{name}").unlink(missing_ok=True)
     data.load()  # shows what is wrong with it, and decodes it before anything is timed

@@ -1,9 +1,11 @@
-"""Commands in processes of their own."""
+"""Commands in processes of their own, and the folder for what they measure."""
 
 import os
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 from cifar_lit.errors import UserError
 
@@ -13,6 +15,16 @@ def run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     _check(done.returncode, command, done.stderr)
     return done.stdout
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder for the results, and try it: before minutes of measuring."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"--out is {path}: cannot be written ({error.strerror})") from error
 
 
 def run_on_terminal(command: list[str]) -> float:

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from filelock import Timeout
 
 from cifar_lit.benchmarks.board import PLOT, README, RECORD_SEEDS, draw
 from cifar_lit.benchmarks.entries import (
     FIXED,
     MIN_SEEDS,
+    NAME,
     ROW,
     Entry,
     check_head,
@@ -79,7 +81,7 @@ def _make(args: list[str]) -> int:
     add_machine_options(parser)
     options, given = parser.parse_known_args(args)
     with naming_options(parser.names):
-        is_name = re.fullmatch("[a-z0-9][a-z0-9_-]{0,39}", options.name) is not None
+        is_name = re.fullmatch(NAME, options.name) is not None
         require("name", options.name, is_name, "of the letters a to z, digits, _ and -")
         require("seeds", options.seeds, MIN_SEEDS <= options.seeds <= 1000, f"from {MIN_SEEDS} to 1000")
         machine = machine_options(options)
@@ -98,11 +100,12 @@ def _make(args: list[str]) -> int:
             raise UserError(found[0])
         work = lambda args: {"data": head["data"], **time_fit(args)}  # noqa: E731
         experiment = Experiment(folder, [setting], range(options.seeds), machine=machine, work=work)
-        experiment.run()
-        if experiment.num_left:
-            print(f"{experiment.num_left} runs are being done by other processes")
-        else:
-            _write(entry, experiment.rows())
+        try:
+            with experiment.locked("make").acquire(timeout=0):
+                experiment.run()
+                _write(entry, experiment.rows())
+        except Timeout as error:
+            raise UserError(f"`to` is {folder}, where another make runs: side by side, both would be slower") from error
     return 0
 
 

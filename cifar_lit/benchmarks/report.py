@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lit.benchmarks.measures import DEVICE, MEASURES, STEP_BATCH_SIZES, Data
-from cifar_lit.benchmarks.processes import run
+from cifar_lit.benchmarks.processes import make_folder, run
 from cifar_lit.errors import UserError
 from cifar_lit.files import write_atomic
 from cifar_lit.machine import describe_machine
+from cifar_lit.signals import exit_on_signals
 
 LETTERS = "abcdef"
 SPEEDS = {
@@ -37,17 +38,22 @@ Medians = dict[str, dict[str, float]]
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run ``scripts/bench.py`` with these options, or those of the process; return the exit code."""
-    options = _parser().parse_args(args)
+    parser = _parser()
+    options = parser.parse_args(args)
     data = Data(options.source, options.root, options.num_images)
     try:
-        if options.gpu:
-            from cifar_lit.benchmarks.gpu import report  # which imports the command line of Lightning
+        for name in ("only", "repeats") if options.gpu else ("minutes", "device"):
+            if (value := getattr(options, name)) != parser.get_default(name):
+                raise UserError(f"--{name} is {value}, and does nothing {'beside' if options.gpu else 'without'} --gpu")
+        with exit_on_signals():  # also out of a stage, which runs in a session of its own, and must not be left
+            if options.gpu:
+                from cifar_lit.benchmarks.gpu import report  # which imports the command line of Lightning
 
-            report(data, options)
-        elif options.measure:
-            print(json.dumps(MEASURES[options.measure](data)))
-        else:
-            _report(data, options)
+                report(data, options)
+            elif options.measure:
+                print(json.dumps(MEASURES[options.measure](data)))
+            else:
+                _report(data, options)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
@@ -61,10 +67,7 @@ def _report(data: Data, options: argparse.Namespace) -> None:
             raise UserError(f"--{name} is {getattr(options, name)}: must be at least {lowest}")
     if not options.only or set(options.only) - set(LETTERS):
         raise UserError(f"--only is {options.only!r}: give some of the letters {LETTERS}")
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out is {options.out}: cannot be created ({error.strerror})") from error
+    make_folder(options.out)
     data.load()  # shows what is wrong with it, and decodes it before anything is timed
     results = measure(data, letters=options.only, repeats=options.repeats)
     for title, text in table(results["median"]):

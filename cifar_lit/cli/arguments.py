@@ -177,12 +177,16 @@ class FitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
-        for group in GROUPS:
-            if not isinstance(self.config[group], Namespace):
-                raise UserError(f"--{group} is {self.config[group]}: must be a mapping of its settings")
+        for group, setting in {**GROUPS, "checkpoint": "monitor"}.items():
+            value = self.config[group]
+            if not (isinstance(value, Namespace) and setting in value):  # as in what [] becomes
+                shown = "empty" if isinstance(value, Namespace) else value
+                raise UserError(f"--{group} is {shown}: must be a mapping of its settings")
         drop_odd_defaults(self.config["model"]["net"])
         with naming_options(self.names):
             _check_options(self.config)
+            if self.is_trial and self.config["ckpt_path"] is not None:  # of a --config file
+                raise UserError(f"`ckpt_path` is {self.config['ckpt_path']}: leave it out, each run starts anew here")
 
     def instantiate_classes(self) -> None:
         with naming_options(self.names), own_code():

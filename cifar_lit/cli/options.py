@@ -28,6 +28,7 @@ from cifar_lit.callbacks.best import MONITORED
 from cifar_lit.checkpoint import SafeCheckpointIO
 from cifar_lit.cli.words import FINDER
 from cifar_lit.errors import UserError, require, suggest
+from cifar_lit.finetuning import FEWER
 from cifar_lit.schema import leaves
 
 WITHHELD = {
@@ -82,6 +83,9 @@ def check_config(config: Namespace) -> None:
             raise UserError(f"`{name}` {trainer[name]} has no use in fit, so leave it out: {reason}")
     check_devices(trainer["devices"], trainer["accelerator"])
     _check_trainer(trainer)
+    frozen, most = config["model"]["freeze_epochs"], trainer["max_epochs"]
+    is_all = frozen and most is not None and 0 <= most <= frozen
+    require("freeze_epochs", frozen, not is_all or trainer["fast_dev_run"], FEWER)  # before others are trained
 
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:

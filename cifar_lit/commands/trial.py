@@ -52,7 +52,7 @@ def check(args: Sequence[str], own: Sequence[str] = TRIAL_OPTIONS) -> FitCLI:
     """Refuse the options of a run that ``fit`` would refuse; the images are not read."""
     filter_logs()
     with without_notices():
-        return FitCLI(with_config(expand_homes([*own, *args])))
+        return FitCLI(with_config(expand_homes([*own, *args])), is_trial=True)
 
 
 def train(args: Sequence[str], *, val_images: str | None, save: Path | None) -> Row:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -80,8 +81,21 @@ def test_without_a_gpu_it_says_in_one_line_what_to_do(
     assert line.startswith("error: --gpu needs a CUDA device")
     assert "--gpu --device cpu --num_images 1000" in line
     assert line.count("\n") == 1
-    assert main([*TRIAL, "--minutes", "0"]) == 2
-    assert "--minutes is 0: must be above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--minutes", "0"], "--minutes is 0: must be at least 0.01"),
+        (["--minutes", "nan"], "--minutes is nan: must be at least 0.01"),
+        (["--num_images", "-1"], "--num_images is -1: must be at least 24"),
+        (["--only", "bc"], "--only is bc, and does nothing beside --gpu"),
+        (["--out", "/proc"], "--out is /proc: cannot be written"),
+    ],
+)
+def test_a_bad_option_is_one_line(args: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TRIAL, *args]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {expected}")
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -211,6 +225,19 @@ def test_each_stage_has_a_limit_and_the_file_has_what_was_done_before(
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed[:4]] == list(limits)
     assert (tmp_path / "bench_gpu.md").read_text() in "\n".join(printed)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_a_signal_ends_the_stage_too(signum: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        f"import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\nos.kill(os.getppid(), {signum})\n"
+    )
+    monkeypatch.setattr(gpu, "command_of", lambda *_: [sys.executable, "-c", f"{code}time.sleep(60)"])
+    monkeypatch.setattr(Data, "load", lambda _: None)
+    with pytest.raises(SystemExit) as stopped:
+        main([*TRIAL, "--out", str(tmp_path)])
+    assert stopped.value.code == 128 + signum
+    assert not Path("/proc", Path("pid").read_text()).exists()
 
 
 def test_what_the_time_does_not_suffice_for_is_skipped_by_name(

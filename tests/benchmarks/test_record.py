@@ -17,6 +17,7 @@ from cifar_lit.benchmarks.entries import KNOWN, Entry, Images, checksum
 from cifar_lit.benchmarks.record import RECORDS, main
 from cifar_lit.data.split import Split
 from cifar_lit.data.synthetic import Synthetic
+from cifar_lit.errors import UserError
 from cifar_lit.main import main as cifar_lit
 
 COMMAND = [
@@ -100,6 +101,21 @@ def test_the_seeds_that_are_done_are_not_trained_again(made: Path, monkeypatch: 
     assert [row["accuracy"] for row in lines(made)[1:]] == [row["accuracy"] for row in before[1:]]
 
 
+def test_two_do_not_measure_at_once(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_another(_: list[str]) -> str:
+        assert main(COMMAND) == 2
+        raise UserError("the first stops here")
+
+    made.with_name("runs.jsonl").unlink()
+    monkeypatch.setattr(record, "run", run_another)
+    assert main(COMMAND) == 2
+    other, first = capsys.readouterr().err.splitlines()
+    assert other == f"error: --to is {made.parent}, where another make runs: side by side, both would be slower"
+    assert first == "error: the first stops here"
+
+
 def test_rows_of_another_machine_make_no_entry(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = made.with_name("runs.jsonl")
     write(rows, [row | {"machine": "cpu (another)"} for row in lines(rows)])
@@ -180,6 +196,36 @@ def test_a_setting_of_another_type_is_named(made: Path, capsys: pytest.CaptureFi
     (found,) = problems(made, capsys)
     assert found.startswith("1: settings: ")
     assert "NoneType" in found
+
+
+def test_what_is_forbidden_is_found_in_any_spelling(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head, *rows = lines(made)
+    timer = {"class_path": "Timer", "init_args": {"duration": "00:00:05:00"}}
+    for key, value, expected in (
+        ("trainer.max_time", "00:00:05:00", "trainer.max_time is "),
+        ("trainer.callbacks", timer, "trainer.callbacks has a Timer, and by a time limit"),
+    ):
+        write(made, [head | {"settings": head["settings"] | {key: value}}, *rows])
+        (found,) = problems(made, capsys)
+        assert found.startswith(f"1: settings: {expected}")
+
+
+def test_what_would_break_the_table_is_refused_or_escaped(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head, *rows = lines(made)
+    other = Path("a](x) b.jsonl")
+    write(other, [head | {"machine": "x |\n| <b>\ud800"}, *(row | {"gflops": 0} for row in rows)])
+    named, *zero = problems(other, capsys)
+    assert named == f"1: the file is '{other}': its name must be of the letters a to z, digits, _ and -"
+    assert zero == [f"{line}: gflops is 0: must be the rate of the machine" for line in (2, 3, 4)]
+    row = table([Entry.read(other)]).splitlines()[2]
+    assert row.endswith("| x \\| \\| \\<b\\>\\ud800, 0 GFLOP/s |")
+
+
+def test_a_checkpoint_of_a_file_makes_no_entry(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("ck.ckpt").touch()
+    Path("my.yaml").write_text("ckpt_path: ck.ckpt\n")
+    assert main([*COMMAND, "--to", "other", "--config", "my.yaml"]) == 2
+    assert "error: --ckpt_path is ck.ckpt: leave it out" in capsys.readouterr().err
 
 
 def test_a_damaged_entry_is_one_line(
@@ -313,6 +359,7 @@ def test_other_images_are_refused_before_anything_is_trained(
 
 def test_the_committed_entries_keep_the_rules_and_are_those_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check"]) == 0, capsys.readouterr().out
+    assert RECORDS.is_dir()  # where to copy one
     entries = [Entry.read(path) for path in sorted(RECORDS.glob("*.jsonl"))]
     text = board.README.read_text(encoding="utf-8")
     assert text.partition(BEGIN)[2].partition(END)[0] == table(entries)  # else: python scripts/record.py draw

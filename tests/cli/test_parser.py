@@ -238,6 +238,7 @@ def test_a_wrong_type_is_said_in_english_on_the_command_line_and_in_a_file(
     ("text", "expected"),
     [
         ("trainer: 3", "--trainer is 3: must be a mapping of its settings"),
+        ("model: []", "--model is empty: must be a mapping of its settings"),
         ("model: ResNet", "--model is ResNet: must be a file with its settings; did you mean --model.net?"),
         ("lr: 0.1", "there is no --lr, in a file either; did you mean --model.lr?"),
         ("trainer: {logger: wandb}", "--trainer.logger is wandb: there is no such class; did you mean WandbLogger?"),

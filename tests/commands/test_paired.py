@@ -46,8 +46,18 @@ def test_what_a_file_says_of_the_best_epoch_does_not_count(tiny: list[str]) -> N
 
 
 def test_both_settings_are_checked_before_one_is_trained(tiny: list[str], refused: Refused) -> None:
-    code, line = refused(["paired", "--second", "--data.mixup -1", *tiny])
-    assert (code, "--data.mixup is -1.0: must be 0" in line) == (2, True)
+    Path("ck.ckpt").touch()
+    Path("ck.yaml").write_text("ckpt_path: ck.ckpt")
+    for option, expected in (
+        ("--config ck.yaml", "--ckpt_path is ck.ckpt: leave it out, each run starts anew here"),
+        ("--data.mixup -1", "--data.mixup is -1.0: must be 0"),
+        (
+            "--model.weights x --model.freeze_epochs 1",
+            "--model.freeze_epochs is 1: must be fewer than the training has",
+        ),
+    ):
+        code, line = refused(["paired", "--second", option, *tiny])
+        assert (code, expected in line) == (2, True)
     assert not list(Path().rglob("runs.jsonl"))
 
 
