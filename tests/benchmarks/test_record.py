@@ -180,6 +180,9 @@ def test_a_setting_of_another_type_is_named(made: Path, capsys: pytest.CaptureFi
     (found,) = problems(made, capsys)
     assert found.startswith("1: settings: ")
     assert "NoneType" in found
+    head["settings"]["model"] = None
+    write(made, [head, *rows])
+    assert all(text.startswith("1: settings: ") for text in problems(made, capsys))
 
 
 def test_a_damaged_entry_is_one_line(
