@@ -8,7 +8,7 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from cifar_lit.machine import describe_machine, has_fast_bfloat16, keep_freed_memory, set_up
+from cifar_lit.machine import describe_machine, gemm_rate, has_fast_bfloat16, keep_freed_memory, set_up
 
 
 def test_the_machine_is_described() -> None:
@@ -17,6 +17,10 @@ def test_the_machine_is_described() -> None:
     assert f"{torch.get_num_threads()} threads" in machine["device"]
     assert machine["versions"]["torch"] == version("torch")
     assert set(machine["versions"]) == {"python", "cifar_lit", "torch", "lightning", "torchmetrics"}
+
+
+def test_the_gemm_rate_is_a_number_of_gflops() -> None:
+    assert 0 < gemm_rate(size=64, repeats=2) < 1e6
 
 
 FAULTS = """

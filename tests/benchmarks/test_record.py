@@ -196,6 +196,9 @@ def test_a_setting_of_another_type_is_named(made: Path, capsys: pytest.CaptureFi
     (found,) = problems(made, capsys)
     assert found.startswith("1: settings: ")
     assert "NoneType" in found
+    head["settings"]["model"] = None
+    write(made, [head, *rows])
+    assert all(text.startswith("1: settings: ") for text in problems(made, capsys))
 
 
 def test_what_is_forbidden_is_found_in_any_spelling(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
