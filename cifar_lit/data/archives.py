@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import IO
 
@@ -96,7 +97,7 @@ def read_file(path: Path) -> bytes | UserError:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             return UserError("is no regular file")
-        return _read(status.st_size, partial(path.open, "rb"))
+        return _read(status.st_size, partial(FileIO, path))
     except OSError as error:
         return UserError(f"cannot be read ({error})")
 
@@ -116,7 +117,7 @@ def _in_folder(root: Path) -> Iterator[Member]:
         if status is not None and stat.S_ISDIR(status.st_mode):
             yield Member(f"{name}/", 0, None)
         elif status is not None and stat.S_ISREG(status.st_mode):
-            yield Member(name, status.st_size, partial((root / name).open, "rb"))
+            yield Member(name, status.st_size, partial(FileIO, root / name))
         else:
             yield Member(name, 0, None)
 
