@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -23,6 +24,8 @@ from cifar_lit.machine import describe_machine
 
 STARTUP = 15.0
 """Seconds that a stage must have left to be started."""
+LEAST_IMAGES = 16
+"""Of a trial on a CPU, whose batches are a quarter of them."""
 SLOWER = 10
 """By how much the limits of the stages are longer where they are tried on a CPU."""
 
@@ -64,16 +67,18 @@ def report(data: Data, options: argparse.Namespace) -> None:
     if options.stage:
         write_rows(STAGES[options.stage].rows(Setting(data, device)), options.out)
         return
-    if options.minutes <= 0:
+    if not 0 < options.minutes < math.inf:
         raise UserError(f"--minutes is {options.minutes:g}: must be above 0")
+    if options.num_images < LEAST_IMAGES:
+        raise UserError(f"--num_images is {options.num_images}: must be at least {LEAST_IMAGES}")
     deadline = time.monotonic() + 60 * options.minutes
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out is {options.out}: cannot be created ({error.strerror})") from error
+    data.load()  # shows what is wrong with it, and decodes it before anything is timed
     for name in ("rows.jsonl", "log"):
         (options.out / f"bench_gpu.{name}").unlink(missing_ok=True)
-    data.load()  # shows what is wrong with it, and decodes it before anything is timed
     results = {"data": dataclasses.asdict(data), **describe_machine(device), "minutes": options.minutes, "stages": {}}
     for name, stage in STAGES.items():
         limit = stage.limit * (1 if device.type == "cuda" else SLOWER)

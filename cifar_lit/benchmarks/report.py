@@ -14,6 +14,7 @@ from cifar_lit.benchmarks.processes import run
 from cifar_lit.errors import UserError
 from cifar_lit.files import write_atomic
 from cifar_lit.machine import describe_machine
+from cifar_lit.signals import exit_on_signals
 
 LETTERS = "abcdef"
 SPEEDS = {
@@ -37,21 +38,30 @@ Medians = dict[str, dict[str, float]]
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run ``scripts/bench.py`` with these options, or those of the process; return the exit code."""
-    options = _parser().parse_args(args)
+    parser = _parser()
+    options = parser.parse_args(args)
     data = Data(options.source, options.root, options.num_images)
     try:
-        if options.gpu:
-            from cifar_lit.benchmarks.gpu import report  # which imports the command line of Lightning
-
-            report(data, options)
-        elif options.measure:
-            print(json.dumps(MEASURES[options.measure](data)))
-        else:
-            _report(data, options)
+        for name in ("repeats", "only") if options.gpu else ("minutes", "device"):
+            if getattr(options, name) != parser.get_default(name):
+                raise UserError(f"--{name} does nothing {'with' if options.gpu else 'without'} --gpu: leave it out")
+        with exit_on_signals():
+            _run(data, options)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _run(data: Data, options: argparse.Namespace) -> None:
+    if options.gpu:
+        from cifar_lit.benchmarks.gpu import report  # which imports the command line of Lightning
+
+        report(data, options)
+    elif options.measure:
+        print(json.dumps(MEASURES[options.measure](data)))
+    else:
+        _report(data, options)
 
 
 def _report(data: Data, options: argparse.Namespace) -> None:

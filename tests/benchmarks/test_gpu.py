@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -80,8 +81,24 @@ def test_without_a_gpu_it_says_in_one_line_what_to_do(
     assert line.startswith("error: --gpu needs a CUDA device")
     assert "--gpu --device cpu --num_images 1000" in line
     assert line.count("\n") == 1
-    assert main([*TRIAL, "--minutes", "0"]) == 2
-    assert "--minutes is 0: must be above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ([*TRIAL, "--minutes", "0"], "--minutes is 0: must be above 0"),
+        ([*TRIAL, "--minutes", "nan"], "--minutes is nan: must be above 0"),
+        ([*TRIAL, "--num_images", "1"], "--num_images is 1: must be at least 16"),
+        ([*TRIAL, "--repeats", "5"], "--repeats does nothing with --gpu: leave it out"),
+        (["--device", "cpu"], "--device does nothing without --gpu: leave it out"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(
+    args: list[str], expected: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Data, "load", lambda _: pytest.fail("it begins"))
+    assert main(args) == 2
+    assert capsys.readouterr().err == f"error: {expected}\n"
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -210,6 +227,27 @@ def test_each_stage_has_a_limit_and_the_file_has_what_was_done_before(
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed[:4]] == list(limits)
     assert (tmp_path / "bench_gpu.md").read_text() in "\n".join(printed)
+
+
+def test_a_signal_ends_the_stage_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import os, signal, time\nos.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(60)"
+    monkeypatch.setattr(gpu, "command_of", lambda *_: [sys.executable, "-c", code])
+    monkeypatch.setattr(Data, "load", lambda _: None)
+    processes: list[Any] = []
+    popen = gpu.subprocess.Popen
+    monkeypatch.setattr(
+        gpu.subprocess, "Popen", lambda *args, **options: processes.append(popen(*args, **options)) or processes[-1]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main([*TRIAL, "--out", str(tmp_path)])
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert [process.poll() for process in processes] == [-signal.SIGKILL]
+
+
+def test_rows_of_before_stay_until_the_data_is_there(tmp_path: Path) -> None:
+    (tmp_path / "bench_gpu.rows.jsonl").write_text("{}\n")
+    assert main([*TRIAL, "--root", "nowhere", "--out", str(tmp_path)]) == 2
+    assert rows_of(tmp_path) == [{}]
 
 
 def test_what_the_time_does_not_suffice_for_is_skipped_by_name(
