@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -230,18 +231,16 @@ def test_each_stage_has_a_limit_and_the_file_has_what_was_done_before(
 
 
 def test_a_signal_ends_the_stage_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import os, signal, time\nos.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(60)"
+    pid = tmp_path / "pid"
+    code = f"import os, signal, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\n"
+    code += "os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(60)"
     monkeypatch.setattr(gpu, "command_of", lambda *_: [sys.executable, "-c", code])
     monkeypatch.setattr(Data, "load", lambda _: None)
-    processes: list[Any] = []
-    popen = gpu.subprocess.Popen
-    monkeypatch.setattr(
-        gpu.subprocess, "Popen", lambda *args, **options: processes.append(popen(*args, **options)) or processes[-1]
-    )
     with pytest.raises(SystemExit) as ended:
         main([*TRIAL, "--out", str(tmp_path)])
     assert ended.value.code == 128 + signal.SIGTERM
-    assert [process.poll() for process in processes] == [-signal.SIGKILL]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_rows_of_before_stay_until_the_data_is_there(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def with_hooks_before_a_layer(net: TutorialCNN, images: Tensor) -> Tensor:
     means: list[Tensor] = []
     hooks = [
         net.layers[2].register_forward_pre_hook(lambda _, inputs: means.append(inputs[0].view(-1).mean())),
-        net.layers[2].register_full_backward_pre_hook(lambda *args: means.append(args[1][0].view(-1).mean())),  # type: ignore[index]
+        net.layers[2].register_full_backward_pre_hook(lambda *args: means.append(args[1][0].view(-1).mean())),
     ]
     logits: Tensor = net(images)
     logits.sum().backward()  # type: ignore[no-untyped-call]
