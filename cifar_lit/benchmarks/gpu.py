@@ -25,6 +25,8 @@ from cifar_lit.machine import describe_machine
 
 STARTUP = 15.0
 """Seconds that a stage must have left to be started."""
+LEAST_IMAGES = 16
+"""Of a trial on a CPU, whose batches are a quarter of them."""
 SLOWER = 10
 """By how much the limits of the stages are longer where they are tried on a CPU."""
 
@@ -72,9 +74,9 @@ def report(data: Data, options: argparse.Namespace) -> None:
             raise UserError(f"--{name} is {value:g}: must be at least {least}")
     deadline = time.monotonic() + 60 * options.minutes
     make_folder(options.out)
+    data.load()  # shows what is wrong with it, and decodes it before anything is timed
     for name in ("rows.jsonl", "log"):
         (options.out / f"bench_gpu.{name}").unlink(missing_ok=True)
-    data.load()  # shows what is wrong with it, and decodes it before anything is timed
     results = {"data": dataclasses.asdict(data), **describe_machine(device), "minutes": options.minutes, "stages": {}}
     for name, stage in STAGES.items():
         limit = stage.limit * (1 if device.type == "cuda" else SLOWER)

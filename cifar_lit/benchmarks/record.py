@@ -98,10 +98,14 @@ def _make(args: list[str]) -> int:
             found.append("the multiplications of this network cannot be counted, so it cannot be compared")
         if found:
             raise UserError(found[0])
-        work = lambda args: {"data": head["data"], **time_fit(args)}  # noqa: E731
+
+        def work(args: Sequence[str]) -> Row:
+            return {"data": head["data"], **time_fit(args)}
+
         experiment = Experiment(folder, [setting], range(options.seeds), machine=machine, work=work)
         try:
             with experiment.locked("make").acquire(timeout=0):
+                _check_rows(entry, experiment.rows())  # before the next seed is trained, perhaps for hours
                 experiment.run()
                 _write(entry, experiment.rows())
         except Timeout as error:
@@ -114,6 +118,8 @@ def _head(args: Sequence[str]) -> Row:
     cli = check(args, own=())
     source = cli.datamodule.source
     source.prepare()
+    if (num_classes := len(source.classes)) != 10:
+        raise UserError(f"the images have {num_classes} classes: must be those of CIFAR-10, which has ten")
     machine = describe_machine(torch.device("cpu"))
     return {
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
@@ -148,14 +154,19 @@ def time_fit(args: Sequence[str]) -> Row:
     }
 
 
-def _write(entry: Entry, rows: Sequence[Row]) -> None:
-    """Write the entry from the rows of all seeds, which must be of the same machine, versions and images."""
-    for row in sorted(rows, key=lambda row: int(row["seed"])):
+def _check_rows(entry: Entry, rows: Sequence[Row]) -> None:
+    """Refuse rows that are not of the machine, versions and images of the entry."""
+    for row in rows:
         for name in ("data", "machine", "versions"):
             if row[name] != entry.head[name]:
                 other = f"has a seed {row['seed']} of another {name} ({row[name]}) than here and now"
                 raise UserError(f"`to` is {entry.path.parent}, which {other}, {entry.head[name]}: give another folder")
-        entry.rows.append({name: row[name] for name in ROW})
+
+
+def _write(entry: Entry, rows: Sequence[Row]) -> None:
+    """Write the entry from the rows of all seeds."""
+    _check_rows(entry, rows)
+    entry.rows.extend({name: row[name] for name in ROW} for row in sorted(rows, key=lambda row: int(row["seed"])))
     for line, text in problems(entry):
         raise UserError(f"{entry.path}:{line}: {text}", exit_code=1)
     write_atomic(entry.path, "".join(f"{json.dumps(part)}\n" for part in (entry.head, *entry.rows)))

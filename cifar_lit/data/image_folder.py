@@ -49,7 +49,7 @@ class ImageFolder:
         self.title = f"images from {root}"
         self._form = (image_size, resize)
         self._cache = Cache(cache_dir, root, _fingerprint(root))
-        index = self._cache.read("index") or self._cache.make("index", self._list)
+        index = self._cache.read("index") or self._make_index()
         if index["passed_over"]:
             say(index["passed_over"])
         self.classes: list[str] = index["classes"]["train"]
@@ -60,9 +60,10 @@ class ImageFolder:
     def _dataset(self) -> tuple[Listing, str]:
         return find_dataset(self.root)
 
-    def _list(self) -> dict[str, dict[str, Any]]:
-        listing, passed_over = self._dataset
-        return {"index": {"classes": {split: list(listing[split]) for split in listing}, "passed_over": passed_over}}
+    def _make_index(self) -> dict[str, Any]:
+        listing, passed_over = self._dataset  # says what is wrong with it before a cache is made
+        index = {"classes": {split: list(listing[split]) for split in listing}, "passed_over": passed_over}
+        return self._cache.make("index", lambda: {"index": index})
 
     def prepare(self) -> None:
         """Do nothing: ``load`` decodes the split that it is asked for, if the cache does not have it."""

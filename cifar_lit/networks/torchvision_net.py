@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cifar_lit.errors import UserError, suggest
 from cifar_lit.networks.base import Network
@@ -114,8 +115,7 @@ def _build(name: str, num_classes: int, size: int, *, is_new: bool) -> nn.Module
     options: dict[str, Any] = {"num_classes": num_classes, **_size_option(name, size)}
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": is_new, "transform_input": not is_new}
-    # RegNet reads its widths from tensors, which the device meta does not have.
-    with torch.device("cpu") if name.startswith("regnet") else contextlib.nullcontext():
+    with _WidthsOnCPU() if name.startswith("regnet") else contextlib.nullcontext():
         model: Any = get_model(name, **options)
     if name.startswith("mnasnet"):  # which takes no weights without the metadata of a state_dict, as an export's
         model._load_from_state_dict = functools.partial(nn.Module._load_from_state_dict, model)
@@ -134,6 +134,14 @@ def _make_stem_small(model: nn.Module, name: str) -> None:
     for path, layer in layers[first : others[0]]:
         if isinstance(layer, nn.MaxPool2d):
             model.set_submodule(path, nn.Identity())
+
+
+class _WidthsOnCPU(TorchFunctionMode):
+    """Lets RegNet read its widths from tensors also on the device meta, where its weights take no memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        here = {"device": "cpu"} if func in (torch.arange, torch.tensor) else {}
+        return func(*args, **here | (kwargs or {}))
 
 
 def _read(name: str, weights: str) -> dict[str, Tensor]:

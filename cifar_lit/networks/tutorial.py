@@ -9,6 +9,7 @@ from cifar_lit.networks.base import Network
 
 BLOCKED = (nn.Conv2d, nn.MaxPool2d, nn.Flatten, nn.Linear)
 """Layers that take or end features in oneDNN's blocked layout."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class TutorialCNN(Network):
@@ -55,18 +56,22 @@ def trains_blocked(layers: nn.Sequential, images: Tensor) -> bool:
 
     Few channels suit that layout: a step takes about 0.85 of the time on a CPU with AVX2, where it was measured. The
     values are those of torch's default layout, bit for bit. Only the layers of this network take such features, and
-    what looks at them from outside (hooks, anomaly detection, derivatives by the images, ``torch.func``) does not.
+    what looks at them from outside (hooks, anomaly detection, derivatives by the images, tracing, subclasses of Tensor)
+    does not. Nor do second derivatives by the weights, ``torch.func.vmap`` and ``jvp``: they need ``eval()``.
     """
     return (
-        images.device.type == "cpu"
+        layers.training
+        and type(images) is Tensor  # and no proxy of torch.fx, or fake tensor
+        and images.device.type == "cpu"
         and images.dtype == torch.float32
         and torch.is_grad_enabled()
         and not images.requires_grad
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         and not torch.is_autocast_enabled("cpu")
         and not torch.is_anomaly_enabled()
         and bool(torch.backends.mkldnn.enabled)
         and torch.backends.cpu.get_cpu_capability() == "AVX2"
-        and all(type(layer) in BLOCKED and not (layer._forward_hooks or layer._backward_hooks) for layer in layers)
+        and all(type(layer) in BLOCKED and not any(map(vars(layer).get, HOOKS)) for layer in layers)
         and all(isinstance(weights, nn.Parameter) for weights in layers.parameters())
     )

@@ -240,6 +240,12 @@ def test_a_signal_ends_the_stage_too(signum: int, tmp_path: Path, monkeypatch: p
     assert not Path("/proc", Path("pid").read_text()).exists()
 
 
+def test_rows_of_before_stay_until_the_data_is_there(tmp_path: Path) -> None:
+    (tmp_path / "bench_gpu.rows.jsonl").write_text("{}\n")
+    assert main([*TRIAL, "--root", "nowhere", "--out", str(tmp_path)]) == 2
+    assert rows_of(tmp_path) == [{}]
+
+
 def test_what_the_time_does_not_suffice_for_is_skipped_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,9 +116,12 @@ def test_two_do_not_measure_at_once(
     assert first == "error: the first stops here"
 
 
-def test_rows_of_another_machine_make_no_entry(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_of_another_machine_make_no_entry_and_no_other_seed_is_trained(
+    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = made.with_name("runs.jsonl")
-    write(rows, [row | {"machine": "cpu (another)"} for row in lines(rows)])
+    write(rows, [row | {"machine": "cpu (another)"} for row in lines(rows)[:1]])
+    monkeypatch.setattr(record, "run", lambda _: pytest.fail("it trains"))
     made.unlink()
     assert main(COMMAND) == 2
     assert "which has a seed 0 of another machine (cpu (another)) than here and now" in capsys.readouterr().err
@@ -354,9 +357,12 @@ def test_a_bad_argument_is_one_line(
 
 
 def test_other_images_are_refused_before_anything_is_trained(
-    tiny_args: list[str], capsys: pytest.CaptureFixture[str]
+    tiny_args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["make", "--name", "x", *tiny_args]) == 2
+    assert "the images have 3 classes: must be those of CIFAR-10, which has ten" in capsys.readouterr().err
+    monkeypatch.setattr(Synthetic.__init__, "__kwdefaults__", {"num_train": 40, "num_test": 10, "seed": 0})
+    assert main(["make", "--name", "x", "--data.source", "synthetic"]) == 2
     assert "is not the checksum of CIFAR-10" in capsys.readouterr().err
 
 

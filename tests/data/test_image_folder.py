@@ -142,6 +142,7 @@ def test_an_incomplete_dataset_is_named(
 ) -> None:
     with pytest.raises(UserError, match=expected):
         source(put(where, tmp_path, files() or {"README": b""}))
+    assert not Path("cache").exists()
 
 
 def test_an_empty_class_folder_is_named(tiny_root: Path) -> None:

@@ -61,8 +61,14 @@ OTHERS = [
 def test_a_network_gets_a_head_for_the_classes(name: str, small_stem: bool) -> None:
     with torch.device("meta"):
         spec = describe_network(functools.partial(TorchvisionNet, name=name, small_stem=small_stem))
-        net = build_network(spec, num_classes=7).train().to("meta")
+        net = build_network(spec, num_classes=7).train()
         assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_a_regnet_takes_no_memory_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        parts = TorchvisionNet(3, name="regnet_y_400mf").state_dict().values()
+    assert {part.device.type for part in parts} == {"meta"}
 
 
 def test_mnasnet_takes_weights_without_metadata() -> None:

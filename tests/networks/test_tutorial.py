@@ -176,6 +176,40 @@ def with_another_layer(net: TutorialCNN, images: Tensor) -> Tensor:
     return logits
 
 
+def with_hooks_before_a_layer(net: TutorialCNN, images: Tensor) -> Tensor:
+    means: list[Tensor] = []
+    hooks = [
+        net.layers[2].register_forward_pre_hook(lambda _, inputs: means.append(inputs[0].view(-1).mean())),
+        net.layers[2].register_full_backward_pre_hook(lambda *args: means.append(args[1][0].view(-1).mean())),
+    ]
+    logits: Tensor = net(images)
+    logits.sum().backward()  # type: ignore[no-untyped-call]
+    for hook in hooks:
+        hook.remove()
+    assert len(means) == 2
+    return logits
+
+
+def traced(net: TutorialCNN, images: Tensor) -> Tensor:
+    with warnings.catch_warnings(action="ignore"):  # torch.jit is deprecated
+        assert torch.equal(torch.jit.trace(net, images)(images), net.layers(images))  # type: ignore[no-untyped-call]
+    logits: Tensor = net(images)
+    return logits
+
+
+def as_a_graph(net: TutorialCNN, images: Tensor) -> Tensor:
+    assert torch.equal(torch.fx.symbolic_trace(net)(images), net.layers(images))
+    logits: Tensor = net(images)
+    return logits
+
+
+def in_evaluation_mode(net: TutorialCNN, images: Tensor) -> Tensor:
+    logits: Tensor = vmap(lambda image: net.eval()(image[None])[0])(images)
+    slopes = torch.autograd.grad(net(images).square().sum(), list(net.parameters()), create_graph=True)
+    sum(slope.square().sum() for slope in slopes).backward()  # type: ignore[union-attr]
+    return logits
+
+
 @pytest.mark.parametrize(
     "use",
     [
@@ -185,6 +219,10 @@ def with_another_layer(net: TutorialCNN, images: Tensor) -> Tensor:
         with_a_gradient_of_each_image,
         without_onednn,
         with_another_layer,
+        with_hooks_before_a_layer,
+        traced,
+        as_a_graph,
+        in_evaluation_mode,
     ],
 )
 def test_what_looks_at_the_features_finds_ordinary_ones(
