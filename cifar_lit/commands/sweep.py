@@ -191,7 +191,9 @@ def _parser() -> CommandParser:
         "Search for the hyper-parameters that are best on validation. The test images are not used.",
         EXAMPLES,
     )
-    parser.add_argument("--recipe", choices=list(RECIPES), metavar="NAME", default="tutorial", help="what every trial starts from")
+    parser.add_argument(
+        "--recipe", choices=list(RECIPES), metavar="NAME", default="tutorial", help="what every trial starts from"
+    )
     parser.add_argument("--set", metavar="NAME=RANGE", action="append", required=True, help=f"what to search: {RANGES}")
     parser.add_argument("--trials", type=int, default=20, help="trials in all, with earlier ones (default: 20)")
     parser.add_argument("--study", help="its name (default: made from the recipe and all options)")
