@@ -54,7 +54,7 @@ class TutorialCNN(Network):
 def trains_blocked(layers: nn.Sequential, images: Tensor) -> bool:
     """Return whether a training step keeps the features in oneDNN's blocked layout, from convolution to convolution.
 
-    Few channels suit that layout: a step takes about 0.85 of the time on a CPU with AVX2, where it was measured. The
+    Few channels suit that layout: a step takes 0.85 to 0.9 of the time on a CPU with AVX2, where it was measured. The
     values are those of torch's default layout, bit for bit. Only the layers of this network take such features, and
     what looks at them from outside (hooks, anomaly detection, derivatives by the images, tracing, subclasses of Tensor)
     does not. Nor do second derivatives by the weights, ``torch.func.vmap`` and ``jvp``: they need ``eval()``.
