@@ -21,7 +21,7 @@ def make_folder(path: Path) -> None:
     """Make the folder for the results, and try it: before minutes of measuring."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        with tempfile.TemporaryFile("wb", dir=path):
             pass
     except OSError as error:
         raise UserError(f"--out is {path}: cannot be written ({error.strerror})") from error
