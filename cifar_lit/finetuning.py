@@ -74,10 +74,8 @@ class FineTuning(Predictor):
         """Choose the kernels if they are auto, in the first process, whose choice is that of all."""
         trainer, kernels = self.trainer, self.hparams["kernels"]
         if kernels == "auto" and trainer.is_global_zero:
-            data, on_cpu = (
-                getattr(getattr(trainer, "datamodule", None), "hparams", {}),
-                trainer.strategy.root_device.type == "cpu",
-            )
+            data = getattr(getattr(trainer, "datamodule", None), "hparams", {})
+            on_cpu = trainer.strategy.root_device.type == "cpu"
             sizes, batch_size = data.get("image_sizes"), data.get("batch_size", 64)
             kernels = self.choose_kernels(sizes, batch_size, trainer.precision, on_cpu=on_cpu)
         kernels, precision = trainer.strategy.broadcast((kernels, trainer.precision))
