@@ -34,11 +34,13 @@ class FineTuning(Predictor):
         std: Standard deviation of each colour channel.
         is_new: Whether the weights are the initial ones; a training then starts with all of the above.
         body: The parameters that are frozen, at first or for good.
+        resting: The parameters that the network does not train in this epoch.
     """
 
     std: Tensor
     is_new: bool = True
     body: Sequence[nn.Parameter] = ()
+    resting: Sequence[nn.Parameter] = ()
 
     def start_from(self, weights: str | None, freeze: Freeze, freeze_epochs: int) -> None:
         """Check the options of the start, and note the body if it is frozen."""
@@ -90,6 +92,7 @@ class FineTuning(Predictor):
     def setup(self, stage: str) -> None:
         """Check the network, and show some training images to a new one with data-dependent initialisation."""
         self.check_network()
+        self._wake()  # the optimizer takes what is trained in any epoch, also after an earlier training
         if stage != "fit" or not self.is_new or not isinstance(self.net, Network):
             return
         if type(self.net).prepare is not Network.prepare:
@@ -136,6 +139,26 @@ class FineTuning(Predictor):
             is_frozen = self.hparams["freeze"] == "body" or self.current_epoch < self.hparams["freeze_epochs"]
             self._freeze(is_frozen)
             self.net.train(not is_frozen)
+        self._wake()
+        if isinstance(self.net, Network):
+            self.resting = [one for one in self.net.untrained(self.current_epoch) if one.requires_grad]
+        if self.resting and not isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            for parameter in self.resting:
+                parameter.requires_grad_(False)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave out what rests; with several processes it has a gradient, because DDP waits for all of them."""
+        for parameter in self.resting:
+            parameter.grad = None
+
+    def on_train_end(self) -> None:
+        """Leave the network as it was."""
+        self._wake()
+
+    def _wake(self) -> None:
+        for parameter in self.resting:
+            parameter.requires_grad_(True)
+        self.resting = ()
 
     def _freeze(self, is_frozen: bool) -> None:
         for parameter in self.body:

@@ -193,6 +193,7 @@ class ImageClassifier(FineTuning):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Remember the step's learning rate: the schedule moves on before the epoch is logged."""
+        super().on_before_optimizer_step(optimizer)
         self.last_lr = optimizer.param_groups[0]["lr"]
 
     def on_train_epoch_end(self) -> None:

@@ -231,9 +231,9 @@ def count(cli: FitCLI, num_epochs: int, num_train: int) -> int | None:
     num_batches, limit = -(-num_train // data["batch_size"]), trainer["limit_train_batches"]
     if limit is not None:
         num_batches = min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit)
-    sizes: Counter[int] = Counter()
+    images: Counter[tuple[int, int]] = Counter()
     for epoch in range(num_epochs):
         size = size_of_epoch(data["image_sizes"] or [data["image_size"]], epoch, trainer["max_epochs"])
-        sizes[size] += min(num_train, num_batches * data["batch_size"])
+        images[epoch, size] += min(num_train, num_batches * data["batch_size"])
     num_steps = num_epochs * -(-num_batches // (trainer["accumulate_grad_batches"] or 1))
-    return count_multiplications(cli.model, sizes, num_steps)
+    return count_multiplications(cli.model, images, num_steps)

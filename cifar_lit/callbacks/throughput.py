@@ -12,12 +12,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 class Throughput(Callback):
     """Measures seconds (with validation and saving), images (of all processes) and images/s (without validation).
 
-    ``sizes`` has the number of images of each size (height and width); size 0 is of a checkpoint that has none.
+    ``trained`` has the number of images of each epoch and size (height and width). A checkpoint of an earlier version
+    knows no epochs, and they count as the first; or no sizes, and they have the size 0.
     """
 
     def __init__(self) -> None:
         self.validation_seconds = self._validation_started = 0.0
-        self.sizes: Counter[int] = Counter()
+        self.trained: Counter[tuple[int, int]] = Counter()
         self._earlier_seconds = 0.0  # of trainings that have ended
         self._started: float | None = None  # None outside a training
 
@@ -27,7 +28,7 @@ class Throughput(Callback):
 
     @property
     def num_images(self) -> int:
-        return self.sizes.total()
+        return self.trained.total()
 
     @property
     def images_per_second(self) -> float:
@@ -35,12 +36,14 @@ class Throughput(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         seconds = {"train_seconds": self.train_seconds, "validation_seconds": self.validation_seconds}
-        return {**seconds, "num_images": self.num_images, "sizes": dict(self.sizes)}
+        trained = [(*key, number) for key, number in self.trained.items()]
+        return {**seconds, "num_images": self.num_images, "trained": trained}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._earlier_seconds, self.validation_seconds = state_dict["train_seconds"], state_dict["validation_seconds"]
         sizes = state_dict.get("sizes") or {0: state_dict["num_images"]}
-        self.sizes = Counter({int(size): int(number) for size, number in sizes.items()})
+        trained = state_dict.get("trained") or [(0, *part) for part in sizes.items()]
+        self.trained = Counter({(int(epoch), int(size)): int(number) for epoch, size, number in trained})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = _now(trainer)
@@ -48,7 +51,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.sizes[batch[0].shape[-1]] += len(batch[1]) * trainer.world_size
+        self.trained[trainer.current_epoch, batch[0].shape[-1]] += len(batch[1]) * trainer.world_size
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validation_started = _now(trainer)

@@ -126,7 +126,7 @@ def evaluate(
             monitor=best.monitor if best and is_best else None,
             train_seconds=throughput.train_seconds,
             images_per_second=throughput.images_per_second,
-            multiplications=count_multiplications(cli.model, throughput.sizes, trainer.global_step),
+            multiplications=count_multiplications(cli.model, throughput.trained, trainer.global_step),
             command=command,
             precision=str(trainer.precision),
             **describe_machine(trainer.strategy.root_device),

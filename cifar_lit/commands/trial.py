@@ -136,7 +136,7 @@ class Watch(Callback):
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
             "seconds": round(throughput.train_seconds, 3),
-            "multiplications": count_multiplications(model, throughput.sizes, trainer.global_step),
+            "multiplications": count_multiplications(model, throughput.trained, trainer.global_step),
             "val_images": datamodule.fingerprints["val"],
         }
         # As a test, which knows test-time augmentation; without the data module, which would load the test images.

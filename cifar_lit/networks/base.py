@@ -37,6 +37,10 @@ class Network(nn.Module):
         The images are ``(n, 3, size, size)``, float32, normalised; the same on every rank.
         """
 
+    def untrained(self, epoch: int) -> Sequence[nn.Parameter]:
+        """Return the parameters that rest in an epoch, from 0, and are trained in others; by default none."""
+        return ()
+
     def load_weights(self) -> str:
         """Load the weights that a new training starts from, and return what was loaded; by default nothing."""
         return ""

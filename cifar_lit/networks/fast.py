@@ -38,14 +38,26 @@ class FastCNN(Network):
             ``2 ** len(widths)`` pixels wide.
         num_convs: Convolutions per stage, 1 to 64; with three or more, the output of the last is added to that of the
             first.
+        bias_epochs: Epochs in which the bias of the first layer is trained, by default all: its gradient costs a tenth
+            of a step.
 
     Raises:
         UserError: For sizes outside these ranges, or together above ``MAX_PARAMETERS``, before anything is built.
     """
 
-    def __init__(self, num_classes: int = 10, *, widths: Sequence[int] = (64, 256, 256), num_convs: int = 2) -> None:
+    def __init__(
+        self,
+        num_classes: int = 10,
+        *,
+        widths: Sequence[int] = (64, 256, 256),
+        num_convs: int = 2,
+        bias_epochs: int | None = None,
+    ) -> None:
         super().__init__()
         check_sizes(widths, num_convs)
+        is_number = bias_epochs is None or (type(bias_epochs) is int and bias_epochs >= 0)
+        require("bias_epochs", f"{bias_epochs!s:.60}", is_number, "a whole number of epochs from 0, or null for all")
+        self.bias_epochs = bias_epochs
         channels = [24, *widths]  # 12 eigenvectors of patches of 3 channels at 2x2 pixels, and their negatives
         self.whiten = nn.Conv2d(3, channels[0], kernel_size=2)
         self.whiten.weight.requires_grad = False
@@ -60,6 +72,11 @@ class FastCNN(Network):
     def prepare(self, images: Tensor) -> None:
         """Set the first layer's filters so that they whiten the 2x2 patches of ``images``."""
         self.whiten.weight.data.copy_(whitening_filters(images))
+
+    def untrained(self, epoch: int) -> Sequence[nn.Parameter]:
+        """Return the bias of the first layer, after its epochs."""
+        is_trained = self.bias_epochs is None or epoch < self.bias_epochs
+        return [] if is_trained else [one for name, one in self.whiten.named_parameters() if name == "bias"]
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(N, 3, height, width)`` to logits ``(N, num_classes)``."""

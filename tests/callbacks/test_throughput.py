@@ -52,20 +52,20 @@ def test_a_resumed_training_continues_the_count(tiny_root: Path) -> None:
     throughput.load_state_dict({"train_seconds": 1000.0, "num_images": 5000, "validation_seconds": 600.0})
     fit(tiny_root, throughput)
     assert throughput.num_images == 5090
-    assert throughput.sizes == {0: 5000, 32: 90}  # an earlier version noted no sizes
+    assert throughput.trained == {(0, 0): 5000, (0, 32): 45, (1, 32): 45}  # an earlier version noted no sizes
     assert 1000.8 < throughput.train_seconds < 1100
     assert throughput.images_per_second == pytest.approx(5090 / 400, rel=0.1)
     state = throughput.state_dict()
     again = Throughput()
     again.load_state_dict(state)
-    assert again.sizes == throughput.sizes
+    assert again.trained == throughput.trained
     assert again.images_per_second == pytest.approx(throughput.images_per_second, rel=0.1)
 
 
 def test_outside_a_training_no_time_goes_by() -> None:
     trainer, module = quiet_trainer(), ImageClassifier(classes=["a", "b"])
     throughput = Throughput()
-    assert throughput.state_dict() == {"train_seconds": 0, "validation_seconds": 0, "num_images": 0, "sizes": {}}
+    assert throughput.state_dict() == {"train_seconds": 0, "validation_seconds": 0, "num_images": 0, "trained": []}
     for number in range(2):
         throughput.on_train_start(trainer, module)
         time.sleep(0.02)

@@ -14,7 +14,7 @@ def test_the_tutorials_network() -> None:
     forward = first + 16 * 16 * 32 * 32 * 25 + 8 * 8 * 64 * 32 * 25 + 1024 * 64 + 64 * 10
     backward = 2 * forward - first  # there is no gradient of the images
     model = ImageClassifier(classes=CLASSES, net=TutorialCNN)
-    assert count_multiplications(model, {32: 1000}, num_steps=16) == 1000 * (forward + backward)
+    assert count_multiplications(model, {(0, 32): 1000}, num_steps=16) == 1000 * (forward + backward)
 
 
 def test_sizes_and_the_steps_of_muon() -> None:
@@ -29,10 +29,11 @@ def test_sizes_and_the_steps_of_muon() -> None:
 
     # Three iterations for a matrix of 8 x 27: two products with 27 columns, and nine of 8 x 8 x 8.
     step = 2 * 8 * 27 * 8 + 9 * 8**3
-    assert count_multiplications(model, {16: 100, 32: 40}, num_steps=7) == 100 * images(16) + 40 * images(32) + 7 * step
+    counted = count_multiplications(model, {(0, 16): 100, (1, 32): 40}, num_steps=7)
+    assert counted == 100 * images(16) + 40 * images(32) + 7 * step
     assert isinstance(model.net, ConvNet)
 
 
 def test_a_body_that_was_frozen_at_first_makes_no_number() -> None:
     model = ImageClassifier(classes=CLASSES, weights="some.pt", freeze_epochs=1)
-    assert count_multiplications(model, {32: 1000}, num_steps=16) is None
+    assert count_multiplications(model, {(0, 32): 1000}, num_steps=16) is None
