@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 POINTS = (0, 1, -1, 2, -2)  # to interpolate at, with infinity: small integers keep rounding errors small
 MIN_CHANNELS = 64  # of a layer, in and out, from which the transforms pay off where nothing was measured
+PART = 500
+"""Images that are computed together."""
 Kernel = Literal["direct", "winograd"]
 Kernels = Literal["auto", "direct", "winograd"] | dict[str, Kernel]
 
@@ -50,46 +52,52 @@ def tile_size(height: int, width: int) -> int:
     return min((4, 3, 2), key=lambda m: -(-height // m) * -(-width // m) * (m + 2) ** 2)
 
 
-class WinogradConvolution(torch.autograd.Function):
-    """Convolution with 3x3 filters, stride 1 and zero padding of 1, of float32 on the CPU."""
+class Tiling(NamedTuple):
+    """How images of one size are divided: their size, the rows and columns of tiles, and the tile size."""
 
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, filters: Tensor) -> Tensor:
-        """Map images ``(N, in, h, w)``, filters ``(out, in, 3, 3)`` to ``(N, out, h, w)``, channels last in memory."""
-        num_images, num_in, height, width = images.shape
-        num_out = len(filters)
+    height: int
+    width: int
+    rows: int
+    columns: int
+    m: int
+
+    @classmethod
+    def of(cls, height: int, width: int) -> "Tiling":
+        """Divide images of this size by the tiles that need the fewest products."""
         m = tile_size(height, width)
-        n = m + 2
-        rows, columns = -(-height // m), -(-width // m)
-        by = transforms(m)
-        padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, 1, columns * m + 1 - width, 1, rows * m + 1 - height))
-        patches = padded.unfold(1, n, m).unfold(2, n, m).permute(4, 5, 0, 1, 2, 3).reshape(n * n, -1)
-        transformed = (by.patches @ patches).view(n * n, -1, num_in)
-        filters_t = (by.filters @ filters.permute(2, 3, 1, 0).reshape(9, -1)).view(n * n, num_in, num_out)
-        products = torch.bmm(transformed, filters_t).view(n * n, -1)
-        tiles = (by.outputs @ products).view(m, m, num_images, rows, columns, num_out)
-        output = tiles.permute(2, 3, 0, 4, 1, 5).reshape(num_images, rows * m, columns * m, num_out)
-        ctx.save_for_backward(transformed, filters_t)
-        ctx.sizes = (num_images, height, width, rows, columns, m)
-        return output[:, :height, :width].contiguous().permute(0, 3, 1, 2)
+        return cls(height, width, -(-height // m), -(-width // m), m)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Apply the transposed transforms in reverse order; return the gradients of images (or None), filters."""
-        transformed, filters_t = ctx.saved_tensors
-        num_images, height, width, rows, columns, m = ctx.sizes
-        num_in, num_out = filters_t.shape[1:]
+    def patches(self, images: Tensor) -> Tensor:
+        """Transform the patches of images ``(N, h, w, in)``: ``((m + 2)^2, N * rows * columns, in)``."""
+        height, width, rows, columns, m = self
         n = m + 2
-        by = transforms(m)
-        output = F.pad(gradients[0].permute(0, 2, 3, 1), (0, 0, 0, columns * m - width, 0, rows * m - height))
+        padded = F.pad(images, (0, 0, 1, columns * m + 1 - width, 1, rows * m + 1 - height))
+        patches = padded.unfold(1, n, m).unfold(2, n, m).permute(4, 5, 0, 1, 2, 3).reshape(n * n, -1)
+        return (transforms(m).patches @ patches).view(n * n, -1, images.shape[3])
+
+    def output(self, products: Tensor, num_images: int) -> Tensor:
+        """Transform products back into the output ``(N, h, w, out)``."""
+        height, width, rows, columns, m = self
+        num_out = products.shape[2]
+        tiles = (transforms(m).outputs @ products.view(len(products), -1)).view(
+            m, m, num_images, rows, columns, num_out
+        )
+        output = tiles.permute(2, 3, 0, 4, 1, 5).reshape(num_images, rows * m, columns * m, num_out)
+        return output[:, :height, :width]
+
+    def products(self, gradient: Tensor) -> Tensor:
+        """Return the gradient of the products for that of the output ``(N, h, w, out)``."""
+        height, width, rows, columns, m = self
+        num_images, num_out = len(gradient), gradient.shape[3]
+        output = F.pad(gradient, (0, 0, 0, columns * m - width, 0, rows * m - height))
         tiles = output.reshape(num_images, rows, m, columns, m, num_out).permute(2, 4, 0, 1, 3, 5).reshape(m * m, -1)
-        products = (by.outputs.T @ tiles).view(n * n, -1, num_out)
-        of_filters = by.filters.T @ torch.bmm(transformed.mT, products).view(n * n, -1)
-        of_filters = of_filters.view(3, 3, num_in, num_out).permute(3, 2, 0, 1)
-        if not ctx.needs_input_grad[0]:
-            return None, of_filters
-        patches = by.patches.T @ torch.bmm(products, filters_t.mT).view(n * n, -1)
+        return (transforms(m).outputs.T @ tiles).view((m + 2) ** 2, -1, num_out)
+
+    def images(self, gradient: Tensor, num_images: int) -> Tensor:
+        """Return the gradient of the images ``(N, h, w, in)`` for that of the transformed patches."""
+        height, width, rows, columns, m = self
+        n, num_in = m + 2, gradient.shape[2]
+        patches = transforms(m).patches.T @ gradient.view(n * n, -1)
         patches = patches.view(n, n, num_images, rows, columns, num_in).permute(2, 3, 0, 4, 1, 5)
         # A patch covers its own tile and two rows and columns of the next ones, where overlapping patches are summed.
         padded = patches.new_zeros(num_images, rows + 1, m, columns + 1, m, num_in)
@@ -97,8 +105,51 @@ class WinogradConvolution(torch.autograd.Function):
         padded[:, 1:, :2, :columns] += patches[:, :, m:, :, :m]
         padded[:, :rows, :, 1:, :2] += patches[:, :, :m, :, m:]
         padded[:, 1:, :2, 1:, :2] += patches[:, :, m:, :, m:]
-        of_images = padded.view(num_images, (rows + 1) * m, (columns + 1) * m, num_in)[:, 1 : height + 1, 1 : width + 1]
-        return of_images.contiguous().permute(0, 3, 1, 2), of_filters
+        return padded.view(num_images, (rows + 1) * m, (columns + 1) * m, num_in)[:, 1 : height + 1, 1 : width + 1]
+
+
+class WinogradConvolution(torch.autograd.Function):
+    """Convolution with 3x3 filters, stride 1 and zero padding of 1, of float32 on the CPU.
+
+    Large batches are computed in parts of ``PART`` images: what is between the products of a whole one is too large for
+    any cache, and is written and read from memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, filters: Tensor) -> Tensor:
+        """Map images ``(N, in, h, w)``, filters ``(out, in, 3, 3)`` to ``(N, out, h, w)``, channels last in memory."""
+        num_images, num_in, height, width = images.shape
+        tiling, num_out = Tiling.of(height, width), len(filters)
+        by = transforms(tiling.m)
+        filters_t = (by.filters @ filters.permute(2, 3, 1, 0).reshape(9, -1)).view(-1, num_in, num_out)
+        transformed = []
+        output = images.new_empty(num_images, height, width, num_out)
+        for start in range(0, num_images, PART):
+            part = images[start : start + PART].permute(0, 2, 3, 1)
+            transformed.append(tiling.patches(part))
+            output[start : start + PART] = tiling.output(torch.bmm(transformed[-1], filters_t), len(part))
+        ctx.save_for_backward(filters_t, *transformed)
+        ctx.tiling = tiling
+        return output.permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Apply the transposed transforms in reverse order; return the gradients of images (or None), filters."""
+        filters_t, *transformed = ctx.saved_tensors
+        tiling: Tiling = ctx.tiling
+        gradient = gradients[0].permute(0, 2, 3, 1)
+        of_filters = torch.zeros_like(filters_t)
+        of_images = gradient.new_empty(*gradient.shape[:3], filters_t.shape[1]) if ctx.needs_input_grad[0] else None
+        for number, start in enumerate(range(0, len(gradient), PART)):
+            part = gradient[start : start + PART]
+            products = tiling.products(part)
+            of_filters += torch.bmm(transformed[number].mT, products)
+            if of_images is not None:
+                of_images[start : start + PART] = tiling.images(torch.bmm(products, filters_t.mT), len(part))
+        of_filters = transforms(tiling.m).filters.T @ of_filters.view(len(filters_t), -1)
+        of_filters = of_filters.view(3, 3, *filters_t.shape[1:]).permute(3, 2, 0, 1)
+        return None if of_images is None else of_images.permute(0, 3, 1, 2), of_filters
 
 
 class Conv3x3(nn.Conv2d):

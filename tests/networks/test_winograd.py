@@ -20,8 +20,12 @@ def test_the_transforms_compute_a_correlation_exactly(m: int) -> None:
     assert (by.outputs @ transformed).view(m, m).numpy() == pytest.approx(np.array(expected), abs=1e-3)
 
 
+@pytest.mark.parametrize("part", [500, 2])  # images that are computed together; there are three
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 8), (6, 6), (3, 3), (2, 2), (5, 7), (1, 1), (10, 4)])
-def test_output_and_gradients_are_those_of_torch(height: int, width: int) -> None:
+def test_output_and_gradients_are_those_of_torch(
+    height: int, width: int, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cifar_lit.networks.winograd.PART", part)
     generator = torch.Generator().manual_seed(height * width)
     images = torch.randn(3, 5, height, width, generator=generator).requires_grad_()
     filters = torch.randn(7, 5, 3, 3, generator=generator).requires_grad_()
