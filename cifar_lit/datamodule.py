@@ -15,7 +15,7 @@ from cifar_lit.data.decoding import Resize
 from cifar_lit.data.duplicates import Duplicates, check_copies
 from cifar_lit.data.known import KnownImages
 from cifar_lit.data.loader import BatchLoader
-from cifar_lit.data.options import check_options, default_val_size, scaled
+from cifar_lit.data.options import check_options, default_val_size, scaled, whole_number
 from cifar_lit.data.split import hash_images, hold_out
 from cifar_lit.data.stored import resized
 from cifar_lit.errors import require
@@ -118,7 +118,7 @@ class CIFAR10DataModule(KnownImages):
     ) -> None:
         options = {name: plain_value(value) for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        options["val_size"] = default_val_size(source) if val_size is None else options["val_size"]
+        options["val_size"] = default_val_size(source) if val_size is None else whole_number(options["val_size"])
         check_options(options | {"val_size": options["val_size"] or 0})
         folder, cache = expand_home("root", root), expand_home("cache_dir", cache_dir)
         # The default cache stays as it is: another folder for each user.

@@ -415,6 +415,7 @@ def test_a_home_folder_is_expanded_before_it_is_used_and_saved(
         ),
         ({"val_size": -1}, "`val_size` is -1: must be at least 0"),
         ({"val_size": 1.5}, "`val_size` is 1.5: must be a whole number of images, or a fraction below 1"),
+        ({"val_size": 1.0}, "`val_size` is 1.0: must be a whole number of images, or a fraction below 1"),
         ({"split_seed": -1}, "`split_seed` is -1: must be at least 0"),
         ({"seed": -1}, "`seed` is -1: must be at least 0"),
         ({"crop_padding": -1}, "`crop_padding` is -1: must be at least 0"),

@@ -45,11 +45,11 @@ def _speed(network: str, variants: Any) -> Callable[[Setting], Iterator[Row]]:
 
 STAGES: dict[str, Stage] = {
     "smoke": Stage(120, smoke),
+    "gpu94": Stage(150, lambda setting: fits(setting, "gpu94", 2 if setting.is_trial else 10)),
+    "strong": Stage(180, lambda setting: fits(setting, "strong", 1)),
     "speed FastCNN": Stage(60, _speed("FastCNN", EAGER)),
     "speed StrongCNN": Stage(60, _speed("StrongCNN", EAGER)),
     "speed TutorialCNN": Stage(60, _speed("TutorialCNN", EAGER)),
-    "gpu94": Stage(150, lambda setting: fits(setting, "gpu94", 2 if setting.is_trial else 10)),
-    "strong": Stage(180, lambda setting: fits(setting, "strong", 1)),
     "compile FastCNN": Stage(100, _speed("FastCNN", COMPILED)),
     "compile StrongCNN": Stage(100, _speed("StrongCNN", COMPILED)),
     "compile TutorialCNN": Stage(100, _speed("TutorialCNN", COMPILED)),

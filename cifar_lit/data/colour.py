@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 OPERATIONS = (
     *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Contrast", "Color"),
@@ -57,13 +58,21 @@ def trivial_augment(images: Tensor, operations: Tensor) -> Tensor:
     images = jitter(images, torch.cat([1 + only(name, 0.99 * strength) for name in OPERATIONS[6:9]], 1).flatten(1))
     planes = images.permute(0, 3, 1, 2)
     factor = 1 + only("Sharpness", 0.99 * strength)
-    planes = (planes * factor).add_(tv.adjust_sharpness(planes, 0.0) * (1 - factor)).clamp_(0, 255).round_().byte()
+    planes = (planes * factor).add_(_blur(planes) * (1 - factor)).clamp_(0, 255).round_().byte()
     bits = only("Posterize", (6 * strength.abs()).round()).byte()
     planes = (planes >> bits << bits).contiguous()  # which the next ones read much faster
     planes = torch.where(planes >= 256 - only("Solarize", 1 + 255 * strength.abs()), 255 - planes, planes)
     for name, function in (("AutoContrast", tv.autocontrast), ("Equalize", tv.equalize)):
         planes = torch.where(only(name).bool(), function(planes), planes)
     return planes.permute(0, 2, 3, 1).contiguous()
+
+
+def _blur(planes: Tensor) -> Tensor:
+    """Return what ``torchvision``'s ``adjust_sharpness`` returns for 0, but that the filter is not copied to a GPU."""
+    blurred = planes.float()
+    inner = blurred[..., 1:-1, 1:-1]
+    inner.copy_(((9 * F.avg_pool2d(blurred, 3, stride=1) + 4 * inner) / 13).round_())
+    return blurred
 
 
 def _warp(images: Tensor, *strengths: Tensor) -> Tensor:

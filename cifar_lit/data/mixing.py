@@ -80,6 +80,8 @@ def mean_cross_entropy(
 
     With ``weights`` of the classes it is the weighted mean, also for shares, which torch divides by ``n`` instead.
     """
+    if labels.ndim == 1 and weights is not None and label_smoothing:  # for which torch's own loss waits for a GPU
+        labels = labels[:, None] == torch.arange(len(weights), device=labels.device)
     if labels.ndim == 1:
         return F.cross_entropy(logits, labels, weights, label_smoothing=label_smoothing)
     labels = labels.to(logits.dtype)  # from the precision of the Trainer

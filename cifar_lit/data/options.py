@@ -51,6 +51,11 @@ def default_val_size(source: str) -> int | None:
     return None if source in ("images", "torchvision") else 5000
 
 
+def whole_number(value: float | None) -> float | None:
+    """Return 5000 for 5000.0, as which the command line reads it on some versions of Python; a fraction stays one."""
+    return int(value) if isinstance(value, float) and value > 1 and value.is_integer() else value
+
+
 def scaled(number: int, image_size: int) -> int:
     """Return how many images have as many pixels as a number of 32x32, at least one."""
     return max(1, number * 32 * 32 // image_size**2)
