@@ -38,7 +38,7 @@ LIMITS: dict[str, Any] = {
     "enable_progress_bar": False,
 }
 SHORT = [*(f"--trainer.{name}={value}" for name, value in LIMITS.items()), "--no_report"]
-LARGE, NARROW = {"fast", "fast10", "small"}, ["--model.net.widths", "[8,8]"]
+LARGE, NARROW = {"fast", "fast5", "fast10", "small"}, ["--model.net.widths", "[8,8]"]
 """Recipes whose network takes long on a CPU; tests/cli/test_fit.py and tests/callbacks/test_saver.py run those."""
 MOST = {"--trainer.max_epochs": 3, "--trials": 2, "--seeds": 1, "--epochs": 1}
 """How much of a training is done, whatever a command says."""

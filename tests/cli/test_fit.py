@@ -34,7 +34,7 @@ FIELDS = {
 }
 
 
-LARGE = {"cifar100", "fast", "fast10", "gpu94", "resnet18", "small", "strong"}
+LARGE = {"cifar100", "fast", "fast10", "fast5", "gpu94", "resnet18", "small", "strong"}
 """Recipes with a network that takes long on a CPU; tests/callbacks/test_saver.py runs fast with fewer channels."""
 
 

@@ -1,4 +1,4 @@
-"""The files of the ladder: each changes what it says, from the tutorial's settings to those of ``fast``."""
+"""The files of the ladder: each changes what it says, from the tutorial's settings to those of ``fast10``."""
 
 import re
 from pathlib import Path
@@ -57,10 +57,10 @@ def test_a_header_has_title_idea_and_source(path: Path) -> None:
     assert re.search(r"\d{4}\.\d{4,5}|\b(19|20)\d\d\b|https://|tutorial", source)
 
 
-def test_it_begins_with_the_tutorial_and_ends_with_fast() -> None:
+def test_it_begins_with_the_tutorial_and_ends_with_fast10() -> None:
     first, last = (step_setting(step, []).values for step in (0, len(LADDER) - 1))
-    tutorial, fast = (dict(leaves(read_yaml(RECIPES[name]))) for name in ("tutorial", "fast"))
+    tutorial, fast10 = (dict(leaves(read_yaml(RECIPES[name]))) for name in ("tutorial", "fast10"))
     assert (first["model.lr"], first["data.batch_size"]) == (tutorial["lr"], tutorial["batch_size"])
     for name in ("mean", "std", "label_smoothing", "muon_lr", "muon_momentum", "lr", "momentum", "nesterov", "tta"):
-        assert last[f"model.{name}"] == read_yaml(RECIPES["fast"])["model"][name], name
-    assert last["data.batch_size"] == fast["batch_size"]
+        assert last[f"model.{name}"] == read_yaml(RECIPES["fast10"])["model"][name], name
+    assert last["data.batch_size"] == fast10["batch_size"]
