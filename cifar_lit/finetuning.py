@@ -92,7 +92,7 @@ class FineTuning(Predictor):
     def setup(self, stage: str) -> None:
         """Check the network, and show some training images to a new one with data-dependent initialisation."""
         self.check_network()
-        self._wake()  # the optimizer takes what is trained in any epoch, also after an earlier training
+        self.on_train_end()  # the optimizer takes what is trained in any epoch, also after an earlier training
         if stage != "fit" or not self.is_new or not isinstance(self.net, Network):
             return
         if type(self.net).prepare is not Network.prepare:
@@ -125,7 +125,7 @@ class FineTuning(Predictor):
             if trainer.max_steps >= 0 and math.isfinite(trainer.num_training_batches):
                 is_all |= trainer.max_steps <= count_steps(trainer, num_epochs)
             require("freeze_epochs", num_epochs, not is_all, FEWER)
-        if self.body and not self.body[0].requires_grad:
+        if self.body and not self.body[-1].requires_grad:
             trained = ", ".join(name for name, parameter in self.net.named_parameters() if parameter.requires_grad)
             rank_zero_info(f"frozen{f' until epoch {num_epochs} ends' * bool(num_epochs)}: all but {trained}")
 
@@ -139,23 +139,21 @@ class FineTuning(Predictor):
             is_frozen = self.hparams["freeze"] == "body" or self.current_epoch < self.hparams["freeze_epochs"]
             self._freeze(is_frozen)
             self.net.train(not is_frozen)
-        self._wake()
+        self.on_train_end()
         if isinstance(self.net, Network):
             self.resting = [one for one in self.net.untrained(self.current_epoch) if one.requires_grad]
-        if self.resting and not isinstance(self.trainer.strategy.model, DistributedDataParallel):
+        # What wraps the model, as DDP, waits for all gradients; what is compiled would be compiled again.
+        if self.resting and self.trainer.strategy.model is self and not self.hparams["compile"]:
             for parameter in self.resting:
                 parameter.requires_grad_(False)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave out what rests; with several processes it has a gradient, because DDP waits for all of them."""
+        """Leave out what rests and has a gradient all the same."""
         for parameter in self.resting:
             parameter.grad = None
 
     def on_train_end(self) -> None:
-        """Leave the network as it was."""
-        self._wake()
-
-    def _wake(self) -> None:
+        """Let train again what rests."""
         for parameter in self.resting:
             parameter.requires_grad_(True)
         self.resting = ()

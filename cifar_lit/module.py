@@ -192,9 +192,8 @@ class ImageClassifier(FineTuning):
         self.train_accuracy.update(logits, labels)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Remember the step's learning rate: the schedule moves on before the epoch is logged."""
         super().on_before_optimizer_step(optimizer)
-        self.last_lr = optimizer.param_groups[0]["lr"]
+        self.last_lr = optimizer.param_groups[0]["lr"]  # the schedule moves on before the epoch is logged
 
     def on_train_epoch_end(self) -> None:
         log_metrics(self, {"Loss/train": self.train_loss, "Accuracy/train": self.train_accuracy, "lr": self.last_lr})
@@ -215,11 +214,11 @@ class ImageClassifier(FineTuning):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the predictions for a batch, with their positions in the test set."""
         images, labels = check_batch(batch, batch_idx)
-        images, mode = to_float(images), self.hparams["tta"]
-        tta = tta_logits(self, images, mode) if mode != "none" else None
+        logits, mode = self(images), self.hparams["tta"]
+        tta = tta_logits(self, to_float(images), mode, plain=logits) if mode != "none" else None
         place = torch.arange(len(labels), device=labels.device) + sum(map(len, self.test_predictions.labels))
         index = place * self.trainer.world_size + self.global_rank  # the processes take the images in turn
-        self.test_predictions.update(self(images), labels, index, tta)
+        self.test_predictions.update(logits, labels, index, tta)
 
     def on_test_epoch_end(self) -> None:
         """Compute all test metrics from the collected predictions, and log them."""

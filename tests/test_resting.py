@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from cifar_lit.evaluation.multiplications import count_multiplications
 from cifar_lit.main import main
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import FastCNN, StrongCNN
+from tests.helpers.options import Workbench
 from tests.helpers.processes import at_step, script, state_of
 from tests.helpers.runs import callback
 from tests.helpers.trainers import quiet_trainer
@@ -25,6 +27,11 @@ from tests.helpers.trainers import quiet_trainer
 FAST = ["--model.net", "FastCNN", "--model.net.widths", "[8,16]", "--data.batch_size", "12", "--no_report"]
 TRAINING = ["--model.muon_lr", "0.1", "--model.momentum", "0.5", "--model.weight_decay", "0.01"]
 BIAS = "whiten.bias"
+
+
+@pytest.fixture(scope="module")
+def workbench() -> Workbench:
+    return Workbench()
 
 
 class Seen(Callback):
@@ -90,6 +97,35 @@ def test_with_two_processes_it_rests_too(tiny_args: list[str]) -> None:
     assert torch.equal(short[f"net.{BIAS}"], long[f"net.{BIAS}"])
     assert short[f"net.{BIAS}"].any()
     assert not torch.equal(short["net.head.weight"], long["net.head.weight"])
+
+
+def test_a_configuration_that_did_not_know_it_has_none_of_its_recipe(workbench: Workbench) -> None:
+    workbench.build("--recipe", "fast")
+    config = yaml.safe_load(workbench.cli.dump())
+    assert config["model"]["net"]["init_args"].pop("bias_epochs") == 3
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    workbench.build("--config", "config.yaml")
+    assert workbench.cli.config["recipe"] == "fast"
+    assert workbench.cli.model.hparams["net"]["init_args"]["bias_epochs"] is None
+    assert "--recipe fast10 changes nothing" in workbench.refusal(["--config", "config.yaml", "--recipe", "fast10"])
+
+
+@pytest.mark.parametrize(
+    ("options", "network", "kept"),
+    [
+        (["--model.net", "TutorialCNN"], "TutorialCNN", {}),
+        (["--model.net", "StrongCNN", "--model.net.widths", "[8]"], "StrongCNN", {"widths": [8], "bias_epochs": 3}),
+        (["--model.net.widths", "[8,16]"], "FastCNN", {"widths": [8, 16], "bias_epochs": 3}),
+    ],
+)
+def test_options_of_the_network_of_a_recipe_are_changed_one_by_one(
+    options: list[str], network: str, kept: dict[str, Any], workbench: Workbench
+) -> None:
+    workbench.build("--recipe", "fast", *options)
+    described = workbench.cli.model.hparams["net"]
+    assert described["class_path"].endswith(network)
+    assert kept.items() <= described["init_args"].items()
+    assert ("bias_epochs" in described["init_args"]) == bool(kept)
 
 
 def test_its_multiplications_are_left_out() -> None:

@@ -132,7 +132,7 @@ def speed(setting: Setting, network: str, variants: tuple[tuple[str, str, Mode],
 def training_step(
     setting: Setting, recipe: str, loaded: tuple[Tensor, Tensor], precision: str, channels_last: bool, mode: Mode
 ) -> Callable[[], None]:
-    """Return a function that makes one training step as a fit with the recipe does, without the Trainer."""
+    """Return a function that makes a training step as in the first epoch of a recipe, without the Trainer."""
     content, device = read_recipe(recipe), setting.device
     options, data = content["model"], content["data"]
     given = options.pop("net")

@@ -43,7 +43,7 @@ class Throughput(Callback):
         self._earlier_seconds, self.validation_seconds = state_dict["train_seconds"], state_dict["validation_seconds"]
         sizes = state_dict.get("sizes") or {0: state_dict["num_images"]}
         trained = state_dict.get("trained") or [(0, *part) for part in sizes.items()]
-        self.trained = Counter({(int(epoch), int(size)): int(number) for epoch, size, number in trained})
+        self.trained = Counter({(int(epoch), int(size)): int(number) for epoch, size, number in trained if number})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = _now(trainer)

@@ -66,9 +66,11 @@ def _checkpoint_to_resume(given: str, root: str) -> Path:
 
 
 def _recipe_of(config: str | None) -> str | None:
-    """Return the recipe that a configuration file names; None if it names none, or cannot be read."""
+    """Return the recipe that a file builds on; None if it has all settings itself, or cannot be read."""
     try:
-        return str(read_yaml(Path(str(config)))["recipe"])
+        content = read_yaml(Path(str(config)))
+        recipe = str(content["recipe"])  # which may have options by now that the version of the file did not know
+        return None if _settings(read_yaml(RECIPES[recipe])) <= _settings(content) else recipe
     except (UserError, KeyError):
         return None  # what is wrong with the file is said when it is parsed
 
@@ -210,8 +212,7 @@ class FitCLI(LightningCLI):
 
 
 def _check_options(config: Any) -> None:
-    seed, trainer = config["seed_everything"], config["trainer"]
-    folder = trainer["default_root_dir"]
+    seed, folder = config["seed_everything"], config["trainer"]["default_root_dir"]
     check_config(config)
     _check_recipe(config)
     require("seed", seed, 0 <= seed < 2**32, f"from 0 to {2**32 - 1}")

@@ -68,7 +68,7 @@ def trivial_augment(images: Tensor, operations: Tensor) -> Tensor:
 
 
 def _blur(planes: Tensor) -> Tensor:
-    """Return what ``torchvision``'s ``adjust_sharpness`` returns for 0, but that the filter is not copied to a GPU."""
+    """Return what torchvision's ``adjust_sharpness`` returns for 0; that copies its filter to a GPU, which waits."""
     blurred = planes.float()
     inner = blurred[..., 1:-1, 1:-1]
     inner.copy_(((9 * F.avg_pool2d(blurred, 3, stride=1) + 4 * inner) / 13).round_())

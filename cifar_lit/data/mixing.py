@@ -86,4 +86,5 @@ def mean_cross_entropy(
         return F.cross_entropy(logits, labels, weights, label_smoothing=label_smoothing)
     labels = labels.to(logits.dtype)  # from the precision of the Trainer
     loss = F.cross_entropy(logits, labels, weights, label_smoothing=label_smoothing)
-    return loss if weights is None else loss * len(labels) / (labels @ weights).sum()
+    # As a product of matrices, autocast would round it.
+    return loss if weights is None else loss * len(labels) / (labels * weights).sum()

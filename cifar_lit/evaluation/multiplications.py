@@ -23,7 +23,8 @@ def count_multiplications(
     """Count the multiplications of a training: forward, backward (without what is frozen) and optimizer steps.
 
     They are those of torch's direct convolutions and matrix products, read from the operations that a step calls; what
-    acts on single elements is left out. Nothing is computed.
+    acts on single elements is left out. What rests is not counted, also where several processes compute it. Nothing is
+    computed.
 
     Args:
         model: The model that was trained.
@@ -69,6 +70,8 @@ def _at_rest(parameters: Collection[nn.Parameter]) -> Iterator[None]:
     trained = [one for one in parameters if one.requires_grad]
     for one in trained:
         one.requires_grad_(False)
-    yield
-    for one in trained:
-        one.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for one in trained:
+            one.requires_grad_(True)

@@ -222,9 +222,8 @@ def check_logits(logits: Any, net: nn.Module, num_images: int, num_classes: int)
     """Raise a ``UserError`` unless a network gives one logit for each image and class."""
     name, expected = type(net).__name__, (num_images, num_classes)
     if isinstance(logits, tuple | list):
-        given = ", ".join(
-            str(tuple(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in logits
-        )
+        parts = (tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in logits)
+        given = ", ".join(map(str, parts))
         raise UserError(
             f"`net`: {name} returns a {type(logits).__name__} of {given}: must return logits {expected} alone"
         )

@@ -38,8 +38,8 @@ class FastCNN(Network):
             ``2 ** len(widths)`` pixels wide.
         num_convs: Convolutions per stage, 1 to 64; with three or more, the output of the last is added to that of the
             first.
-        bias_epochs: Epochs in which the bias of the first layer is trained, by default all: its gradient costs a tenth
-            of a step.
+        bias_epochs: Epochs in which the bias of the first layer is trained, by default all. Without it, the gradient of
+            the first 3x3 convolution's input is not needed.
 
     Raises:
         UserError: For sizes outside these ranges, or together above ``MAX_PARAMETERS``, before anything is built.
@@ -75,8 +75,9 @@ class FastCNN(Network):
 
     def untrained(self, epoch: int) -> Sequence[nn.Parameter]:
         """Return the bias of the first layer, after its epochs."""
+        assert self.whiten.bias is not None
         is_trained = self.bias_epochs is None or epoch < self.bias_epochs
-        return [] if is_trained else [one for name, one in self.whiten.named_parameters() if name == "bias"]
+        return [] if is_trained else [self.whiten.bias]
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(N, 3, height, width)`` to logits ``(N, num_classes)``."""

@@ -62,6 +62,13 @@ def test_a_resumed_training_continues_the_count(tiny_root: Path) -> None:
     assert again.images_per_second == pytest.approx(throughput.images_per_second, rel=0.1)
 
 
+def test_a_checkpoint_before_the_first_step_has_no_images() -> None:
+    state = Throughput().state_dict()
+    throughput = Throughput()
+    throughput.load_state_dict(state)
+    assert throughput.trained == {}
+
+
 def test_outside_a_training_no_time_goes_by() -> None:
     trainer, module = quiet_trainer(), ImageClassifier(classes=["a", "b"])
     throughput = Throughput()

@@ -208,6 +208,9 @@ def test_the_loss_of_shares_of_1_is_that_of_labels_and_the_scale_of_weights_does
         for target in (labels, shares, shares.bfloat16()):
             loss = mean_cross_entropy(logits, target, given, label_smoothing=label_smoothing)
             assert float(loss) == pytest.approx(float(expected))
+    with torch.autocast("cpu", torch.bfloat16):  # in which a product of matrices has eight bits
+        loss = mean_cross_entropy(logits.float(), labels, weights.float() / 7, label_smoothing=label_smoothing)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     mixed = 0.3 * shares.double() + 0.7 * shares.double().roll(1, 0)
     losses = -(mixed * weights * logits.log_softmax(1)).sum() / (mixed * weights).sum()
     assert float(mean_cross_entropy(logits, mixed, 7 * weights)) == pytest.approx(float(losses))

@@ -1,10 +1,13 @@
 """Test-time augmentation against its formula."""
 
+from typing import get_args
+
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from cifar_lit.networks.tta import tta_logits
+from cifar_lit.networks.tta import TTA, tta_logits
 
 
 def network() -> nn.Module:
@@ -18,6 +21,16 @@ def test_the_logits_are_the_weighted_mean_of_six_versions() -> None:
     versions = [(images, 0.25), (padded[:, :, :8, :8], 0.125), (padded[:, :, 2:, 2:], 0.125)]
     expected = sum(weight * (net(version) + net(version.flip(3))) for version, weight in versions)
     assert torch.allclose(tta_logits(net, images, "mirror_shift"), torch.as_tensor(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", get_args(TTA))
+def test_logits_that_are_there_are_not_computed_again(mode: TTA) -> None:
+    net, images, seen = network(), torch.rand(5, 3, 8, 8), []
+    expected, plain = tta_logits(net, images, mode), net(images)
+    net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    assert torch.equal(tta_logits(net, images, mode, plain=plain), expected)
+    assert len(seen) == {"mirror": 1, "mirror_shift": 5}[mode]
+    assert not any(torch.equal(one, images) for one in seen)
 
 
 def test_an_image_and_its_mirror_image_have_the_same_logits() -> None:
