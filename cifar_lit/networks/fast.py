@@ -75,9 +75,8 @@ class FastCNN(Network):
 
     def untrained(self, epoch: int) -> Sequence[nn.Parameter]:
         """Return the bias of the first layer, after its epochs."""
-        assert self.whiten.bias is not None
         is_trained = self.bias_epochs is None or epoch < self.bias_epochs
-        return [] if is_trained else [self.whiten.bias]
+        return [] if is_trained else [self.whiten.get_parameter("bias")]
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(N, 3, height, width)`` to logits ``(N, num_classes)``."""
