@@ -103,6 +103,7 @@ def test_a_configuration_that_did_not_know_it_has_none_of_its_recipe(workbench: 
     workbench.build("--recipe", "fast")
     config = yaml.safe_load(workbench.cli.dump())
     assert config["model"]["net"]["init_args"].pop("bias_epochs") == 3
+    del config["model"]["kernels"]  # another one
     Path("config.yaml").write_text(yaml.safe_dump(config))
     workbench.build("--config", "config.yaml")
     assert workbench.cli.config["recipe"] == "fast"

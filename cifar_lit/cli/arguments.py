@@ -33,6 +33,10 @@ from cifar_lit.trust import only_read
 yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, value: dumper.represent_data(value.value))
 
 
+WHOLE = {"seed_everything", "trainer", "model", "data", "ckpt_path", "report"}
+"""What the configuration of a run has, in any version; it has all settings."""
+
+
 def with_config(args: Sequence[str]) -> list[str]:
     """Put one ``--config`` before all other options: that of the run that is resumed, or else the recipe."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -68,9 +72,8 @@ def _checkpoint_to_resume(given: str, root: str) -> Path:
 def _recipe_of(config: str | None) -> str | None:
     """Return the recipe that a file builds on; None if it has all settings itself, or cannot be read."""
     try:
-        content = read_yaml(Path(str(config)))
-        recipe = str(content["recipe"])  # which may have options by now that the version of the file did not know
-        return None if _settings(read_yaml(RECIPES[recipe])) <= _settings(content) else recipe
+        content = read_yaml(Path(str(config)))  # the recipe may have options by now that its version did not know
+        return None if WHOLE <= content.keys() else str(content["recipe"])
     except (UserError, KeyError):
         return None  # what is wrong with the file is said when it is parsed
 
@@ -236,14 +239,9 @@ def _check_recipe(config: Any) -> None:
     """Refuse another recipe beside the configuration of a run, which has all settings: it would only be a label."""
     files = [Path(path) for path in config["config"] or ()]
     given = [read_yaml(path) for path in files if path not in RECIPES.values()]
-    settings = {key for content in given for key in _settings(content)}
     then = next((content["recipe"] for content in reversed(given) if "recipe" in content), config["recipe"])
-    if then != config["recipe"] and _settings(read_yaml(RECIPES[config["recipe"]])) <= settings:
+    if then != config["recipe"] and any(content.keys() >= WHOLE for content in given):
         raise UserError(
             f"--recipe {config['recipe']} changes nothing: {files[-1]}, of the recipe {then}, has all its settings; "
             "leave out one of the two"
         )
-
-
-def _settings(content: Any) -> set[tuple[str, str]]:
-    return {(group, name) for group, options in content.items() if isinstance(options, dict) for name in options}

@@ -53,7 +53,7 @@ def default_val_size(source: str) -> int | None:
 
 def whole_number(value: float | None) -> float | None:
     """Return 5000 for 5000.0, as which the command line reads it on some versions of Python; a fraction stays one."""
-    return int(value) if isinstance(value, float) and value > 1 and value.is_integer() else value
+    return int(value) if isinstance(value, float) and 1 < value < 1e9 and value.is_integer() else value
 
 
 def scaled(number: int, image_size: int) -> int:

@@ -38,7 +38,7 @@ class Network(nn.Module):
         """
 
     def untrained(self, epoch: int) -> Sequence[nn.Parameter]:
-        """Return the parameters that rest in an epoch, from 0, and are trained in others; by default none."""
+        """Return the parameters that rest in an epoch, from 0, and are trained in others: some; by default none."""
         return ()
 
     def load_weights(self) -> str:
