@@ -73,7 +73,7 @@ def _recipe_of(config: str | None) -> str | None:
     """Return the recipe that a file builds on; None if it has all settings itself, or cannot be read."""
     try:
         content = read_yaml(Path(str(config)))  # the recipe may have options by now that its version did not know
-        return None if WHOLE <= content.keys() else str(content["recipe"])
+        return None if content.keys() >= WHOLE else str(content["recipe"])
     except (UserError, KeyError):
         return None  # what is wrong with the file is said when it is parsed
 
