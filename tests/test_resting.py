@@ -114,7 +114,7 @@ def test_a_configuration_that_did_not_know_it_has_none_of_its_recipe(workbench: 
 @pytest.mark.parametrize(
     ("options", "network", "kept"),
     [
-        (["--model.net", "TutorialCNN"], "TutorialCNN", {}),
+        (["--model.net", "TutorialCNN", "--data.image_sizes", "[]"], "TutorialCNN", {}),
         (["--model.net", "StrongCNN", "--model.net.widths", "[8]"], "StrongCNN", {"widths": [8], "bias_epochs": 3}),
         (["--model.net.widths", "[8,16]"], "FastCNN", {"widths": [8, 16], "bias_epochs": 3}),
     ],

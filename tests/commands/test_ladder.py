@@ -231,7 +231,7 @@ def test_options_have_the_values_that_they_set() -> None:
     assert setting.values["model.net.class_path"] == "FastCNN"
     assert (setting.values["model.lr"], setting.values["data.flip"]) == (3, "none")
     assert setting.values["no_report"] is True
-    assert setting.values["model.muon_lr"] == 0.2
+    assert setting.values["model.muon_lr"] == 0.24
     assert setting.values == Setting("other", ["--recipe=fast", *setting.args[2:]]).values
 
 

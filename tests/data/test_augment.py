@@ -131,7 +131,7 @@ def test_without_augmentation_nothing_is_sampled() -> None:
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        (Setting("", ["--recipe=fast"]), [16, 20, 24, 24, 24, 24, 24, 32, 32, 32]),
+        (Setting("", ["--recipe=fast"]), [24, 24, 24, 24, 24, 32, 32, 32]),
         (Setting("", ["--recipe=fast10"]), [16, 20, 20, 24, 24, 32]),
         (step_setting(15, ["--trainer.max_epochs=8"]), [16, 20, 24, 32, 32, 32, 32, 32]),
         (Setting("", ["--recipe=fast10", "--trainer.max_epochs=3"]), [20, 24, 32]),
