@@ -85,6 +85,9 @@ def plot(entries: Sequence[Entry]) -> bytes:
         axes.margins(x=0.25, y=0.15)
         axes.tick_params(labelsize=8, labelcolor=INK)
     left.set_ylabel("test accuracy with TTA, %", fontsize=9, color=INK)
+    left.yaxis.set_major_formatter("{x:g}")
+    low, high = left.get_ylim()
+    left.set_ylim(min(low, high - 0.8), max(high, low + 0.8))  # at least, so that noise does not fill the plot
     for title in sorted({Summary(entry).images for entry in entries}):
         left.scatter([], [], color=COLOURS[title], label=f"{title} images")
     left.legend(frameon=False, fontsize=8, loc="lower right")
