@@ -56,7 +56,7 @@ class FineTuning(Predictor):
         head = {id(parameter) for parameter in head_of(self.net, len(self.classes)).parameters()}
         self.body = [one for one in self.net.parameters() if one.requires_grad and id(one) not in head]
         if freeze == "body":  # before the optimizer and DistributedDataParallel take what is trained
-            self._freeze(True)
+            _train(self.body, False)
 
     @property
     def started_from(self) -> str | None:
@@ -92,7 +92,7 @@ class FineTuning(Predictor):
     def setup(self, stage: str) -> None:
         """Check the network, and show some training images to a new one with data-dependent initialisation."""
         self.check_network()
-        self.on_train_end()  # the optimizer takes what is trained in any epoch, also after an earlier training
+        self.wake()  # the optimizer takes what is trained in any epoch, also after an earlier training
         if stage != "fit" or not self.is_new or not isinstance(self.net, Network):
             return
         if type(self.net).prepare is not Network.prepare:
@@ -137,30 +137,31 @@ class FineTuning(Predictor):
         """Do what the epoch needs, also where a run resumes within it; the statistics of BatchNorm are frozen, too."""
         if self.body:
             is_frozen = self.hparams["freeze"] == "body" or self.current_epoch < self.hparams["freeze_epochs"]
-            self._freeze(is_frozen)
+            _train(self.body, not is_frozen)
             self.net.train(not is_frozen)
-        self.on_train_end()
+        self.wake()
         if isinstance(self.net, Network):
             self.resting = [one for one in self.net.untrained(self.current_epoch) if one.requires_grad]
         # What wraps the model, as DDP, waits for all gradients; what is compiled would be compiled again.
         if self.resting and self.trainer.strategy.model is self and not self.hparams["compile"]:
-            for parameter in self.resting:
-                parameter.requires_grad_(False)
+            _train(self.resting, False)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave out what rests and has a gradient all the same."""
         for parameter in self.resting:
             parameter.grad = None
 
-    def on_train_end(self) -> None:
-        """Let train again what rests."""
-        for parameter in self.resting:
-            parameter.requires_grad_(True)
+    def wake(self) -> None:
+        """End the rest of what rests."""
+        _train(self.resting, True)
         self.resting = ()
 
-    def _freeze(self, is_frozen: bool) -> None:
-        for parameter in self.body:
-            parameter.requires_grad_(not is_frozen)
+    on_train_end = wake
+
+
+def _train(parameters: Sequence[nn.Parameter], is_trained: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(is_trained)
 
 
 def head_of(net: nn.Module, num_classes: int) -> nn.Module:

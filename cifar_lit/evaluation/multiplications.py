@@ -1,8 +1,7 @@
 """Multiplications of a training: those of its convolutions and matrix products."""
 
-import contextlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -53,25 +52,14 @@ def _count(model: ImageClassifier, num_images: Mapping[tuple[int, int], int], nu
     groups: Counter[tuple[int, frozenset[nn.Parameter]]] = Counter()
     for (epoch, size), number in num_images.items():
         groups[size, frozenset(net.untrained(epoch) if isinstance(net, Network) else ())] += number
-    total = 0
+    total, trained = 0, [parameter for parameter in net.parameters() if parameter.requires_grad]
     for (size, resting), number in groups.items():
-        with _at_rest(resting), FlopCounterMode(display=False) as counter:
+        for parameter in trained:
+            parameter.requires_grad_(parameter not in resting)
+        with FlopCounterMode(display=False) as counter:
             logits = net(torch.zeros(NUM_IMAGES, 3, size, size, device="meta"))
             F.cross_entropy(logits, torch.zeros(NUM_IMAGES, dtype=torch.int64, device="meta")).backward()  # type: ignore[no-untyped-call]
         total += counter.get_total_flops() // 2 * number // NUM_IMAGES  # a product and a sum are two operations
     with FlopCounterMode(display=False) as counter:
         optimizer.step()
     return total + int(counter.get_total_flops()) // 2 * num_steps
-
-
-@contextlib.contextmanager
-def _at_rest(parameters: Collection[nn.Parameter]) -> Iterator[None]:
-    """Let parameters be without gradient for a while, those that have one."""
-    trained = [one for one in parameters if one.requires_grad]
-    for one in trained:
-        one.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for one in trained:
-            one.requires_grad_(True)
