@@ -28,7 +28,8 @@ from cifar_lit.benchmarks.entries import (
 )
 from cifar_lit.benchmarks.processes import run
 from cifar_lit.cli.parser import CommandParser, naming_options
-from cifar_lit.commands.experiment import Experiment, Setting
+from cifar_lit.commands.experiment import Experiment
+from cifar_lit.commands.setting import Setting
 from cifar_lit.commands.trial import Row, add_machine_options, as_options, check, machine_options
 from cifar_lit.errors import UserError, explain_failure, require
 from cifar_lit.files import printable, shorten, write_atomic

@@ -4,67 +4,20 @@ import contextlib
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from cifar_lit.commands.setting import Setting
 from cifar_lit.commands.trial import Row, as_options, check, score_test, train
 from cifar_lit.errors import UserError
 from cifar_lit.files import printable, write_atomic
-from cifar_lit.recipes import RECIPES
-from cifar_lit.schema import parse_yaml, read_yaml
 
 ROWS, TESTS, SETTINGS, WEIGHTS, LOCKS = "runs.jsonl", "test.jsonl", "settings.json", "weights", ".locks"
 MEASURED = ("seconds", "multiplications", "epochs", "num_val")
 """Numbers of each row of a run that has an accuracy; the multiplications may be null, where they are not known."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Options of ``fit`` under a name, such as ``Setting("fast_lr20", ["--recipe", "fast", "--model.lr=20"])``."""
-
-    name: str
-    args: Sequence[str]
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """What the options set, by their names: those of files, too. A later one wins."""
-        values: dict[str, Any] = {}
-        args = [re.sub(r"^-c=?(?=.)", "--config=", "--config" if word == "-c" else word) for word in self.args]
-        words = [part for word in args for part in word.split("=", 1)]
-        for word, following in zip(words, [*words[1:], "--"], strict=True):
-            if not word.startswith("--"):
-                continue
-            value = "true" if following.startswith("--") else following
-            match word.removeprefix("--"):
-                case "config":
-                    values |= _flat(read_yaml(Path(value)))
-                case "recipe" if value in RECIPES:
-                    values |= _flat(read_yaml(RECIPES[value]))
-                case name if name.endswith("+"):
-                    values[name] = [*values.get(name, []), parse_yaml(value)]
-                case name:
-                    values[name] = parse_yaml(value)
-        return {_full_name(name): value for name, value in values.items()}
-
-
-def _full_name(name: str) -> str:
-    """Return the one name of a setting of the network, which the command line shortens."""
-    if name == "model.net":
-        return "model.net.class_path"
-    return re.sub(r"^model\.net\.(?!class_path|init_args)", "model.net.init_args.", name)
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by their names on the command line: ``{"model.lr": 0.1}``."""
-    values: dict[str, Any] = {}
-    for name, value in content.items():
-        values |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return values
 
 
 class Experiment:

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
-from cifar_lit.commands.experiment import TESTS, Experiment, Setting
+from cifar_lit.commands.experiment import TESTS, Experiment
+from cifar_lit.commands.setting import Setting
 from cifar_lit.commands.trial import Row, add_machine_options, machine_options
 from cifar_lit.errors import UserError, require, suggest
 from cifar_lit.evaluation.ladder import Step, format_ladder, format_tests, markdown_ladder, plot_ladder

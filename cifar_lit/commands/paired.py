@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
-from cifar_lit.commands.experiment import Experiment, Setting
+from cifar_lit.commands.experiment import Experiment
 from cifar_lit.commands.ladder import INSTEAD, parse_seeds
+from cifar_lit.commands.setting import Setting
 from cifar_lit.commands.trial import MACHINE_OPTIONS, Row, add_machine_options, machine_options
 from cifar_lit.errors import UserError
 from cifar_lit.evaluation.ladder import in_percent

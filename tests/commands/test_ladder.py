@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ import yaml
 from filelock import FileLock
 
 from cifar_lit.cli.fit import fit
-from cifar_lit.commands.experiment import Experiment, Setting
+from cifar_lit.commands.experiment import Experiment
 from cifar_lit.commands.ladder import parse_numbers
+from cifar_lit.commands.setting import Setting
 from cifar_lit.errors import UserError
 from cifar_lit.main import main
 from cifar_lit.recipes import LADDER
@@ -233,6 +235,21 @@ def test_options_have_the_values_that_they_set() -> None:
     assert setting.values["no_report"] is True
     assert setting.values["model.muon_lr"] == 0.24
     assert setting.values == Setting("other", ["--recipe=fast", *setting.args[2:]]).values
+
+
+@pytest.mark.parametrize(
+    ("net", "taken"),
+    [
+        ("TutorialCNN", {}),
+        ("cifar_lit.networks.tutorial.TutorialCNN", {}),
+        ("StrongCNN", {"bias_epochs": 3, "widths": [8, 8, 8]}),
+        ("my_net.TutorialCNN", {"bias_epochs": 3, "widths": [8, 8, 8]}),  # nobody knows what it takes
+    ],
+)
+def test_options_that_the_last_network_does_not_take_are_not_noted(net: str, taken: dict[str, Any]) -> None:
+    values = Setting("", ["--recipe", "fast", "--model.net.widths=[8,8,8]", f"--model.net={net}"]).values
+    own = "model.net.init_args."
+    assert {name.removeprefix(own): value for name, value in values.items() if name.startswith(own)} == taken
 
 
 def test_all_spellings_of_a_file_and_each_value_of_a_list_are_noted() -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import ToTensor
 
-from cifar_lit.commands.experiment import Setting
 from cifar_lit.commands.ladder import step_setting
+from cifar_lit.commands.setting import Setting
 from cifar_lit.data.augment import (
     Augmentation,
     AugmentParams,

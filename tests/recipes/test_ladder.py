@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cifar_lit.commands.experiment import Setting
 from cifar_lit.commands.ladder import step_setting
+from cifar_lit.commands.setting import Setting
 from cifar_lit.recipes import LADDER, RECIPES
 from cifar_lit.schema import leaves, read_yaml
 
