@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from cifar_lit import networks
 from cifar_lit.networks.finding import OURS, is_network
 from cifar_lit.recipes import RECIPES
 from cifar_lit.schema import parse_yaml, read_yaml
+
+NET, OF_NET = "model.net.class_path", "model.net.init_args."
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,20 @@ class Setting:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What the options set, by their names: those of files, too. A later one wins."""
+        """What the options set, by their names: those of files, too. A later one wins.
+
+        What another network leaves of the options before it is what it takes, as in ``fit``; one that is no class of
+        ``cifar_lit.networks`` is not imported for that, and leaves all.
+        """
         values: dict[str, Any] = {}
+        for name, value in self._given():
+            if name == NET and value != values.get(NET):
+                values = {key: old for key, old in values.items() if _takes(value, key)}
+            values[name] = [*values.get(name, []), value] if name.endswith("+") else value
+        return values
+
+    def _given(self) -> Iterator[tuple[str, Any]]:
+        """Yield each setting and its value, in order."""
         args = [re.sub(r"^-c=?(?=.)", "--config=", "--config" if word == "-c" else word) for word in self.args]
         words = [part for word in args for part in word.split("=", 1)]
         for word, following in zip(words, [*words[1:], "--"], strict=True):
@@ -32,31 +46,32 @@ class Setting:
             value = "true" if following.startswith("--") else following
             match word.removeprefix("--"):
                 case "config":
-                    values |= _flat(read_yaml(Path(value)))
+                    content = _flat(read_yaml(Path(value)))
                 case "recipe" if value in RECIPES:
-                    values |= _flat(read_yaml(RECIPES[value]))
-                case name if name.endswith("+"):
-                    values[name] = [*values.get(name, []), parse_yaml(value)]
+                    content = _flat(read_yaml(RECIPES[value]))
+                case "model.net" if Path(value).is_file():
+                    content = _flat(read_yaml(Path(value)), "model.net.")
                 case name:
-                    values[name] = parse_yaml(value)
-        return _of_network({_full_name(name): value for name, value in values.items()})
+                    content = {name: parse_yaml(value)}
+                    content = _flat(content) if name.startswith("model.net") else content
+            pairs = [(_full_name(name), value) for name, value in content.items()]
+            yield from sorted(pairs, key=lambda pair: pair[0] != NET)
+
+
+def _takes(net: Any, name: str) -> bool:
+    """Return whether a setting is none of the network's, or one that the network takes."""
+    module, _, class_name = str(net).rpartition(".")
+    kind = vars(networks).get(class_name)
+    if not name.startswith(OF_NET) or not is_network(kind) or not f"{module}.".startswith((".", f"{OURS}.")):
+        return True
+    return name.removeprefix(OF_NET) in inspect.signature(kind).parameters
 
 
 def _full_name(name: str) -> str:
     """Return the one name of a setting of the network, which the command line shortens."""
     if name == "model.net":
-        return "model.net.class_path"
-    return re.sub(r"^model\.net\.(?!class_path|init_args)", "model.net.init_args.", name)
-
-
-def _of_network(values: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what the network named last does not take, as the options of the recipe's own; so does ``fit``."""
-    module, _, name = str(values.get("model.net.class_path")).rpartition(".")
-    net, own = vars(networks).get(name), "model.net.init_args."
-    if not is_network(net) or not f"{module}.".startswith((".", f"{OURS}.")):  # one of the user's own
-        return values
-    taken = inspect.signature(net).parameters
-    return {name: value for name, value in values.items() if not name.startswith(own) or name[len(own) :] in taken}
+        return NET
+    return re.sub(r"^model\.net\.(?!class_path|init_args)", OF_NET, name)
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

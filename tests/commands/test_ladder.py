@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -226,38 +225,6 @@ def test_numbers() -> None:
     for text in ("", "a", "1-", "-1", "1,,2", "1.5", "99999999999", "0-4000000000", "1" * 5000):
         with pytest.raises(UserError, match="`steps` is"):
             parse_numbers("steps", text)
-
-
-def test_options_have_the_values_that_they_set() -> None:
-    setting = Setting("fast", ["--recipe", "fast", "--model.lr=3", "--no_report", "--data.flip", "none"])
-    assert setting.values["model.net.class_path"] == "FastCNN"
-    assert (setting.values["model.lr"], setting.values["data.flip"]) == (3, "none")
-    assert setting.values["no_report"] is True
-    assert setting.values["model.muon_lr"] == 0.24
-    assert setting.values == Setting("other", ["--recipe=fast", *setting.args[2:]]).values
-
-
-@pytest.mark.parametrize(
-    ("net", "taken"),
-    [
-        ("TutorialCNN", {}),
-        ("cifar_lit.networks.tutorial.TutorialCNN", {}),
-        ("StrongCNN", {"bias_epochs": 3, "widths": [8, 8, 8]}),
-        ("my_net.TutorialCNN", {"bias_epochs": 3, "widths": [8, 8, 8]}),  # nobody knows what it takes
-    ],
-)
-def test_options_that_the_last_network_does_not_take_are_not_noted(net: str, taken: dict[str, Any]) -> None:
-    values = Setting("", ["--recipe", "fast", "--model.net.widths=[8,8,8]", f"--model.net={net}"]).values
-    own = "model.net.init_args."
-    assert {name.removeprefix(own): value for name, value in values.items() if name.startswith(own)} == taken
-
-
-def test_all_spellings_of_a_file_and_each_value_of_a_list_are_noted() -> None:
-    Path("own.yaml").write_text("model: {lr: 0.5}")
-    for args in (["-c", "own.yaml"], ["-c=own.yaml"], ["-cown.yaml"], ["--config", "own.yaml"]):
-        assert Setting("", [*args, "--data.flip=none"]).values == {"model.lr": 0.5, "data.flip": "none"}
-    two = Setting("", ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks+=DeviceStatsMonitor"])
-    assert two.values == {"trainer.callbacks+": ["EarlyStopping", "DeviceStatsMonitor"]}
 
 
 @pytest.mark.slow
