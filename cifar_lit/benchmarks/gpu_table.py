@@ -1,8 +1,11 @@
 """The lines and the table of ``scripts/bench.py --gpu``, in Markdown."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from cifar_lit.evaluation.paired import mean_interval
 
 Row = dict[str, Any]
 SPEED_COLUMNS = ("network", "batch_size", "precision", "layout", "mode")
@@ -42,7 +45,7 @@ def table(results: Mapping[str, Any]) -> str:
             _markdown(["network", "batch", "precision", "layout", "mode", "images/s", "ratio"], _ratios(speeds))
         )
     if fits:
-        parts.append(_what_it_says(data["source"]))
+        parts.append(f"{_what_it_says(data['source'])} (means with their 95 % interval)")
         titles = ["recipe", "seeds", "accuracy", "with TTA", "training, s", "first training, s", "whole fit, s"]
         titles += ["images/s", "multiplications"]
         recipes = dict.fromkeys(row["recipe"] for row in fits)
@@ -53,8 +56,8 @@ def table(results: Mapping[str, Any]) -> str:
 
 def _what_it_says(source: str) -> str:
     if source == "cifar10":
-        return "Trainings on the official CIFAR-10, whose goals are 0.94 and 0.96 with TTA:"
-    return "Trainings on other images than the official CIFAR-10: these are no 94 and 96 %:"
+        return "Trainings on the official CIFAR-10, whose goals are 0.94 and 0.96 with TTA"
+    return "Trainings on other images than the official CIFAR-10: these are no 94 and 96 %"
 
 
 def _ratios(rows: Sequence[Row]) -> list[list[str]]:
@@ -102,8 +105,8 @@ def _describe_fits(rows: Sequence[Row]) -> str:
 def _mean(values: Sequence[float]) -> str:
     if not values:
         return ""
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{spread}"
+    mean, half_width = mean_interval(values)
+    return f"{mean:.4f}" if math.isnan(half_width) else f"{mean:.4f} ± {half_width:.4f}"
 
 
 def _name(row: Row) -> str:
