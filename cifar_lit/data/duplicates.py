@@ -18,6 +18,7 @@ from cifar_lit.files import printable
 Duplicates = Literal["keep", "drop"]
 NAMES = {"train": "training", "val": "validation", "test": "test"}
 BATCH = 500  # images at a time
+PRODUCTS = 5_000_000  # correlations at a time: 20 MB
 ALIKE = 0.99  # correlation that makes a near copy, however alike all images of a dataset are
 MAX_PAIRS, MAX_NAME = 10, 50  # copies that the results name, and characters of each name
 
@@ -48,9 +49,8 @@ def find_copies(split: Split, *others: Split) -> Copies:
     vectors, hashes_of_copies = differences(split.images), hashes[0]
     for other, others_hashes in zip(others, hashes[1:], strict=True):
         theirs = differences(other.images).numpy().T
-        found = [
-            np.argmax(part.numpy() @ theirs, 1) for part in torch.split(vectors, BATCH)
-        ]  # torch takes 2.5 times as long
+        parts = torch.split(vectors, PRODUCTS // (1 + len(other.labels)) + 1)
+        found = [np.argmax(part.numpy() @ theirs, 1) for part in parts]  # torch takes 2.5 times as long
         nearest = torch.from_numpy(np.concatenate(found))
         pairs = zip(torch.split(split.images, BATCH), torch.split(nearest, BATCH), strict=True)
         alike = torch.cat([_correlation(images, other.images[place]) for images, place in pairs])
