@@ -69,9 +69,7 @@ class BatchLoader:
             parts = [self.images[i : i + CHUNK].sum((0, 1, 2)) for i in range(0, len(self.images), CHUNK)]
             num_pixels = len(self.images) * self.size**2
             self.colour = (torch.stack(parts).sum(0) / num_pixels).round().byte().to(self.device)
-        # A GPU would wait for the places of the padding in each batch; in the memory of a CPU they would all be twice.
-        self._is_padded = isinstance(self.images, Tensor) and self.images.device.type != "cpu"
-        if self._is_padded:
+        if self.augmentation.crop_padding and isinstance(self.images, Tensor):
             self.images = pad(self.images, self.augmentation.crop_padding)
         self.epoch = 0
         self._is_begun = False  # whether an iteration of this epoch has begun
@@ -124,16 +122,12 @@ class BatchLoader:
         return self.augmentation.apply(self._cut(index, params.corners), params, self.colour)
 
     def _cut(self, index: Tensor, corners: Tensor | None) -> Tensor:
-        """Return a batch, ``(n, size, size, 3)``, cropped at the corners; what is not on a GPU is padded for that."""
-        if corners is None:
-            return self._read(index)
-        if self._is_padded:
-            return crop(self.images, index, corners, self.size)
-        padded = pad(self._read(index), self.augmentation.crop_padding)
-        return crop(padded, torch.arange(len(index), device=self.device), corners, self.size)
-
-    def _read(self, index: Tensor) -> Tensor:
-        return self.images.index_select(0, index if self._is_padded else index.cpu()).to(self.device)
+        """Return a batch, ``(n, size, size, 3)``; images that are read for it are padded one batch at a time."""
+        images = self.images
+        if isinstance(images, StoredImages):
+            images = pad(images.index_select(0, index.cpu()).to(self.device), self.augmentation.crop_padding)
+            index = torch.arange(len(index), device=index.device)
+        return images.index_select(0, index) if corners is None else crop(images, index, corners, self.size)
 
 
 def check_batch(batch: Any, batch_idx: int = 0) -> tuple[Tensor, Tensor]:
