@@ -45,7 +45,7 @@ def table(results: Mapping[str, Any]) -> str:
             _markdown(["network", "batch", "precision", "layout", "mode", "images/s", "ratio"], _ratios(speeds))
         )
     if fits:
-        parts.append(f"{_what_it_says(data['source'])} (means with their 95 % interval)")
+        parts.append(f"{_what_it_says(data['source'])} (means with their 95 % interval):")
         titles = ["recipe", "seeds", "accuracy", "with TTA", "training, s", "first training, s", "whole fit, s"]
         titles += ["images/s", "multiplications"]
         recipes = dict.fromkeys(row["recipe"] for row in fits)

@@ -1,6 +1,7 @@
 """Options of ``fit`` under a name, and what they set."""
 
 import inspect
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lit import networks
-from cifar_lit.networks.finding import OURS, is_network
+from cifar_lit.networks.finding import is_network, is_ours
 from cifar_lit.recipes import RECIPES
 from cifar_lit.schema import parse_yaml, read_yaml
 
@@ -24,10 +25,11 @@ class Setting:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What the options set, by their names: those of files, too. A later one wins.
+        """What the options set, by their names: those of files, too.
 
-        What another network leaves of the options before it is what it takes, as in ``fit``; one that is no class of
-        ``cifar_lit.networks`` is not imported for that, and leaves all.
+        As in ``fit``, the last recipe comes first, wherever it stands; else a later option wins. A network that is
+        named later keeps those options of the one before that it takes. One that is not of ``cifar_lit.networks`` is
+        not imported to find out, and keeps all.
         """
         values: dict[str, Any] = {}
         for name, value in self._given():
@@ -37,32 +39,40 @@ class Setting:
         return values
 
     def _given(self) -> Iterator[tuple[str, Any]]:
-        """Yield each setting and its value, in order."""
+        """Yield each setting and its value, in the order in which ``fit`` takes them."""
+        options = list(self._options())
+        recipes = [value for name, value in options if name == "recipe" and value in RECIPES]
+        for recipe in recipes[-1:]:
+            yield from _settings("config", str(RECIPES[recipe]))
+        for name, value in options:
+            if name != "recipe" or value not in RECIPES:
+                yield from _settings(name, value)
+
+    def _options(self) -> Iterator[tuple[str, str]]:
+        """Yield the name and the text of each option; a switch has the text true."""
         args = [re.sub(r"^-c=?(?=.)", "--config=", "--config" if word == "-c" else word) for word in self.args]
         words = [part for word in args for part in word.split("=", 1)]
         for word, following in zip(words, [*words[1:], "--"], strict=True):
-            if not word.startswith("--"):
-                continue
-            value = "true" if following.startswith("--") else following
-            match word.removeprefix("--"):
-                case "config":
-                    content = _flat(read_yaml(Path(value)))
-                case "recipe" if value in RECIPES:
-                    content = _flat(read_yaml(RECIPES[value]))
-                case "model.net" if Path(value).is_file():
-                    content = _flat(read_yaml(Path(value)), "model.net.")
-                case name:
-                    content = {name: parse_yaml(value)}
-                    content = _flat(content) if name.startswith("model.net") else content
-            pairs = [(_full_name(name), value) for name, value in content.items()]
-            yield from sorted(pairs, key=lambda pair: pair[0] != NET)
+            if word.startswith("--"):
+                yield word.removeprefix("--"), "true" if following.startswith("--") else following
+
+
+def _settings(name: str, text: str) -> list[tuple[str, Any]]:
+    """Return the settings of an option by their full names, with the class of a network before its options."""
+    is_file = name == "config" or (name == "model.net" and os.path.isfile(text))  # noqa: PTH113 (Path's may raise)
+    value = read_yaml(Path(text)) if is_file else parse_yaml(text)
+    is_group = is_file or name in ("model", "data", "trainer") or name.startswith("model.net")
+    content = {name: value}
+    if is_group and isinstance(value, dict):
+        content = _flat(value, "" if name == "config" else f"{name}.")
+    return sorted(((_full_name(key), part) for key, part in content.items()), key=lambda pair: pair[0] != NET)
 
 
 def _takes(net: Any, name: str) -> bool:
     """Return whether a setting is none of the network's, or one that the network takes."""
-    module, _, class_name = str(net).rpartition(".")
-    kind = vars(networks).get(class_name)
-    if not name.startswith(OF_NET) or not is_network(kind) or not f"{module}.".startswith((".", f"{OURS}.")):
+    path = str(net)
+    kind = vars(networks).get(path.rpartition(".")[2]) if "." not in path or is_ours(path) else None
+    if not name.startswith(OF_NET) or not is_network(kind):
         return True
     return name.removeprefix(OF_NET) in inspect.signature(kind).parameters
 

@@ -49,7 +49,7 @@ def find_copies(split: Split, *others: Split) -> Copies:
     vectors, hashes_of_copies = differences(split.images), hashes[0]
     for other, others_hashes in zip(others, hashes[1:], strict=True):
         theirs = differences(other.images).numpy().T
-        parts = torch.split(vectors, PRODUCTS // (1 + len(other.labels)) + 1)
+        parts = torch.split(vectors, max(1, PRODUCTS // max(1, len(other.labels))))
         found = [np.argmax(part.numpy() @ theirs, 1) for part in parts]  # torch takes 2.5 times as long
         nearest = torch.from_numpy(np.concatenate(found))
         pairs = zip(torch.split(split.images, BATCH), torch.split(nearest, BATCH), strict=True)

@@ -1,4 +1,4 @@
-"""What the options of a setting come to: of files and the command line, in all spellings, as in ``fit``."""
+"""What the options of a setting come to: of files and the command line, in several spellings, as in ``fit``."""
 
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,35 @@ def test_settings_have_the_options_of_the_last_network(args: list[str], options:
     assert {name.removeprefix(own): value for name, value in values.items() if name.startswith(own)} == options
 
 
-@pytest.mark.parametrize("net", ["StrongCNN", "ResNet18"])
-def test_fit_leaves_the_same_options_to_another_network(net: str) -> None:
-    args = [*SWITCH, f"--model.net={net}", "--data.source=synthetic", "--trainer.accelerator=cpu"]
-    own = "model.net.init_args."
-    noted = {name: value for name, value in Setting("", args).values.items() if name.startswith(own)}
-    of_fit = check(args).model.hparams["net"]["init_args"]
-    assert noted == {f"{own}{name}": of_fit[name] for name in of_fit if f"{own}{name}" in noted}
-    assert {name for name in ("widths", "bias_epochs") if name in of_fit} == {name.removeprefix(own) for name in noted}
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--model.net=StrongCNN"],
+        ["--model.net={class_path: ResNet18}"],
+        ["--model.net", "net.yaml"],
+        ["--config", "whole.yaml", "--model={lr: 7}"],
+        ["--recipe", "strong"],
+        ["--model.lr=3", "--recipe", "strong", "--recipe", "fast10"],  # the last recipe comes first
+        ["--config", "lr.yaml", "--recipe", "fast10", "--model.net.init_args={widths: [8, 8]}"],
+    ],
+)
+def test_what_is_noted_is_what_fit_takes(args: list[str]) -> None:
+    Path("net.yaml").write_text("{init_args: {num_convs: 2}, class_path: StrongCNN}")
+    Path("whole.yaml").write_text("model: {net: {class_path: StrongCNN}}")
+    Path("lr.yaml").write_text("model: {lr: 0.5}")
+    args = [*SWITCH, *args, "--data.source=synthetic", "--trainer.accelerator=cpu"]
+    values, hparams = Setting("", args).values, check(args).model.hparams
+    own, taken = "model.net.init_args.", hparams["net"]["init_args"]
+    noted = {name.removeprefix(own): value for name, value in values.items() if name.startswith(own)}
+    assert noted == {name: taken[name] for name in noted}
+    assert {name for name in ("widths", "bias_epochs") if taken.get(name) is not None} <= noted.keys() | {"widths"}
+    assert values["model.net.class_path"].rpartition(".")[2] == hparams["net"]["class_path"].rpartition(".")[2]
+    assert values["model.lr"] == hparams["lr"]
+
+
+def test_a_long_mapping_is_no_name_of_a_file() -> None:
+    text = "{class_path: StrongCNN, init_args: {num_convs: 2" + " " * 300 + "}}"
+    assert Setting("", [f"--model.net={text}"]).values["model.net.init_args.num_convs"] == 2
 
 
 def test_a_later_spelling_of_an_option_wins() -> None:
