@@ -57,15 +57,15 @@ class Setting:
                 yield word.removeprefix("--"), "true" if following.startswith("--") else following
 
 
-def _settings(name: str, text: str) -> list[tuple[str, Any]]:
-    """Return the settings of an option by their full names, with the class of a network before its options."""
+def _settings(name: str, text: str) -> Iterator[tuple[str, Any]]:
+    """Yield the settings of an option by their full names."""
     is_file = name == "config" or (name == "model.net" and os.path.isfile(text))  # noqa: PTH113 (Path's may raise)
     value = read_yaml(Path(text)) if is_file else parse_yaml(text)
     is_group = is_file or name in ("model", "data", "trainer") or name.startswith("model.net")
     content = {name: value}
     if is_group and isinstance(value, dict):
         content = _flat(value, "" if name == "config" else f"{name}.")
-    return sorted(((_full_name(key), part) for key, part in content.items()), key=lambda pair: pair[0] != NET)
+    yield from ((_full_name(key), part) for key, part in content.items())
 
 
 def _takes(net: Any, name: str) -> bool:
