@@ -11,7 +11,7 @@ from pathlib import Path
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
 from cifar_lit.commands.experiment import Experiment
 from cifar_lit.commands.ladder import INSTEAD, parse_seeds
-from cifar_lit.commands.setting import Setting
+from cifar_lit.commands.setting import Setting, holding_out
 from cifar_lit.commands.trial import MACHINE_OPTIONS, Row, add_machine_options, machine_options
 from cifar_lit.errors import UserError
 from cifar_lit.evaluation.ladder import in_percent
@@ -33,8 +33,8 @@ def main(args: Sequence[str]) -> int:
         given = {name: _words(name, vars(options)[name]) for name in NAMES}
         for name, words in {**given, "": common}.items():
             _check(words, f"--{name} has " if name else "")
-        settings = [Setting(name, [*given[name], *common]) for name in NAMES]
-        settings = [Setting(name, _with_validation(setting)) for name, setting in zip(NAMES, settings, strict=True)]
+        of_each = {name: [*given[name], *common] for name in NAMES}
+        settings = [Setting(name, [*args, *holding_out(args)]) for name, args in of_each.items()]
         if settings[0].values == settings[1].values:
             raise UserError("`first` and `second` set the same: they must differ in a setting")
         searched = json.dumps([setting.values for setting in settings], sort_keys=True)
@@ -122,12 +122,6 @@ def _check(words: Sequence[str], start: str) -> None:
             raise UserError(f"{start}{option}, which is not an option of paired: {INSTEAD[name]}")
         if start and name in MACHINE_OPTIONS:
             raise UserError(f"{start}{option}, which is the same for both settings: give it outside of the quotes")
-
-
-def _with_validation(setting: Setting) -> list[str]:
-    """Hold out the usual number of images where a recipe holds out none: the runs are judged on them."""
-    without = setting.values.get("data.val_size") == 0
-    return [*setting.args, *(["--data.val_size=null"] if without else [])]
 
 
 def _parser() -> CommandParser:

@@ -57,6 +57,11 @@ class Setting:
                 yield word.removeprefix("--"), "true" if following.startswith("--") else following
 
 
+def holding_out(args: Sequence[str]) -> list[str]:
+    """Return the option that holds out the usual number of images, if these hold out none: to be judged on."""
+    return ["--data.val_size=null"] if Setting("", args).values.get("data.val_size") == 0 else []
+
+
 def _settings(name: str, text: str) -> Iterator[tuple[str, Any]]:
     """Yield the settings of an option by their full names."""
     is_file = name == "config" or (name == "model.net" and os.path.isfile(text))  # noqa: PTH113 (Path's may raise)

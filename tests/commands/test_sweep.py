@@ -98,6 +98,21 @@ def test_the_best_is_a_command_and_test_is_left_alone(
     assert score in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy"))
 
 
+@pytest.mark.parametrize("recipe", ["tuned", "small"])
+def test_trials_of_a_recipe_without_validation_hold_out_images(
+    recipe: str, tiny_root: Path, capsys: pytest.CaptureFixture[str], refused: Refused
+) -> None:
+    command = ["sweep", "--recipe", recipe, *LRS, "--data.source", "images", "--data.root", str(tiny_root), *SHORT]
+    sweep(*command[1:], "--trials", "1")
+    printed = capsys.readouterr().out
+    assert f"{the_study().best_value:.4f} on validation" in printed
+    best = shlex.split(printed.splitlines()[-1])
+    assert best[:4] == ["cifar-lit", "fit", "--recipe", recipe]
+    assert not any("val_size" in word for word in best)  # it trains on all, as the recipe does
+    code, line = refused([*command, "--data.val_size", "0"])
+    assert (code, "--data.val_size: a sweep is judged on validation" in line) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("choices", "expected"),
     [
