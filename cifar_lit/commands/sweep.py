@@ -19,7 +19,7 @@ from cifar_lit.cli.filters import without_notices
 from cifar_lit.cli.fit import fit
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
 from cifar_lit.commands.ranges import RANGES, Suggest, parse_ranges
-from cifar_lit.commands.setting import holding_out
+from cifar_lit.commands.setting import Setting, holding_out
 from cifar_lit.commands.trial import TRIAL_OPTIONS, add_machine_options, as_options, machine_options
 from cifar_lit.errors import UserError, import_extra, is_out_of_memory, require
 from cifar_lit.files import printable, shorten
@@ -43,11 +43,13 @@ def main(args: Sequence[str]) -> int:
         machine = machine_options(options)
         given = {word.partition("=")[0].removeprefix("--") for word in training if word.startswith("--")}
         ranges = parse_ranges(options.set, given | machine.keys())
-        searched = json.dumps([options.recipe, sorted(options.set), training])
+        recipe = ["--recipe", options.recipe]
+        settings = hashlib.sha256(json.dumps(Setting("", recipe).values).encode()).hexdigest()[:8]  # may change
+        searched = json.dumps([options.recipe, settings, sorted(options.set), training])
         name = options.study or f"{options.recipe}-{hashlib.sha256(searched.encode()).hexdigest()[:8]}"
         storage = options.storage or _default_storage(machine.get("trainer.default_root_dir", "."))
-        recipe = ["--recipe", options.recipe]
-        sweep = Sweep([*recipe, *training, *as_options(machine)], holding_out(recipe), ranges, options.trials)
+        fit_options = [*recipe, *holding_out(recipe), *training, *as_options(machine)]
+        sweep = Sweep(fit_options, ranges, options.trials)
         sweep.open(storage, name, searched)
         with sweep.using_storage():
             sweep.run()
@@ -60,13 +62,10 @@ def main(args: Sequence[str]) -> int:
 class Sweep:
     """A study in a database, and the fits that are its trials."""
 
-    def __init__(
-        self, fit_options: list[str], trial_options: list[str], ranges: dict[str, Suggest], num_trials: int
-    ) -> None:
+    def __init__(self, fit_options: list[str], ranges: dict[str, Suggest], num_trials: int) -> None:
         self.optuna = import_extra("optuna", extra="sweep")
         self.optuna.logging.set_verbosity(self.optuna.logging.ERROR)
         self.fit_options = fit_options
-        self.trial_options = [*TRIAL_OPTIONS, *trial_options]  # which fit_options may overrule
         self.ranges = ranges
         self.num_trials = num_trials
 
@@ -143,7 +142,7 @@ class Sweep:
         try:
             with tqdm(desc=title, unit="epoch", disable=None, leave=False) as bar, without_notices():
                 pruner = PruningCallback(trial, bar)
-                fit([*self.trial_options, *self.fit_options, *as_options(values)], pruner=pruner)
+                fit([*TRIAL_OPTIONS, *self.fit_options, *as_options(values)], pruner=pruner)
         except SystemExit as stopped:
             self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)  # Optuna would leave it running
             if stopped.code in (130, 143):

@@ -13,6 +13,7 @@ import pytest
 from cifar_lit.commands.ranges import parse_range
 from cifar_lit.errors import UserError
 from cifar_lit.main import main
+from cifar_lit.recipes import RECIPES
 from tests.helpers.processes import at_step, run, signal_at
 from tests.helpers.runs import Refused, forbid_test_images
 
@@ -107,8 +108,7 @@ def test_trials_of_a_recipe_without_validation_hold_out_images(
     printed = capsys.readouterr().out
     assert f"{the_study().best_value:.4f} on validation" in printed
     best = shlex.split(printed.splitlines()[-1])
-    assert best[:4] == ["cifar-lit", "fit", "--recipe", recipe]
-    assert not any("val_size" in word for word in best)  # it trains on all, as the recipe does
+    assert best[:5] == ["cifar-lit", "fit", "--recipe", recipe, "--data.val_size=null"]  # the same images
     code, line = refused([*command, "--data.val_size", "0"])
     assert (code, "--data.val_size: a sweep is judged on validation" in line) == (2, True)
 
@@ -252,6 +252,18 @@ def test_a_study_of_something_else_is_refused(tiny_args: list[str], refused: Ref
         code, line = refused(["sweep", "--study", "first", *tiny_args, *moved, *options])
         assert code == 2
         assert "--study is first, which searches something else" in line
+
+
+def test_a_study_of_a_recipe_that_has_changed_is_refused(
+    tiny_args: list[str], refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["sweep", *LRS, "--trials", "1", "--study", "first", *tiny_args, *SHORT]
+    assert main(command) == 0
+    changed = RECIPES["tutorial"].read_text(encoding="utf-8").replace("max_epochs: 20", "max_epochs: 21")
+    Path("changed.yaml").write_text(changed, encoding="utf-8")
+    monkeypatch.setitem(RECIPES, "tutorial", Path("changed.yaml"))
+    code, line = refused(command)
+    assert (code, "--study is first, which searches something else" in line) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,8 @@ def test_soak(real_images: Path, tmp_path: Path) -> None:
     """
     end = time.monotonic() + 60 * float(os.environ.get("CIFAR_LIT_SOAK_MINUTES", "1"))
     options = ["fit", "--data.source", "images", "--data.root", str(real_images), "--recipe", "tuned"]
-    options += ["--trainer.max_epochs", "12", "--checkpoint.every_n_steps", "50", "--no_report"]
+    options += ["--data.val_size", "5000", "--trainer.max_epochs", "12"]
+    options += ["--checkpoint.every_n_steps", "50", "--no_report"]
     kills: dict[str, int] = {}
     trainings = 0
     while time.monotonic() < end:
