@@ -44,7 +44,8 @@ def main(args: Sequence[str]) -> int:
         given = {word.partition("=")[0].removeprefix("--") for word in training if word.startswith("--")}
         ranges = parse_ranges(options.set, given | machine.keys())
         recipe = ["--recipe", options.recipe]
-        settings = hashlib.sha256(json.dumps(Setting("", recipe).values).encode()).hexdigest()[:8]  # may change
+        # By its settings, too: another version may have others under its name.
+        settings = hashlib.sha256(json.dumps(Setting("", recipe).values).encode()).hexdigest()[:8]
         searched = json.dumps([options.recipe, settings, sorted(options.set), training])
         name = options.study or f"{options.recipe}-{hashlib.sha256(searched.encode()).hexdigest()[:8]}"
         storage = options.storage or _default_storage(machine.get("trainer.default_root_dir", "."))
