@@ -16,7 +16,7 @@ from cifar_lit.data.loader import training_images
 from cifar_lit.errors import UserError, require
 from cifar_lit.networks import Network
 from cifar_lit.networks.base import load_once
-from cifar_lit.networks.kernels import FLOAT32, check_kernels, choose_kernels, set_kernels
+from cifar_lit.networks.kernels import check_kernels, choose_kernels, dtype_of, set_kernels
 from cifar_lit.networks.winograd import Kernels
 from cifar_lit.optim import count_steps
 from cifar_lit.prediction import Predictor
@@ -86,8 +86,8 @@ class FineTuning(Predictor):
 
     def choose_kernels(self, sizes: Sequence[int] | None, batch_size: int, precision: Any, *, on_cpu: bool) -> Kernels:
         """Return the kernels for a training: those that are faster where there is a choice, else torch's own."""
-        has_choice = on_cpu and precision in FLOAT32 and not self.hparams["compile"]
-        return choose_kernels(self.net, sizes or [self.image_size], batch_size) if has_choice else "direct"
+        dtype = dtype_of(precision) if on_cpu and not self.hparams["compile"] else None
+        return choose_kernels(self.net, sizes or [self.image_size], batch_size, dtype) if dtype else "direct"
 
     def setup(self, stage: str) -> None:
         """Check the network, and show some training images to a new one with data-dependent initialisation."""

@@ -1,5 +1,6 @@
 """What ``auto`` stands for in a run: settled once, before anything of the run is written."""
 
+import functools
 from typing import Any
 
 import torch
@@ -45,16 +46,19 @@ def _choose(cli: FitCLI, kernels: Any, precision: Any) -> tuple[Any, Any]:
     accelerator, has_cuda = cli.trainer_options["accelerator"], torch.cuda.is_available()
     on_cpu = accelerator == "cpu" or not torch.accelerator.is_available()
     keep_freed_memory()
-    is_auto = kernels == "auto"
-    if is_auto and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        kernels = model.choose_kernels(sizes, batch_size, None if precision == "auto" else precision, on_cpu=on_cpu)
-    if precision == "auto":
-        model.use_kernels(kernels)  # to compare with
+    is_chosen = kernels == "auto" and rank_zero_only.rank == 0  # type: ignore[attr-defined]
+
+    @functools.cache
+    def kernels_in(precision: Any) -> Any:
+        return model.choose_kernels(sizes, batch_size, precision, on_cpu=on_cpu) if is_chosen else kernels
+
+    if precision == "auto" and on_cpu:
+        both = kernels_in("bf16-mixed"), kernels_in("32-true")
+        precision = choose_precision(model.net, max(sizes), batch_size, both)
+    elif precision == "auto":
         has_bfloat16 = has_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16-mixed" if has_bfloat16 and not on_cpu else "32-true"
-        precision = choose_precision(model.net, max(sizes), batch_size) if on_cpu else precision
-        kernels = "direct" if is_auto and precision != "32-true" else kernels
-    return kernels, precision
+        precision = "bf16-mixed" if has_bfloat16 else "32-true"
+    return kernels_in(precision), precision
 
 
 def _in_words(kernels: Any) -> str:

@@ -35,8 +35,8 @@ CALM = 0.8
 """Share of its processors' time that a process has while it measures, or other work disturbs it."""
 PRODUCTS = 1e9
 """Of torch's convolution, forward, for the images that are measured; the whole batch would take seconds."""
-FLOAT32 = ("32-true", "32", 32, None)
-"""What the Trainer calls it."""
+FLOAT32, BFLOAT16 = ("32-true", "32", 32, None), ("bf16-mixed", "bf16")
+"""What the Trainer calls them."""
 NUM_PIXELS = 32 * 32 * 32
 """Of the images in a step that is measured."""
 Precision = Literal["32-true", "bf16-mixed"]
@@ -60,15 +60,25 @@ def set_kernels(net: nn.Module, kernels: Kernels) -> None:
             layer.kernels = kernels
 
 
-def choose_kernels(net: nn.Module, sizes: Iterable[int], batch_size: int) -> Kernels:
-    """Return the faster kernel of each convolution, by its shape, for a training in float32 on the CPU.
+def dtype_of(precision: Any) -> torch.dtype | None:
+    """Return the type of convolutions on this CPU by the Trainer's precision, if there are two kernels for it."""
+    if precision in FLOAT32:
+        return torch.float32
+    return torch.bfloat16 if precision in BFLOAT16 and has_fast_bfloat16() else None
 
-    It is winograd for all if other work on the machine disturbs the measuring.
+
+def choose_kernels(
+    net: nn.Module, sizes: Iterable[int], batch_size: int, dtype: torch.dtype = torch.float32
+) -> Kernels:
+    """Return the faster kernel of each convolution, by its shape, for a training on the CPU.
+
+    If other work on the machine disturbs the measuring it is winograd for all, in bfloat16 direct.
 
     Args:
         net: The network, which stays as it is; so do the global random numbers.
         sizes: Height and width of the images.
         batch_size: Images of a step, of which a part is measured.
+        dtype: That of the convolutions: float32, or bfloat16 by autocast.
     """
     shapes = {name: shape for size in sorted(set(sizes)) for name, shape in _shapes(net, size).items()}
     chosen: dict[str, Kernel] = {}
@@ -76,25 +86,33 @@ def choose_kernels(net: nn.Module, sizes: Iterable[int], batch_size: int) -> Ker
         for name, (num_in, num_out, height) in shapes.items():
             num_images = min(batch_size, part_size(num_in, num_out, height))
             what = f"winograd/direct: {name}, {num_images} images, {torch.get_num_threads()} threads"
+            what += ", bfloat16" * (dtype == torch.bfloat16)
             if what not in shares:
-                share = time_winograd(num_images, num_in, num_out, height)
+                share = time_winograd(dtype, num_images, num_in, num_out, height)
                 if share is None:
-                    return "winograd"
+                    return "winograd" if dtype == torch.float32 else "direct"
                 shares[what] = share
             chosen[name] = "winograd" if shares[what] < PAYS["winograd"] else "direct"
     return chosen
 
 
-def choose_precision(net: nn.Module, size: int, batch_size: int) -> Precision:
-    """Return the faster precision for a training of a network on the CPU, with images of a size; it stays as it is."""
+def choose_precision(net: nn.Module, size: int, batch_size: int, kernels: tuple[Kernels, Kernels]) -> Precision:
+    """Return the faster precision for a training of a network on the CPU, with images of a size; it stays as it is.
+
+    Args:
+        net: The network.
+        size: Height and width of the images.
+        batch_size: Images of a step, of which a part is measured.
+        kernels: Those in bfloat16, and those in float32.
+    """
     if not has_fast_bfloat16():
         return "32-true"
     num_images = max(2, min(batch_size, NUM_PIXELS // size**2))
     num_parameters = sum(parameter.numel() for parameter in net.parameters())
-    what = f"bf16-mixed/32-true: {type(net).__name__}, {num_parameters} parameters, {num_images} images of {size}"
+    what = f"bfloat16/float32: {type(net).__name__}, {num_parameters} parameters, {num_images} images of {size}"
     with _measured() as shares:
         if what not in shares:
-            share = time_bfloat16(net, num_images, size)
+            share = time_bfloat16(net, num_images, size, kernels)
             if share is None:  # disturbed
                 return "32-true"
             shares[what] = share
@@ -106,33 +124,36 @@ def part_size(num_in: int, num_out: int, height: int) -> int:
     return max(1, round(PRODUCTS / (9 * num_in * num_out * height**2)))
 
 
-def time_winograd(num_images: int, num_in: int, num_out: int, height: int) -> float | None:
+def time_winograd(dtype: torch.dtype, num_images: int, num_in: int, num_out: int, height: int) -> float | None:
     """Return the time of Winograd's method as a share of that of torch's convolution; None if it was disturbed."""
     generator = torch.Generator().manual_seed(0)  # not the global one
     shapes = (num_images, num_in, height, height), (num_out, num_in, 3, 3), (num_images, num_out, height, height)
     images, filters, towards = (
         torch.randn(shape, generator=generator).contiguous(memory_format=torch.channels_last) for shape in shapes
     )
-    parts = images.requires_grad_(), filters.requires_grad_()
+    images, filters, towards = images.to(dtype).requires_grad_(), filters.requires_grad_(), towards.to(dtype)
+    parts = images, filters
     return _share(
         lambda: torch.autograd.grad(WinogradConvolution.apply(*parts), parts, towards),
-        lambda: torch.autograd.grad(F.conv2d(*parts, padding=1), parts, towards),
+        lambda: torch.autograd.grad(F.conv2d(images, filters.to(dtype), padding=1), parts, towards),
     )
 
 
-def time_bfloat16(net: nn.Module, num_images: int, size: int) -> float | None:
+def time_bfloat16(net: nn.Module, num_images: int, size: int, kernels: tuple[Kernels, Kernels]) -> float | None:
     """Return the time of forward and backward in bfloat16 as a share of that in float32; None if it was disturbed."""
-    net = copy.deepcopy(net).train()  # which has gradients and statistics of its own
+    nets = [copy.deepcopy(net).train() for _ in kernels]  # which have gradients and statistics of their own
+    for one, of_one in zip(nets, kernels, strict=True):
+        set_kernels(one, of_one)
     images = torch.rand(num_images, 3, size, size, generator=torch.Generator().manual_seed(0))
     images = images.contiguous(memory_format=torch.channels_last)
 
-    def step(is_autocast: bool) -> None:
+    def step(net: nn.Module, is_autocast: bool) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_autocast):
             logits = net(images)
         torch.autograd.backward(logits.float().square().mean())
 
     with torch.random.fork_rng(devices=[]):  # dropout
-        return _share(lambda: step(True), lambda: step(False))
+        return _share(lambda: step(nets[0], True), lambda: step(nets[1], False))
 
 
 def _share(one: Callable[[], object], other: Callable[[], object]) -> float | None:

@@ -4,7 +4,8 @@ The output is divided into tiles of ``m x m`` pixels, each of which depends on a
 Patches and filters are transformed, multiplied at each position as matrices over the channels, and transformed back.
 For m = 4 that takes 36 products per tile and pair of channels instead of 144. torch 2.14 does not do this on a CPU
 without AVX-512. With many channels the transforms pay off: with 256 at 8x8 pixels, forward and backward together take
-less than half the time. The result differs by rounding, a relative difference of a few 1e-6.
+less than half the time. The result differs by rounding, a relative difference of a few 1e-6; in bfloat16 it is about
+2e-2, where torch's convolution has 3e-3.
 """
 
 import functools
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-POINTS = (0, 1, -1, 2, -2)  # to interpolate at, with infinity: small integers keep rounding errors small
+POINTS = (0, 0.75, -0.75, 1.5, -1.5)
+"""To interpolate at, with infinity. Of ten sets tried in bfloat16 this rounds least: half as much as small integers."""
 MIN_CHANNELS = 64  # of a layer, in and out, from which the transforms pay off where nothing was measured
 PART = 500
 """Images that are computed together."""
@@ -26,7 +28,7 @@ Kernels = Literal["auto", "direct", "winograd"] | dict[str, Kernel]
 
 
 class Transforms(NamedTuple):
-    """The transforms of a tile size m, each for both axes at once (Kronecker products), float32."""
+    """The transforms of a tile size m, each for both axes at once (Kronecker products)."""
 
     patches: Tensor  # ((m + 2)^2, (m + 2)^2)
     filters: Tensor  # ((m + 2)^2, 9)
@@ -34,7 +36,7 @@ class Transforms(NamedTuple):
 
 
 @functools.cache
-def transforms(m: int) -> Transforms:
+def transforms(m: int, dtype: torch.dtype = torch.float32) -> Transforms:
     """Return the transforms of a tile size of 2, 3 or 4, by the Toom-Cook construction."""
     points = np.array(POINTS[: m + 1])
     others = [points[points != point] for point in points]
@@ -44,7 +46,7 @@ def transforms(m: int) -> Transforms:
     patches = np.zeros((m + 2, m + 2))
     for row, roots in enumerate([*others, points]):
         patches[row, : len(roots) + 1] = np.poly(roots)[::-1]
-    return Transforms(*(torch.from_numpy(np.kron(one, one)).float() for one in (patches, filters, outputs)))
+    return Transforms(*(torch.from_numpy(np.kron(one, one)).to(dtype) for one in (patches, filters, outputs)))
 
 
 def tile_size(height: int, width: int) -> int:
@@ -73,31 +75,32 @@ class Tiling(NamedTuple):
         n = m + 2
         padded = F.pad(images, (0, 0, 1, columns * m + 1 - width, 1, rows * m + 1 - height))
         patches = padded.unfold(1, n, m).unfold(2, n, m).permute(4, 5, 0, 1, 2, 3).reshape(n * n, -1)
-        return (transforms(m).patches @ patches).view(n * n, -1, images.shape[3])
+        return (transforms(m, images.dtype).patches @ patches).view(n * n, -1, images.shape[3])
 
     def output(self, products: Tensor, num_images: int) -> Tensor:
-        """Transform products back into the output ``(N, h, w, out)``."""
+        """Transform products back into the output, in tiles: ``(N, rows, m, columns, m, out)``, a view."""
+        _, _, rows, columns, m = self
+        tiles = transforms(m, products.dtype).outputs @ products.view(len(products), -1)
+        return tiles.view(m, m, num_images, rows, columns, -1).permute(2, 3, 0, 4, 1, 5)
+
+    def tiles(self, images: Tensor) -> Tensor:
+        """Divide images ``(N, h, w, out)`` into tiles ``(N, rows, m, columns, m, out)``: a view, if the tiles fit."""
         height, width, rows, columns, m = self
-        num_out = products.shape[2]
-        tiles = (transforms(m).outputs @ products.view(len(products), -1)).view(
-            m, m, num_images, rows, columns, num_out
-        )
-        output = tiles.permute(2, 3, 0, 4, 1, 5).reshape(num_images, rows * m, columns * m, num_out)
-        return output[:, :height, :width]
+        if (rows * m, columns * m) != (height, width):
+            images = F.pad(images, (0, 0, 0, columns * m - width, 0, rows * m - height))
+        return images.reshape(len(images), rows, m, columns, m, -1)
 
     def products(self, gradient: Tensor) -> Tensor:
         """Return the gradient of the products for that of the output ``(N, h, w, out)``."""
-        height, width, rows, columns, m = self
-        num_images, num_out = len(gradient), gradient.shape[3]
-        output = F.pad(gradient, (0, 0, 0, columns * m - width, 0, rows * m - height))
-        tiles = output.reshape(num_images, rows, m, columns, m, num_out).permute(2, 4, 0, 1, 3, 5).reshape(m * m, -1)
-        return (transforms(m).outputs.T @ tiles).view((m + 2) ** 2, -1, num_out)
+        m, num_out = self.m, gradient.shape[3]
+        tiles = self.tiles(gradient).permute(2, 4, 0, 1, 3, 5).reshape(m * m, -1)
+        return (transforms(m, gradient.dtype).outputs.T @ tiles).view((m + 2) ** 2, -1, num_out)
 
     def images(self, gradient: Tensor, num_images: int) -> Tensor:
         """Return the gradient of the images ``(N, h, w, in)`` for that of the transformed patches."""
         height, width, rows, columns, m = self
         n, num_in = m + 2, gradient.shape[2]
-        patches = transforms(m).patches.T @ gradient.view(n * n, -1)
+        patches = transforms(m, gradient.dtype).patches.T @ gradient.view(n * n, -1)
         patches = patches.view(n, n, num_images, rows, columns, num_in).permute(2, 3, 0, 4, 1, 5)
         # A patch covers its own tile and two rows and columns of the next ones, where overlapping patches are summed.
         padded = patches.new_zeros(num_images, rows + 1, m, columns + 1, m, num_in)
@@ -109,7 +112,7 @@ class Tiling(NamedTuple):
 
 
 class WinogradConvolution(torch.autograd.Function):
-    """Convolution with 3x3 filters, stride 1 and zero padding of 1, of float32 on the CPU.
+    """Convolution with 3x3 filters in float32, stride 1 and zero padding of 1, of float32 or bfloat16 on the CPU.
 
     Large batches are computed in parts of ``PART`` images: what is between the products of a whole one is too large for
     any cache, and is written and read from memory.
@@ -120,16 +123,18 @@ class WinogradConvolution(torch.autograd.Function):
         """Map images ``(N, in, h, w)``, filters ``(out, in, 3, 3)`` to ``(N, out, h, w)``, channels last in memory."""
         num_images, num_in, height, width = images.shape
         tiling, num_out = Tiling.of(height, width), len(filters)
-        by = transforms(tiling.m)
-        filters_t = (by.filters @ filters.permute(2, 3, 1, 0).reshape(9, -1)).view(-1, num_in, num_out)
+        _, _, rows, columns, m = tiling
+        filters_t = transforms(m).filters @ filters.permute(2, 3, 1, 0).reshape(9, -1)
+        filters_t = filters_t.view(-1, num_in, num_out).to(images.dtype)
         transformed = []
-        output = images.new_empty(num_images, height, width, num_out)
+        output = images.new_empty(num_images, rows, m, columns, m, num_out)
         for start in range(0, num_images, PART):
             part = images[start : start + PART].permute(0, 2, 3, 1)
             transformed.append(tiling.patches(part))
             output[start : start + PART] = tiling.output(torch.bmm(transformed[-1], filters_t), len(part))
         ctx.save_for_backward(filters_t, *transformed)
         ctx.tiling = tiling
+        output = output.view(num_images, rows * m, columns * m, num_out)[:, :height, :width].contiguous()
         return output.permute(0, 3, 1, 2)
 
     @staticmethod
@@ -139,7 +144,7 @@ class WinogradConvolution(torch.autograd.Function):
         filters_t, *transformed = ctx.saved_tensors
         tiling: Tiling = ctx.tiling
         gradient = gradients[0].permute(0, 2, 3, 1)
-        of_filters = torch.zeros_like(filters_t)
+        of_filters = torch.zeros_like(filters_t, dtype=torch.float32)
         of_images = gradient.new_empty(*gradient.shape[:3], filters_t.shape[1]) if ctx.needs_input_grad[0] else None
         for number, start in enumerate(range(0, len(gradient), PART)):
             part = gradient[start : start + PART]
@@ -155,8 +160,9 @@ class WinogradConvolution(torch.autograd.Function):
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution without bias and with padding 1, by torch's kernel or, in training, by Winograd's method.
 
-    Winograd's is for float32 training on a CPU. Otherwise, and so in an exported network, torch's convolution is used,
-    which is equal up to rounding. Name, shape and initial value of its weight are torch's.
+    Winograd's is for training on a CPU, in float32, or in bfloat16 by autocast. Otherwise, and so in an exported
+    network, torch's convolution is used, which is equal up to rounding. Name, shape and initial value of its weight are
+    torch's.
 
     Attributes:
         kernels: The kernel of all images, or of images of each size, by ``shape_at`` of their height. Of a size that is
@@ -174,10 +180,13 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map ``(N, num_in, height, width)`` to ``(N, num_out, height, width)``."""
-        can = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
-        can = can and images.device.type == "cpu" and images.dtype == self.weight.dtype == torch.float32
+        is_autocast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if is_autocast else images.dtype
+        can = torch.is_grad_enabled() and not torch.compiler.is_compiling() and images.device.type == "cpu"
+        can = can and dtype == (torch.bfloat16 if is_autocast else torch.float32) and self.weight.dtype == torch.float32
         if can and self._kernel(images.shape[2]) == "winograd":
-            return WinogradConvolution.apply(images, self.weight)  # type: ignore[no-any-return]
+            with torch.autocast("cpu", enabled=False):
+                return WinogradConvolution.apply(images.to(dtype), self.weight)  # type: ignore[no-any-return]
         return super().forward(images)
 
     def _kernel(self, height: int) -> Kernel:

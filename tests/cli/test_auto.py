@@ -28,9 +28,10 @@ LAST = RUN / "checkpoints/last.ckpt"
 
 @pytest.fixture
 def share(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
-    """Replace the time of Winograd's method, as a share of that of torch's, by these of images of a size."""
+    """Replace the time of Winograd's method, as a share of that of torch's, by these of images of a size, in float32."""
     shares = {8: 0.5, 4: 2.0}
-    monkeypatch.setattr(kernels, "time_winograd", lambda *shape: shares[shape[-1]])
+    monkeypatch.setattr(kernels, "has_fast_bfloat16", lambda: False)
+    monkeypatch.setattr(kernels, "time_winograd", lambda _dtype, *shape: shares[shape[-1]])
     return shares
 
 
@@ -112,19 +113,20 @@ def test_bfloat16_where_it_pays(tiny_args: list[str], share: dict[int, float], m
     for module in ("networks.kernels", "machine"):
         monkeypatch.setattr(f"cifar_lit.{module}.has_fast_bfloat16", lambda: True)
     monkeypatch.setattr(kernels, "time_bfloat16", lambda *_args: 0.5)
-    share.update({8: 2.0, 4: 2.0})
-    few = [*AUTO, "--model.net.widths", "[8,8]"]  # this processor may be slow
-    config = fit(tiny_args, *few)
-    assert (config["trainer"]["precision"], config["model"]["kernels"]) == ("bf16-mixed", "direct")
+    config = fit(tiny_args, *AUTO)
+    assert (config["trainer"]["precision"], config["model"]["kernels"]) == ("bf16-mixed", CHOSEN)
     assert (read_results()["precision"], last()["precision"]) == ("bf16-mixed", "bf16-mixed")
     monkeypatch.setattr(kernels, "time_bfloat16", lambda *_args: 2.0)
     LAST.rename("own.ckpt")
     shutil.rmtree("lightning_logs")
-    config = fit(tiny_args, *few, "--ckpt_path", "own.ckpt", epochs=2)
-    assert (config["trainer"]["precision"], config["model"]["kernels"]) == ("bf16-mixed", "direct")
+    share.update({8: 2.0, 4: 0.5})
+    config = fit(tiny_args, *AUTO, "--ckpt_path", "own.ckpt", epochs=2)
+    assert (config["trainer"]["precision"], config["model"]["kernels"]) == ("bf16-mixed", CHOSEN)
 
 
-def test_there_is_no_choice_but_in_float32_on_a_cpu(share: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_a_choice_on_a_cpu_in_types_that_it_computes_in(
+    share: dict[int, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     workbench = Workbench()
     share.clear()  # nothing may be timed
     for options, expected in (

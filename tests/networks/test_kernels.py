@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from cifar_lit.errors import UserError
 from cifar_lit.networks import FastCNN, TutorialCNN, kernels
 from cifar_lit.networks.kernels import check_kernels, choose_kernels, choose_precision, part_size
-from cifar_lit.networks.winograd import Conv3x3
+from cifar_lit.networks.winograd import Conv3x3, Kernels
 
 FILE = Path("home/.cache/cifar_lit/measured.json")  # the home folder of each test
 
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Let Winograd's method take half of the time on images of 8 pixels, and note what is timed."""
+    """Let Winograd's method take half of the time on images of 8 pixels, in bfloat16 of others; note what is timed."""
     calls: list[tuple[int, ...]] = []
 
-    def time_winograd(*shape: int) -> float:
+    def time_winograd(dtype: torch.dtype, *shape: int) -> float:
         calls.append(shape)
-        return 0.5 if shape[-1] == 8 else 0.95
+        return 0.5 if (shape[-1] == 8) == (dtype == torch.float32) else 0.95
 
     monkeypatch.setattr(kernels, "time_winograd", time_winograd)
     return calls
@@ -66,6 +66,9 @@ def test_what_was_measured_is_kept(timed: list[tuple[int, ...]], monkeypatch: py
     choose_kernels(net, [16], 5)
     assert len(timed) == 4
     assert len(json.loads(FILE.read_bytes())) == 2
+    assert choose_kernels(net, [16], 5, torch.bfloat16) == {"64x64@8": "direct"}
+    assert choose_kernels(net, [16], 5) == {"64x64@8": "winograd"}
+    assert len(timed) == 5
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": 3}', "[" * 100_000, None])
@@ -98,8 +101,12 @@ def raise_no_home(path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "choose",
-    [lambda net: choose_kernels(net, [8], 4), lambda net: choose_precision(net, 8, 4)],
-    ids=["kernels", "precision"],
+    [
+        lambda net: choose_kernels(net, [8], 4),
+        lambda net: choose_kernels(net, [8], 4, torch.bfloat16),
+        lambda net: choose_precision(net, 8, 4, ("direct", "winograd")),
+    ],
+    ids=["kernels", "kernels in bfloat16", "precision"],
 )
 def test_nothing_but_the_time_passes(choose: Callable[[nn.Module], object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "has_fast_bfloat16", lambda: True)
@@ -122,7 +129,9 @@ def test_what_other_work_disturbs_is_neither_taken_nor_kept(monkeypatch: pytest.
     monkeypatch.setattr(kernels, "has_fast_bfloat16", lambda: True)
     monkeypatch.setattr(kernels, "CALM", 1e6)
     net = Dropping()
-    assert (choose_kernels(net, [8], 4), choose_precision(net, 8, 4)) == ("winograd", "32-true")
+    assert choose_kernels(net, [8], 4) == "winograd"
+    assert choose_kernels(net, [8], 4, torch.bfloat16) == "direct"
+    assert choose_precision(net, 8, 4, ("direct", "direct")) == "32-true"
     assert not FILE.exists()
 
 
@@ -131,17 +140,19 @@ def test_bfloat16_is_chosen_where_it_has_instructions_and_pays(
     share: float, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[int, int]] = []
+    both: tuple[Kernels, Kernels] = ("direct", "winograd")
 
-    def time_bfloat16(_net: nn.Module, num_images: int, size: int) -> float:
+    def time_bfloat16(_net: nn.Module, num_images: int, size: int, of_both: tuple[Kernels, Kernels]) -> float:
+        assert of_both == both
         calls.append((num_images, size))
         return share
 
     monkeypatch.setattr(kernels, "time_bfloat16", time_bfloat16)
     monkeypatch.setattr(kernels, "has_fast_bfloat16", lambda: False)
-    assert choose_precision(TutorialCNN(10), 32, 500) == "32-true"
+    assert choose_precision(TutorialCNN(10), 32, 500, both) == "32-true"
     assert calls == []
     monkeypatch.setattr(kernels, "has_fast_bfloat16", lambda: True)
-    assert [choose_precision(TutorialCNN(10), 32, 500) for _ in range(2)] == [expected] * 2
+    assert [choose_precision(TutorialCNN(10), 32, 500, both) for _ in range(2)] == [expected] * 2
     assert calls == [(32, 32)]
 
 

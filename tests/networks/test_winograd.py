@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from cifar_lit.networks.winograd import Conv3x3, WinogradConvolution, tile_size, transforms
@@ -86,12 +87,38 @@ def test_the_kernel_is_the_one_that_is_given_for_the_shape() -> None:
         assert [kernel_of(layer, 8), kernel_of(layer, 6), kernel_of(small, 8)] == expected
 
 
-def test_under_autocast_the_librarys_convolution_takes_over() -> None:
-    conv = Conv3x3(64, 64)
-    images = torch.randn(2, 64, 8, 8, requires_grad=True)
+@pytest.mark.parametrize("of_images", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [16, 8, 6, 4, 3, 2])
+def test_under_autocast_it_computes_in_bfloat16(size: int, of_images: torch.dtype) -> None:
+    torch.manual_seed(size)
+    layer = Conv3x3(64, 96)
+    images = torch.randn(4, 64, size, size).to(of_images).requires_grad_()
+    towards = torch.randn(4, 96, size, size)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = conv(images)
-    assert output.dtype == torch.bfloat16
-    output.float().sum().backward()
-    assert conv.weight.grad is not None
-    assert conv.weight.grad.dtype == torch.float32
+        ours = layer(images)
+    assert "Winograd" in type(ours.grad_fn).__name__
+    assert ours.dtype == torch.bfloat16
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    exact = images.detach().float().requires_grad_()
+    theirs = F.conv2d(exact, layer.weight, padding=1)
+    assert relative(ours, theirs) < 0.03
+    gradients = torch.autograd.grad(ours, (images, layer.weight), towards.bfloat16())
+    assert [gradient.dtype for gradient in gradients] == [of_images, torch.float32]
+    for a, b in zip(gradients, torch.autograd.grad(theirs, (exact, layer.weight), towards), strict=True):
+        assert 1e-4 < relative(a, b) < 0.03
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours.float() - theirs).detach().norm() / theirs.detach().norm())
+
+
+def test_in_other_types_under_autocast_the_librarys_convolution_takes_over() -> None:
+    layer, images = Conv3x3(64, 64), torch.randn(2, 64, 8, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert "Winograd" not in type(layer(images).grad_fn).__name__
+    layer.kernels = "direct"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert "Winograd" not in type(layer(images).grad_fn).__name__
+    layer.kernels = "winograd"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert "Winograd" not in type(layer.bfloat16()(images).grad_fn).__name__
