@@ -33,8 +33,9 @@ CLEAR = (0.7, 1.2)
 ROUNDS = 4
 CALM = 0.8
 """Share of its processors' time that a process has while it measures, or other work disturbs it."""
-PRODUCTS = 1e9
-"""Of torch's convolution, forward, for the images that are measured; the whole batch would take seconds."""
+PRODUCTS = {torch.float32: 1e9, torch.bfloat16: 3e9}
+"""Of torch's convolution, forward, for the images that are measured; the whole batch would take seconds. In bfloat16
+products are faster, and fewer images would have too much of what is done once for a batch: transforming the filters."""
 FLOAT32, BFLOAT16 = ("32-true", "32", 32, None), ("bf16-mixed", "bf16")
 """What the Trainer calls them."""
 NUM_PIXELS = 32 * 32 * 32
@@ -84,7 +85,7 @@ def choose_kernels(
     chosen: dict[str, Kernel] = {}
     with _measured() as shares:
         for name, (num_in, num_out, height) in shapes.items():
-            num_images = min(batch_size, part_size(num_in, num_out, height))
+            num_images = min(batch_size, part_size(dtype, num_in, num_out, height))
             what = f"winograd/direct: {name}, {num_images} images, {torch.get_num_threads()} threads"
             what += ", bfloat16" * (dtype == torch.bfloat16)
             if what not in shares:
@@ -119,9 +120,9 @@ def choose_precision(net: nn.Module, size: int, batch_size: int, kernels: tuple[
         return "bf16-mixed" if shares[what] < PAYS["bf16-mixed"] else "32-true"
 
 
-def part_size(num_in: int, num_out: int, height: int) -> int:
+def part_size(dtype: torch.dtype, num_in: int, num_out: int, height: int) -> int:
     """Return how many images are measured: those that take ``PRODUCTS``."""
-    return max(1, round(PRODUCTS / (9 * num_in * num_out * height**2)))
+    return max(1, round(PRODUCTS[dtype] / (9 * num_in * num_out * height**2)))
 
 
 def time_winograd(dtype: torch.dtype, num_images: int, num_in: int, num_out: int, height: int) -> float | None:

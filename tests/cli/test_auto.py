@@ -28,7 +28,7 @@ LAST = RUN / "checkpoints/last.ckpt"
 
 @pytest.fixture
 def share(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
-    """Replace the time of Winograd's method, as a share of that of torch's, by these of images of a size, in float32."""
+    """Replace the time of Winograd's method in float32, as a share of torch's, by these of images of a size."""
     shares = {8: 0.5, 4: 2.0}
     monkeypatch.setattr(kernels, "has_fast_bfloat16", lambda: False)
     monkeypatch.setattr(kernels, "time_winograd", lambda _dtype, *shape: shares[shape[-1]])

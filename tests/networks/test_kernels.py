@@ -45,9 +45,12 @@ def test_each_shape_has_the_faster_kernel_unless_that_is_noise(timed: list[tuple
     net = FastCNN(10, widths=[64, 96])
     expected = {"64x64@8": "winograd", "64x96@8": "winograd", "96x96@4": "direct"}  # of few channels there is no choice
     assert choose_kernels(net, [16, 16], 500) == expected
-    assert timed == [(min(500, part_size(*shape)), *shape) for shape in [(64, 64, 8), (64, 96, 8), (96, 96, 4)]]
-    assert part_size(64, 256, 16) == 26
-    assert part_size(4096, 4096, 256) == 1
+    assert timed == [
+        (min(500, part_size(torch.float32, *shape)), *shape) for shape in [(64, 64, 8), (64, 96, 8), (96, 96, 4)]
+    ]
+    assert part_size(torch.float32, 64, 256, 16) == 26
+    assert part_size(torch.bfloat16, 64, 256, 16) == 79
+    assert part_size(torch.bfloat16, 4096, 4096, 256) == 1
     larger = {"64x64@16": "direct", "64x96@16": "direct", "96x96@8": "winograd"}
     assert choose_kernels(net, [16, 32], 500) == expected | larger
     assert choose_kernels(TutorialCNN(10), [32], 500) == {}
