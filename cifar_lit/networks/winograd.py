@@ -166,7 +166,7 @@ class Conv3x3(nn.Conv2d):
 
     Attributes:
         kernels: The kernel of all images, or of images of each size, by ``shape_at`` of their height. Of a size that is
-            not named, it is Winograd's. With less than ``MIN_CHANNELS`` it is torch's, unless named.
+            not named, it is Winograd's. With less than ``MIN_CHANNELS``, and in bfloat16, it is torch's, unless named.
     """
 
     kernels: Literal["auto", "direct", "winograd"] | Mapping[str, Kernel] = "winograd"
@@ -184,13 +184,14 @@ class Conv3x3(nn.Conv2d):
         dtype = torch.get_autocast_dtype("cpu") if is_autocast else images.dtype
         can = torch.is_grad_enabled() and not torch.compiler.is_compiling() and images.device.type == "cpu"
         can = can and dtype == (torch.bfloat16 if is_autocast else torch.float32) and self.weight.dtype == torch.float32
-        if can and self._kernel(images.shape[2]) == "winograd":
+        if can and self._kernel(images.shape[2], dtype) == "winograd":
             with torch.autocast("cpu", enabled=False):
                 return WinogradConvolution.apply(images.to(dtype), self.weight)  # type: ignore[no-any-return]
         return super().forward(images)
 
-    def _kernel(self, height: int) -> Kernel:
-        usual: Kernel = "winograd" if min(self.in_channels, self.out_channels) >= MIN_CHANNELS else "direct"
+    def _kernel(self, height: int, dtype: torch.dtype) -> Kernel:
+        is_usual = dtype == torch.float32 and min(self.in_channels, self.out_channels) >= MIN_CHANNELS
+        usual: Kernel = "winograd" if is_usual else "direct"
         if isinstance(self.kernels, str):
             return "direct" if self.kernels == "direct" else usual
         return self.kernels.get(self.shape_at(height), usual)

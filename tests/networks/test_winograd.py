@@ -89,9 +89,10 @@ def test_the_kernel_is_the_one_that_is_given_for_the_shape() -> None:
 
 @pytest.mark.parametrize("of_images", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [16, 8, 6, 4, 3, 2])
-def test_under_autocast_it_computes_in_bfloat16(size: int, of_images: torch.dtype) -> None:
+def test_under_autocast_it_computes_in_bfloat16_if_it_is_named(size: int, of_images: torch.dtype) -> None:
     torch.manual_seed(size)
     layer = Conv3x3(64, 96)
+    layer.kernels = {layer.shape_at(size): "winograd"}
     images = torch.randn(4, 64, size, size).to(of_images).requires_grad_()
     towards = torch.randn(4, 96, size, size)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -112,13 +113,12 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.float() - theirs).detach().norm() / theirs.detach().norm())
 
 
-def test_in_other_types_under_autocast_the_librarys_convolution_takes_over() -> None:
+def test_otherwise_under_autocast_the_librarys_convolution_takes_over() -> None:
     layer, images = Conv3x3(64, 64), torch.randn(2, 64, 8, 8, requires_grad=True)
-    with torch.autocast("cpu", dtype=torch.float16):
-        assert "Winograd" not in type(layer(images).grad_fn).__name__
-    layer.kernels = "direct"
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert "Winograd" not in type(layer(images).grad_fn).__name__
-    layer.kernels = "winograd"
+    layer.kernels = {"64x64@8": "winograd"}
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert "Winograd" not in type(layer(images).grad_fn).__name__
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert "Winograd" not in type(layer.bfloat16()(images).grad_fn).__name__
