@@ -70,9 +70,8 @@ class ImageClassifier(FineTuning):
             the network is loaded, after data-dependent initialisation; the rest stays initialised.
         freeze: What is not trained: nothing, or the body, which is all but the last linear layer; needs ``weights``.
         freeze_epochs: Epochs at the start in which the body is not trained; needs ``weights``.
-        kernels: How 3x3 convolutions are computed in training on a CPU: direct (torch's), winograd (in float32, for 64
-            channels or more), auto (in float32 or bf16-mixed the faster one, by measuring), or what that chose, as
-            {64x256@16: winograd}.
+        kernels: How 3x3 convolutions are computed in training on a CPU: direct (torch's), winograd (in float32, 64
+            channels or more), auto (the faster one, by measuring), or what that chose, as {64x256@16: winograd}.
 
     Attributes:
         predictions: The predictions of the last test; None before.
