@@ -4,7 +4,7 @@ The output is divided into tiles of ``m x m`` pixels, each of which depends on a
 Patches and filters are transformed, multiplied at each position as matrices over the channels, and transformed back.
 For m = 4 that takes 36 products per tile and pair of channels instead of 144. torch 2.14 does not do this on a CPU
 without AVX-512. With many channels the transforms pay off: with 256 at 8x8 pixels, forward and backward together take
-less than half the time. The result differs by rounding, a relative difference of a few 1e-6; in bfloat16 it is about
+less than half the time. The result differs by rounding, a relative difference of about 1e-6; in bfloat16 it is about
 2e-2, where torch's convolution has 3e-3.
 """
 
