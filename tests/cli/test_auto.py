@@ -112,8 +112,15 @@ def test_a_run_goes_on_with_what_it_began_with(tiny_args: list[str], share: dict
 def test_bfloat16_where_it_pays(tiny_args: list[str], share: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("networks.kernels", "machine"):
         monkeypatch.setattr(f"cifar_lit.{module}.has_fast_bfloat16", lambda: True)
-    monkeypatch.setattr(kernels, "time_bfloat16", lambda *_args: 0.5)
+    compared: list[object] = []
+
+    def time_bfloat16(_net: object, _num_images: int, _size: int, of_both: object) -> float:
+        compared.append(of_both)
+        return 0.5
+
+    monkeypatch.setattr(kernels, "time_bfloat16", time_bfloat16)
     config = fit(tiny_args, *AUTO)
+    assert compared == [(CHOSEN, CHOSEN)]
     assert (config["trainer"]["precision"], config["model"]["kernels"]) == ("bf16-mixed", CHOSEN)
     assert (read_results()["precision"], last()["precision"]) == ("bf16-mixed", "bf16-mixed")
     monkeypatch.setattr(kernels, "time_bfloat16", lambda *_args: 2.0)
