@@ -16,6 +16,8 @@ from cifar_lit.data.colour import jitter, sample_operations, trivial_augment
 from cifar_lit.data.mixing import fill, sample_erased, sample_mixing
 from cifar_lit.errors import UserError
 
+CHUNK = 1000
+"""Images that are read or converted together."""
 EXPECTED = "uint8, or floating point in [0, 1]"
 TOLERANCE = 1e-3
 """By which interpolation and rounding may leave the range of the values."""
@@ -138,10 +140,13 @@ def pad(images: Tensor, padding: int) -> Tensor:
         return images
     reflected = [np.pad(np.arange(size), padding, mode="reflect") for size in images.shape[1:3]]
     rows, columns = (torch.from_numpy(index).to(images.device) for index in reflected)
-    images = images.index_select(1, rows)
-    # Between the borders a row is copied as a whole, which takes half of the time.
-    left, right = (images.index_select(2, part) for part in (columns[:padding], columns[-padding:]))
-    return torch.cat((left, images, right), 2)
+    padded = images.new_empty(len(images), len(rows), len(columns), images.shape[3])
+    for start in range(0, len(images), CHUNK):  # in parts, or all of them would be in memory three times
+        part = images[start : start + CHUNK].index_select(1, rows)
+        # Between the borders a row is copied as a whole, which takes half of the time.
+        left, right = (part.index_select(2, side) for side in (columns[:padding], columns[-padding:]))
+        torch.cat((left, part, right), 2, out=padded[start : start + CHUNK])
+    return padded
 
 
 def crop(padded: Tensor, index: Tensor, corners: Tensor, size: int) -> Tensor:

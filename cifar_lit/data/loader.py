@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cifar_lit.data.augment import Augmentation, AugmentParams, check_values, crop, generator_for, pad, to_float
+from cifar_lit.data.augment import CHUNK, Augmentation, AugmentParams, check_values, crop, generator_for, pad, to_float
 from cifar_lit.data.mixing import mix
-from cifar_lit.data.stored import CHUNK, StoredImages, fits
+from cifar_lit.data.stored import StoredImages, fits
 from cifar_lit.errors import UserError
 
 

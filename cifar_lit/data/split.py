@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cifar_lit.data.stored import CHUNK, StoredImages, select
+from cifar_lit.data.augment import CHUNK
+from cifar_lit.data.stored import StoredImages, select
 from cifar_lit.errors import UserError
 
 SplitName = Literal["train", "val", "test"]

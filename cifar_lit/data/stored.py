@@ -11,14 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cifar_lit.data.augment import resize
+from cifar_lit.data.augment import CHUNK, resize
 from cifar_lit.errors import UserError
 from cifar_lit.machine import free_memory
 
 SHARE = 0.25
-"""Of the free memory, that the images of a split may take in each process: a training holds them up to three times."""
-CHUNK = 1000
-"""Images that are read together."""
+"""Of the free memory, that the images of a split may take in each process: a training holds them more than twice."""
 
 
 class StoredImages:

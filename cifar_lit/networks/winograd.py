@@ -21,8 +21,8 @@ from torch.nn import functional as F
 POINTS = (0, 0.75, -0.75, 1.5, -1.5)
 """To interpolate at, with infinity. Of ten sets tried in bfloat16 this rounds least: half as much as small integers."""
 MIN_CHANNELS = 64  # of a layer, in and out, from which the transforms pay off where nothing was measured
-PART = 500
-"""Images that are computed together."""
+PART = 42_000_000
+"""Values of the largest tensor that images are computed with together: 170 MB in float32."""
 Kernel = Literal["direct", "winograd"]
 Kernels = Literal["auto", "direct", "winograd"] | dict[str, Kernel]
 
@@ -69,6 +69,12 @@ class Tiling(NamedTuple):
         m = tile_size(height, width)
         return cls(height, width, -(-height // m), -(-width // m), m)
 
+    def parts(self, num_images: int, num_channels: int) -> list[slice]:
+        """Divide the images of a batch into parts of about equal size, in which no tensor is larger than ``PART``."""
+        values = num_images * self.rows * self.columns * (self.m + 2) ** 2 * num_channels
+        size = max(1, -(-num_images // max(1, -(-values // PART))))
+        return [slice(start, start + size) for start in range(0, num_images, size)]
+
     def patches(self, images: Tensor) -> Tensor:
         """Transform the patches of images ``(N, h, w, in)``: ``((m + 2)^2, N * rows * columns, in)``."""
         height, width, rows, columns, m = self
@@ -114,8 +120,8 @@ class Tiling(NamedTuple):
 class WinogradConvolution(torch.autograd.Function):
     """Convolution with 3x3 filters in float32, stride 1 and zero padding of 1, of float32 or bfloat16 on the CPU.
 
-    Large batches are computed in parts of ``PART`` images: what is between the products of a whole one is too large for
-    any cache, and is written and read from memory.
+    Large batches are computed in parts: what is between the products of a whole one is too large for any cache, and is
+    written and read from memory.
     """
 
     @staticmethod
@@ -128,10 +134,9 @@ class WinogradConvolution(torch.autograd.Function):
         filters_t = filters_t.view(-1, num_in, num_out).to(images.dtype)
         transformed = []
         output = images.new_empty(num_images, rows, m, columns, m, num_out)
-        for start in range(0, num_images, PART):
-            part = images[start : start + PART].permute(0, 2, 3, 1)
-            transformed.append(tiling.patches(part))
-            output[start : start + PART] = tiling.output(torch.bmm(transformed[-1], filters_t), len(part))
+        for part in tiling.parts(num_images, max(num_in, num_out)):
+            transformed.append(tiling.patches(images[part].permute(0, 2, 3, 1)))
+            output[part] = tiling.output(torch.bmm(transformed[-1], filters_t), len(output[part]))
         ctx.save_for_backward(filters_t, *transformed)
         ctx.tiling = tiling
         output = output.view(num_images, rows * m, columns * m, num_out)[:, :height, :width].contiguous()
@@ -146,12 +151,12 @@ class WinogradConvolution(torch.autograd.Function):
         gradient = gradients[0].permute(0, 2, 3, 1)
         of_filters = torch.zeros_like(filters_t, dtype=torch.float32)
         of_images = gradient.new_empty(*gradient.shape[:3], filters_t.shape[1]) if ctx.needs_input_grad[0] else None
-        for number, start in enumerate(range(0, len(gradient), PART)):
-            part = gradient[start : start + PART]
-            products = tiling.products(part)
-            of_filters += torch.bmm(transformed[number].mT, products)
+        parts = tiling.parts(len(gradient), max(filters_t.shape[1:]))
+        for part, patches in zip(parts, transformed, strict=True):
+            products = tiling.products(gradient[part])
+            of_filters += torch.bmm(patches.mT, products)
             if of_images is not None:
-                of_images[start : start + PART] = tiling.images(torch.bmm(products, filters_t.mT), len(part))
+                of_images[part] = tiling.images(torch.bmm(products, filters_t.mT), len(gradient[part]))
         of_filters = transforms(tiling.m).filters.T @ of_filters.view(len(filters_t), -1)
         of_filters = of_filters.view(3, 3, *filters_t.shape[1:]).permute(3, 2, 0, 1)
         return None if of_images is None else of_images.permute(0, 3, 1, 2), of_filters

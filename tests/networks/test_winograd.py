@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cifar_lit.networks.winograd import Conv3x3, WinogradConvolution, tile_size, transforms
+from cifar_lit.networks.winograd import Conv3x3, Tiling, WinogradConvolution, tile_size, transforms
 
 
 @pytest.mark.parametrize("m", [2, 3, 4])
@@ -21,12 +21,13 @@ def test_the_transforms_compute_a_correlation_exactly(m: int) -> None:
     assert (by.outputs @ transformed).view(m, m).numpy() == pytest.approx(np.array(expected), abs=1e-3)
 
 
-@pytest.mark.parametrize("part", [500, 2])  # images that are computed together; there are three
+@pytest.mark.parametrize("num_together", [3, 2, 1])  # images that are computed together; there are three
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 8), (6, 6), (3, 3), (2, 2), (5, 7), (1, 1), (10, 4)])
 def test_output_and_gradients_are_those_of_torch(
-    height: int, width: int, part: int, monkeypatch: pytest.MonkeyPatch
+    height: int, width: int, num_together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cifar_lit.networks.winograd.PART", part)
+    _, _, rows, columns, m = Tiling.of(height, width)
+    monkeypatch.setattr("cifar_lit.networks.winograd.PART", num_together * rows * columns * (m + 2) ** 2 * 7)
     generator = torch.Generator().manual_seed(height * width)
     images = torch.randn(3, 5, height, width, generator=generator).requires_grad_()
     filters = torch.randn(7, 5, 3, 3, generator=generator).requires_grad_()
@@ -122,3 +123,18 @@ def test_otherwise_under_autocast_the_librarys_convolution_takes_over() -> None:
         assert "Winograd" not in type(layer(images).grad_fn).__name__
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert "Winograd" not in type(layer.bfloat16()(images).grad_fn).__name__
+
+
+@pytest.mark.parametrize(
+    ("num_images", "height", "sizes"),
+    [(500, 16, [250, 250]), (500, 12, [500]), (1001, 16, [251, 251, 251, 248]), (3, 16, [3]), (2000, 8, [1000, 1000])],
+)
+def test_a_batch_is_computed_in_equal_parts_of_limited_size(num_images: int, height: int, sizes: list[int]) -> None:
+    parts = Tiling.of(height, height).parts(num_images, 256)
+    assert [len(range(num_images)[part]) for part in parts] == sizes
+    assert [i for part in parts for i in range(num_images)[part]] == list(range(num_images))
+
+
+def test_one_image_is_a_part_even_if_it_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cifar_lit.networks.winograd.PART", 2)
+    assert len(Tiling.of(16, 16).parts(3, 256)) == 3
