@@ -106,16 +106,16 @@ def logits_and_gradients(net: TutorialCNN, images: Tensor) -> list[Tensor]:
     return [logits, *(parameter.grad for parameter in net.parameters() if parameter.grad is not None)]
 
 
-@pytest.fixture
-def avx2(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["AVX2", "AVX512"])
+def avx(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         pytest.skip("torch without oneDNN")
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
 
 
 @pytest.mark.parametrize(("size", "layout"), [(8, torch.contiguous_format), (33, torch.channels_last)])
 def test_a_training_step_in_the_blocked_layout_has_the_same_values(
-    size: int, layout: torch.memory_format, avx2: None, monkeypatch: pytest.MonkeyPatch
+    size: int, layout: torch.memory_format, avx: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = TutorialCNN(image_size=size).to(memory_format=layout)
     images = torch.rand(5, 3, size, size).round(decimals=1).contiguous(memory_format=layout)  # with ties in the pools
@@ -226,7 +226,7 @@ def in_evaluation_mode(net: TutorialCNN, images: Tensor) -> Tensor:
     ],
 )
 def test_what_looks_at_the_features_finds_ordinary_ones(
-    use: Callable[[TutorialCNN, Tensor], Tensor], avx2: None
+    use: Callable[[TutorialCNN, Tensor], Tensor], avx: None
 ) -> None:
     net, images = TutorialCNN(), torch.rand(3, 3, 32, 32)
     with torch.no_grad():
