@@ -49,7 +49,6 @@ class ImageFolder:
         self.title = f"images from {root}"
         self._form = (image_size, resize)
         self._cache = Cache(cache_dir, root, _fingerprint(root))
-        self._entries: dict[str, dict[str, Any]] = {}  # that were read: to map a file again would need its memory again
         index = self._cache.read("index") or self._make_index()
         if index["passed_over"]:
             say(index["passed_over"])
@@ -97,10 +96,8 @@ class ImageFolder:
 
     def _entry(self, split: SplitName) -> dict[str, Any]:
         name = split if self._form == SMALL else f"{split}-{self._form[0]}-{self._form[1]}"
-        if name not in self._entries:
-            entry = self._cache.read(name)  # without a lock: a shared cache may be read-only
-            self._entries[name] = entry or self._cache.make(name, lambda: {name: self._decode(split)})
-        return self._entries[name]
+        entry = self._cache.read(name)  # without a lock: a shared cache may be read-only
+        return entry or self._cache.make(name, lambda: {name: self._decode(split)})
 
     def _decode(self, split: SplitName) -> dict[str, Any]:
         """Decode a split; what is broken is named at once."""

@@ -70,9 +70,10 @@ class Tiling(NamedTuple):
         return cls(height, width, -(-height // m), -(-width // m), m)
 
     def parts(self, num_images: int, num_channels: int) -> list[slice]:
-        """Divide the images of a batch into parts of about equal size, in which no tensor is larger than ``PART``."""
-        values = num_images * self.rows * self.columns * (self.m + 2) ** 2 * num_channels
-        size = max(1, -(-num_images // max(1, -(-values // PART))))
+        """Divide a batch into equal parts whose tensors have at most ``PART`` values, or which are one image."""
+        most = max(1, PART // (self.rows * self.columns * (self.m + 2) ** 2 * num_channels))
+        num_parts = max(1, -(-num_images // most))
+        size = max(1, -(-num_images // num_parts))
         return [slice(start, start + size) for start in range(0, num_images, size)]
 
     def patches(self, images: Tensor) -> Tensor:

@@ -106,11 +106,6 @@ def test_a_cache_that_cannot_be_written_is_named(tiny_root: Path, tmp_path: Path
         ImageFolder(tiny_root, cache_dir=tmp_path / "file")
 
 
-def test_a_split_that_is_read_twice_is_in_memory_once(tiny_root: Path) -> None:
-    images = source(tiny_root)
-    assert images.load("train").images.data_ptr() == images.load("train").images.data_ptr()
-
-
 def test_a_filled_cache_is_read_without_writing_to_it(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = source(tiny_root).load("train")
 

@@ -127,12 +127,27 @@ def test_otherwise_under_autocast_the_librarys_convolution_takes_over() -> None:
 
 @pytest.mark.parametrize(
     ("num_images", "height", "sizes"),
-    [(500, 16, [250, 250]), (500, 12, [500]), (1001, 16, [251, 251, 251, 248]), (3, 16, [3]), (2000, 8, [1000, 1000])],
+    [
+        (500, 16, [250, 250]),
+        (500, 12, [500]),
+        (1001, 16, [251, 251, 251, 248]),
+        (3, 16, [3]),
+        (2000, 8, [1000, 1000]),
+        (0, 8, []),
+    ],
 )
 def test_a_batch_is_computed_in_equal_parts_of_limited_size(num_images: int, height: int, sizes: list[int]) -> None:
     parts = Tiling.of(height, height).parts(num_images, 256)
     assert [len(range(num_images)[part]) for part in parts] == sizes
     assert [i for part in parts for i in range(num_images)[part]] == list(range(num_images))
+
+
+@pytest.mark.parametrize("num_images", [5, 11, 24, 500])
+def test_no_part_is_larger_than_the_limit(num_images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cifar_lit.networks.winograd.PART", 3 * 36 * 7 + 5)  # three images, and not quite four
+    sizes = [len(range(num_images)[part]) for part in Tiling.of(4, 4).parts(num_images, 7)]
+    assert sum(sizes) == num_images
+    assert max(sizes) <= 3
 
 
 def test_one_image_is_a_part_even_if_it_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
