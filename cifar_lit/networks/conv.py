@@ -32,7 +32,7 @@ class ConvNet(Network):
         image_size: Height and width of the images.
         widths: Channels of each block, 1 to 4,096, in one to five blocks.
         kernel_size: Height and width of the filters: 3, 5 or 7.
-        num_convs: Convolutions per block, 1 to 64.
+        num_convs: Convolutions of each block, 1 to 64, one number for all or a list.
         activation: After each convolution, and between linear layers.
         norm: batch is batch normalisation (arXiv 1502.03167). shift is the same without a learned scale, and with a
             short memory, as in ``FastCNN``.
@@ -52,7 +52,7 @@ class ConvNet(Network):
         *,
         widths: Sequence[int] = (32, 32, 64),
         kernel_size: int = 5,
-        num_convs: int = 1,
+        num_convs: int | Sequence[int] = 1,
         activation: ActivationName = "none",
         norm: NormName = "none",
         head: HeadName = "linear",
@@ -61,12 +61,12 @@ class ConvNet(Network):
     ) -> None:
         super().__init__()
         _check_names(kernel_size=kernel_size, activation=activation, norm=norm, head=head)
-        check_sizes(widths, num_convs, kernel_size)
+        depths = check_sizes(widths, num_convs, kernel_size)
         self.stem = _whitening(ACTIVATIONS[activation]) if whiten else nn.Sequential()
         self.blocks = nn.Sequential()
-        for number, (num_in, width) in enumerate(itertools.pairwise([24 if whiten else 3, *widths]), start=1):
-            layers = _block_layers(num_in, width, kernel_size, num_convs, ACTIVATIONS[activation], norm)
-            self.blocks.add_module(f"block{number}", nn.Sequential(*layers))
+        for i, (num_in, width) in enumerate(itertools.pairwise([24 if whiten else 3, *widths])):
+            layers = _block_layers(num_in, width, kernel_size, depths[i], ACTIVATIONS[activation], norm)
+            self.blocks.add_module(f"block{i + 1}", nn.Sequential(*layers))
         if identity:
             for conv in (module for module in self.blocks.modules() if isinstance(module, nn.Conv2d)):
                 nn.init.dirac_(conv.weight.data[: conv.in_channels])

@@ -36,8 +36,8 @@ class FastCNN(Network):
         num_classes: Number of logits.
         widths: Channels of each stage, 1 to 4,096, in one to five stages; the image must be at least
             ``2 ** len(widths)`` pixels wide.
-        num_convs: Convolutions per stage, 1 to 64; with three or more, the output of the last is added to that of the
-            first.
+        num_convs: Convolutions of each stage, 1 to 64, one number for all or a list; with three or more, the output of
+            the last is added to that of the first.
         bias_epochs: Epochs in which the bias of the first layer is trained, by default all. Without it, the gradient of
             the first 3x3 convolution's input is not needed.
 
@@ -50,11 +50,11 @@ class FastCNN(Network):
         num_classes: int = 10,
         *,
         widths: Sequence[int] = (64, 256, 256),
-        num_convs: int = 2,
+        num_convs: int | Sequence[int] = 2,
         bias_epochs: int | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(widths, num_convs)
+        depths = check_sizes(widths, num_convs)
         is_number = bias_epochs is None or (type(bias_epochs) is int and bias_epochs >= 0)
         require("bias_epochs", f"{bias_epochs!s:.60}", is_number, "a whole number of epochs from 0, or null for all")
         self.bias_epochs = bias_epochs
@@ -64,8 +64,8 @@ class FastCNN(Network):
         assert self.whiten.bias is not None
         nn.init.zeros_(self.whiten.bias)
         self.stages = nn.Sequential()
-        for i, (num_in, width) in enumerate(itertools.pairwise(channels), start=1):
-            self.stages.add_module(f"stage{i}", Stage(num_in, width, num_convs))
+        for i, (num_in, width) in enumerate(itertools.pairwise(channels)):
+            self.stages.add_module(f"stage{i + 1}", Stage(num_in, width, depths[i]))
         self.head = nn.Linear(channels[-1], num_classes, bias=False)
         nn.init.normal_(self.head.weight, std=HEAD_STD)
 
@@ -94,19 +94,28 @@ def whitening_filters(images: Tensor) -> Tensor:
     return torch.cat((filters, -filters))
 
 
-def check_sizes(widths: Sequence[int], num_convs: int, kernel_size: int = 3) -> None:
-    """Raise a ``UserError`` for sizes that make no network, or one of more than ``MAX_PARAMETERS``."""
+def check_sizes(widths: Sequence[int], num_convs: int | Sequence[int], kernel_size: int = 3) -> list[int]:
+    """Return the convolutions of each stage.
+
+    Raises:
+        UserError: For sizes that make no network, or one of more than ``MAX_PARAMETERS``.
+    """
     is_list = isinstance(widths, list | tuple) and 1 <= len(widths) <= 5
     are_widths = is_list and all(isinstance(width, int) and 1 <= width <= 4096 for width in widths)
     require("widths", f"{widths!s:.60}", are_widths, "one to five whole numbers from 1 to 4096")
-    require("num_convs", num_convs, isinstance(num_convs, int) and 1 <= num_convs <= 64, "a whole number from 1 to 64")
-    num_filters = sum(a * b + (num_convs - 1) * b * b for a, b in itertools.pairwise([24, *widths]))
+    depths: list[int] = list(num_convs) if isinstance(num_convs, list | tuple) else [num_convs] * len(widths)
+    are_depths = len(depths) == len(widths) and all(isinstance(depth, int) and 1 <= depth <= 64 for depth in depths)
+    expected = f"a whole number from 1 to 64, or a list with one for each of the {len(widths)} `widths`"
+    require("num_convs", f"{num_convs!s:.60}", are_depths, expected)
+    pairs = zip(itertools.pairwise([24, *widths]), depths, strict=True)
+    num_filters = sum(a * b + (depth - 1) * b * b for (a, b), depth in pairs)
     num_parameters = kernel_size**2 * num_filters
     if num_parameters > MAX_PARAMETERS:
         raise UserError(
             f"`widths` is {list(widths)} and `num_convs` is {num_convs}: that makes {num_parameters:,} parameters, "
             f"and at most {MAX_PARAMETERS:,} are built"
         )
+    return depths
 
 
 class Stage(nn.Module):

@@ -13,7 +13,7 @@ class StrongCNN(FastCNN):
     Args:
         num_classes: Number of logits.
         widths: Channels of each stage, as for ``FastCNN``.
-        num_convs: Convolutions per stage, as for ``FastCNN``.
+        num_convs: Convolutions of each stage, as for ``FastCNN``.
         bias_epochs: Epochs in which the bias of the first layer is trained, as for ``FastCNN``.
     """
 
@@ -22,7 +22,7 @@ class StrongCNN(FastCNN):
         num_classes: int = 10,
         *,
         widths: Sequence[int] = (128, 384, 512),
-        num_convs: int = 3,
+        num_convs: int | Sequence[int] = 3,
         bias_epochs: int | None = None,
     ) -> None:
         super().__init__(num_classes, widths=widths, num_convs=num_convs, bias_epochs=bias_epochs)

@@ -65,6 +65,13 @@ def test_it_begins_as_the_fast_network_does() -> None:
     assert torch.equal(net.blocks[0][0](images)[:, :24], images)  # type: ignore[index]
 
 
+def test_blocks_may_differ_in_depth() -> None:
+    net = ConvNet(widths=[4, 8], num_convs=[1, 3])
+    depths = [sum(isinstance(layer, nn.Conv2d) for layer in block.modules()) for block in net.blocks]
+    assert depths == [1, 3]
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -74,6 +81,7 @@ def test_it_begins_as_the_fast_network_does() -> None:
         ({"head": "none"}, "`head` is none: must be one of linear, pooled"),
         ({"widths": [4096] * 5, "num_convs": 64}, "parameters, and at most 500,000,000 are built"),
         ({"num_convs": 0}, "`num_convs` is 0"),
+        ({"num_convs": [1, 1]}, "for each of the 3 `widths`"),
     ],
 )
 def test_options_are_checked_before_anything_is_built(options: dict[str, Any], expected: str) -> None:

@@ -33,6 +33,14 @@ def test_a_third_convolution_is_a_residual() -> None:
     assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
+def test_stages_may_differ_in_depth() -> None:
+    net = FastCNN(10, widths=[8, 8, 12], num_convs=[1, 2, 3])
+    assert [len(stage.convs) for stage in net.stages] == [1, 2, 3]  # type: ignore[arg-type]
+    assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    same = FastCNN(10, widths=[8, 8, 12], num_convs=[2, 2, 2]).state_dict()
+    assert list(same) == list(FastCNN(10, widths=[8, 8, 12]).state_dict())
+
+
 def test_the_first_filters_of_a_stage_are_the_identity() -> None:
     for conv, num_in in zip(Stage(8, 12, 2).convs, (8, 12), strict=True):
         images = torch.randn(2, num_in, 6, 6)
@@ -86,6 +94,11 @@ def test_it_overfits_32_images() -> None:
         ({"num_convs": 0}, "`num_convs` is 0"),
         ({"num_convs": -1}, "`num_convs` is -1"),
         ({"num_convs": 1.5}, "`num_convs` is 1.5"),
+        ({"num_convs": [2, 3]}, r"`num_convs` is \[2, 3\]: must be .* for each of the 3 `widths`"),
+        ({"num_convs": [2, 0, 3]}, "`num_convs` is"),
+        ({"num_convs": [2, 2.5, 3]}, "`num_convs` is"),
+        ({"num_convs": [2] * 10**4}, "`num_convs` is"),
+        ({"widths": [4096, 4096], "num_convs": [1, 4]}, "makes 604,864,512 parameters"),
         ({"widths": []}, r"`widths` is \[\]: must be one to five whole numbers from 1 to 4096"),
         ({"widths": [8] * 6}, "`widths` is"),
         ({"widths": [8] * 10**4}, "`widths` is .* must be one to five"),
