@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from cifar_lit.errors import UserError, require
 from cifar_lit.networks.base import Network
-from cifar_lit.networks.pooling import max_pool
 from cifar_lit.networks.winograd import Conv3x3
 
 HEAD_STD = 0.28
@@ -135,7 +134,7 @@ class Stage(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map ``(N, num_in, h, w)`` to ``(N, width, h // 2, w // 2)``."""
-        features = first = F.gelu(self.norms[0](max_pool(self.convs[0](images))))
+        features = first = F.gelu(self.norms[0](F.max_pool2d(self.convs[0](images), 2)))
         for i in range(1, len(self.convs)):
             features = self.norms[i](self.convs[i](features))
             if i == len(self.convs) - 1 >= 2:

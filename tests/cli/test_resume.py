@@ -167,6 +167,18 @@ def test_a_network_that_got_an_option_since_resumes(tiny_args: list[str], refuse
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
 
 
+def test_a_network_whose_stages_differ_in_depth_resumes(tiny_args: list[str], refused: Refused) -> None:
+    options = ["fit", *tiny_args, *EPOCHS, "--model.net", "FastCNN", "--model.net.widths", "[8,16]"]
+    assert main([*options, "--model.net.num_convs", "[1,2]", "--trainer.max_epochs", "1"]) == 0
+    assert yaml.safe_load((RUN / "config.yaml").read_text())["model"]["net"]["init_args"]["num_convs"] == [1, 2]
+    again = ["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"]
+    code, line = refused([*again, "--model.net.num_convs", "[2,1]"])
+    assert (code, "resumes with its own settings of model and data: net " in line) == (2, True), line
+    assert main(again) == 0
+    assert main(["test", str(RUN)]) == 0
+    assert main(["explain", "--model.net", "FastCNN", "--model.net.num_convs", "[1,2,3]"]) == 0
+
+
 def test_the_data_may_have_moved(run: str, tiny_root: Path) -> None:
     tiny_root.rename("moved")
     options = ["--data.root", "moved", "--data.cache_dir", "other", "--trainer.max_epochs", "3"]

@@ -98,7 +98,7 @@ def test_it_overfits_32_images() -> None:
         ({"num_convs": [2, 0, 3]}, "`num_convs` is"),
         ({"num_convs": [2, 2.5, 3]}, "`num_convs` is"),
         ({"num_convs": [2] * 10**4}, "`num_convs` is"),
-        ({"widths": [4096, 4096], "num_convs": [1, 4]}, "makes 604,864,512 parameters"),
+        ({"widths": [1024, 4096], "num_convs": [1, 5]}, "makes 641,949,696 parameters"),
         ({"widths": []}, r"`widths` is \[\]: must be one to five whole numbers from 1 to 4096"),
         ({"widths": [8] * 6}, "`widths` is"),
         ({"widths": [8] * 10**4}, "`widths` is .* must be one to five"),
