@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ def check_sizes(widths: Sequence[int], num_convs: int | Sequence[int], kernel_si
     is_list = isinstance(widths, list | tuple) and 1 <= len(widths) <= 5
     are_widths = is_list and all(isinstance(width, int) and 1 <= width <= 4096 for width in widths)
     require("widths", f"{widths!s:.60}", are_widths, "one to five whole numbers from 1 to 4096")
-    depths: list[int] = list(num_convs) if isinstance(num_convs, list | tuple) else [num_convs] * len(widths)
+    depths: list[Any] = list(num_convs) if isinstance(num_convs, list | tuple) else [num_convs] * len(widths)
     are_depths = len(depths) == len(widths) and all(isinstance(depth, int) and 1 <= depth <= 64 for depth in depths)
     expected = f"a whole number from 1 to 64, or a list with one for each of the {len(widths)} `widths`"
     require("num_convs", f"{num_convs!s:.60}", are_depths, expected)
