@@ -132,6 +132,9 @@ def _score(
     training = run.config.get("trainer")
     training = training if isinstance(training, dict) else {"epochs": results and results.epochs}
     settings = {**training, **model.hparams, **datamodule.hparams}
+    net = settings.pop("net")
+    of_net = {f"net.{name}": value for name, value in net["init_args"].items()}
+    settings = {"net": net["class_path"].rpartition(".")[2], **of_net, **settings}
     return Scored(
         name=printable(shorten(run.path)),
         recipe=printable(results.recipe if results and results.recipe else type(model.net).__name__),
@@ -170,23 +173,31 @@ def _format_groups(runs: Sequence[Scored]) -> list[str]:
         groups.setdefault(repr([run.recipe, sorted(run.settings.items(), key=str)]), []).append(run)
     lines = [f"{'the same settings':<36}{'runs':>6}{'seeds':>7}{'mean':>10}{'s.d.':>10}"]
     for group in groups.values():
-        title = _title(group[0], runs)
-        title = title if len(title) <= 34 else title[:31] + "..."
+        title = _shortened(_title(group[0], runs), 34)
         accuracies, num_seeds = [run.accuracy for run in group], len({run.seed for run in group})
         spread = f"{statistics.stdev(accuracies):.4f}" if len(group) > 1 else "-"
         lines.append(f"{title:<36}{len(group):>6}{num_seeds:>7}{statistics.mean(accuracies):>10.4f}{spread:>10}")
     return lines
 
 
-def _title(run: Scored, runs: Sequence[Scored]) -> str:
-    """Return the recipe of a run, with the settings that differ in other runs of this recipe."""
+def _shortened(words: Sequence[str], size: int) -> str:
+    """Join as many words as there is room for; those that are left out are dots."""
+    number = len(words)
+    while number > 1 and len(", ".join([*words[:number], *["..."] * (number < len(words))])) > size:
+        number -= 1
+    title = ", ".join([*words[:number], *["..."] * (number < len(words))])
+    return title if len(title) <= size else title[: size - 3] + "..."
+
+
+def _title(run: Scored, runs: Sequence[Scored]) -> list[str]:
+    """Return the recipe of a run, and the settings that differ in other runs of this recipe."""
     same = [other.settings for other in runs if other.recipe == run.recipe]
     differing = [
         f"{name} {value}"
         for name, value in run.settings.items()
         if any(settings.get(name) != value for settings in same)
     ]
-    return printable(", ".join([run.recipe, *differing]))
+    return [printable(word) for word in (run.recipe, *differing)]
 
 
 def _format_tests(runs: Sequence[Scored]) -> list[str]:

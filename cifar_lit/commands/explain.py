@@ -45,6 +45,8 @@ def main(args: Sequence[str]) -> int:
             require(name, given, given is None or 1 <= given <= MAX_SIZE, f"from 1 to {MAX_SIZE}")
         num_classes = options["num_classes"]
         require("num_classes", num_classes, 1 <= num_classes <= MAX_CLASSES, f"from 1 to {MAX_CLASSES}")
+        given = options.get("model.net.init_args")
+        names.update({name: f"--model.net.{name}" for name in (given.keys() if given else ()) if name not in names})
         net = _network(options, parser.instantiate_classes(options)["model"]["net"], num_classes)
         check_forward(net)
         shape = (3, options["height"], options["width"])

@@ -32,6 +32,10 @@ INSTEAD = {
     "ckpt_path": "the same command resumes",
     "checkpoint.monitor": "a run is judged by the accuracy of its last epoch",
     **dict.fromkeys(
+        ("trainer.limit_val_batches", "trainer.check_val_every_n_epoch", "trainer.val_check_interval"),
+        "a run is judged by all validation images, once, at its end",
+    ),
+    **dict.fromkeys(
         ("trainer.devices", "trainer.num_nodes", "trainer.strategy"),
         "a run takes one device, and several processes with the same command share the runs",
     ),
@@ -120,7 +124,8 @@ def _notes(rows: Sequence[Row], steps: Sequence[Step]) -> list[str]:
         )
     )
     return [
-        f"{epochs} epochs, {counts} seeds, {nums} validation images; 95 % intervals",
+        f"epochs: {epochs}; seeds: {counts}; validation images: {nums}; "
+        + ("one seed has no interval" if counts == "1" else "95 % intervals"),
         f"Each run is judged by its last epoch; the differences are those of equal seeds. On {devices}.",
         *format_tests(steps),
     ]
@@ -163,8 +168,8 @@ def _parser() -> CommandParser:
     parser = CommandParser(
         "ladder",
         "[options of fit]",
-        "Train step by step from the tutorial's settings to the best ones, each with several seeds, and say what each "
-        "step is worth on validation. Started several times, the processes share the runs.",
+        "Train step by step from the tutorial's settings to those of fast10, each with several seeds, and say what "
+        "each step is worth on validation. Started several times, the processes share the runs.",
         EXAMPLES,
     )
     parser.add_argument("--steps", help="numbers of the steps, as 0-5,9 (default: all)")

@@ -37,6 +37,18 @@ def test_the_table() -> None:
     assert ["d", "other", "test", "images"] in lines
 
 
+def test_a_group_is_shown_by_complete_words() -> None:
+    settings = [{"net": name, "limit_train_batches": number, "lr": 0.1} for name, number in (("A", 30), ("B", 4))]
+    runs = [scored(str(i), "+-", settings=each) for i, each in enumerate(settings)]
+    lines = format_comparison(runs).splitlines()
+    assert [line.split()[0:5] for line in lines if line.startswith("tuned")] == [
+        ["tuned,", "net", "A,", "...", "1"],
+        ["tuned,", "net", "B,", "...", "1"],
+    ]
+    long = [scored(str(i), "+-", settings={"net.widths": [i] * 30}) for i in range(2)]
+    assert all(len(line) <= 80 for line in format_comparison(long).splitlines())
+
+
 def test_a_probability_that_is_too_small_for_a_float_is_not_zero() -> None:
     table = format_comparison([scored("a", "+" * 2000), scored("b", "-" * 2000)])
     assert table.splitlines()[-1].split() == ["b", "2,000", "0", "-1.0000±0.0000", "<1e-300"]

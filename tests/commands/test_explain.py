@@ -43,6 +43,12 @@ def test_a_runs_network_is_explained(run: str, capsys: pytest.CaptureFixture[str
         (["--width", "1000000"], "--width is 1000000: must be from 1 to 1024"),
         (["--num_classes", "-1"], "--num_classes is -1: must be from 1 to 100000"),
         (["--model.net", "FastCNN", "--model.net.depth", "3"], "depth"),
+        (
+            ["--model.net", "FastCNN", "--model.net.num_convs", "[1, 2]"],
+            "--model.net.num_convs is [1, 2]: must be a whole number from 1 to 64, or a list with one for each of the "
+            "3 --model.net.widths",
+        ),
+        (["--model.net", "FastCNN", "--model.net.widths", "[0]"], "--model.net.widths is [0]: must be one to five"),
         (["no/where"], "no/where"),
         (["FastCNN"], "FastCNN: no such run; a network is given as --model.net FastCNN"),
         (["my_net.MyModel"], "my_net.MyModel: no such run; a network is given as --model.net my_net.MyModel"),

@@ -65,7 +65,7 @@ def test_a_row_has_what_the_table_needs(done: Path) -> None:
     assert {"torch", "lightning", "cifar_lit"} <= dict(first["versions"]).keys()  # type: ignore[call-overload]
     table = (done / "to/ladder.md").read_text()
     assert f"| {len(LADDER) - 1} | Test-time augmentation | " in table
-    assert "1 epochs, 2 seeds, 12 validation images" in table
+    assert "epochs: 1; seeds: 2; validation images: 12; 95 % intervals" in table
     assert (done / "to/ladder.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -161,6 +161,7 @@ def test_other_settings_are_not_mixed_in(folder: Path, refused: Refused) -> None
         (["--trainer.max_epochs=3"], "give --epochs"),
         (["--checkpoint.monitor", "Loss/val"], "a run is judged by the accuracy of its last epoch"),
         (["--trainer.devices", "2"], "a run takes one device"),
+        (["--trainer.limit_val_batches=4"], "a run is judged by all validation images"),
         (["--steps", "0-99"], f"--steps is 0-99: must be numbers from 0 to {len(LADDER) - 1}, as 0-3,7"),
         (["--data.val_size", "0"], "--data.val_size: the runs are judged on validation"),
         (["--model.lrr", "3"], "--model.lrr"),
