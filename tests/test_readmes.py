@@ -159,7 +159,8 @@ def shorten(args: list[str]) -> list[str]:
         places = [place + 1 for place, word in enumerate(args[:-1]) if word == option]
         args = [str(min(int(word), most)) if place in places else word for place, word in enumerate(args)]
     if args[0] == "ladder":
-        short = [word for word in SHORT[:-1] if "limit_val" not in word]  # a run is judged by all validation images
+        # A run is judged by all validation images.
+        short = [word for word in SHORT[:-1] if not word.startswith(("--trainer.limit_val", "--trainer.limit_test"))]
         return [*args, *TINY, *short, *([] if "--steps" in args else ["--steps", "0,1"])]
     if "--ckpt_path" in args:  # the run's own settings count; one that has finished needs more epochs, as is said there
         return args

@@ -182,11 +182,9 @@ def _format_groups(runs: Sequence[Scored]) -> list[str]:
 
 def _shortened(words: Sequence[str], size: int) -> str:
     """Join as many words as there is room for; those that are left out are dots."""
-    number = len(words)
-    while number > 1 and len(", ".join([*words[:number], *["..."] * (number < len(words))])) > size:
-        number -= 1
-    title = ", ".join([*words[:number], *["..."] * (number < len(words))])
-    return title if len(title) <= size else title[: size - 3] + "..."
+    titles = [", ".join([*words[:number], "..."]) for number in range(len(words) - 1, 0, -1)]
+    fitting = (title for title in (", ".join(words), *titles) if len(title) <= size)
+    return next(fitting, words[0][: size - 3] + "...")
 
 
 def _title(run: Scored, runs: Sequence[Scored]) -> list[str]:

@@ -32,7 +32,10 @@ INSTEAD = {
     "ckpt_path": "the same command resumes",
     "checkpoint.monitor": "a run is judged by the accuracy of its last epoch",
     **dict.fromkeys(
-        ("trainer.limit_val_batches", "trainer.check_val_every_n_epoch", "trainer.val_check_interval"),
+        tuple(
+            f"trainer.{name}"
+            for name in ("limit_val_batches", "limit_test_batches", "check_val_every_n_epoch", "val_check_interval")
+        ),
         "a run is judged by all validation images, once, at its end",
     ),
     **dict.fromkeys(

@@ -96,6 +96,7 @@ def test_the_verdict_says_no_more_than_the_interval(estimate: Estimate, expected
             "not an option of paired: a run is judged by the accuracy of its last epoch",
         ),
         ("--trainer.limit_val_batches 4", [], "--second has --trainer.limit_val_batches, which is not an option"),
+        ("--model.lr 0.1", ["--trainer.limit_test_batches", "2"], "a run is judged by all validation images"),
         ("--model.lr 0.1", ["--trainer.check_val_every_n_epoch", "2"], "a run is judged by all validation images"),
         ("tuned", [], "--second is tuned: must be options of fit, as '--recipe tuned'"),
         ("--data.root elsewhere", [], "--second has --data.root, which is the same for both settings"),

@@ -157,6 +157,10 @@ def test_bfloat16_is_chosen_where_it_has_instructions_and_pays(
     monkeypatch.setattr(kernels, "has_fast_bfloat16", lambda: True)
     assert [choose_precision(TutorialCNN(10), 32, 500, both) for _ in range(2)] == [expected] * 2
     assert calls == [(32, 32)]
+    deep = [FastCNN(widths=(8, 16, 16), num_convs=depths) for depths in ([2, 2, 3], [2, 3, 2])]
+    assert len({sum(one.numel() for one in net.parameters()) for net in deep}) == 1
+    assert [choose_precision(net, 32, 500, both) for net in deep] == [expected] * 2
+    assert len(calls) == 3  # each network is measured, though they have as many parameters
 
 
 @pytest.mark.parametrize(
