@@ -95,7 +95,7 @@ def test_labels_are_smoothed_in_training_alone(data: CIFAR10DataModule) -> None:
     assert float(module.val_loss.compute()) == pytest.approx(float(plain), rel=1e-6)
 
 
-@pytest.mark.parametrize("tta", ["none", "mirror", "mirror_shift"])
+@pytest.mark.parametrize("tta", ["none", "mirror", "mirror_shift", "mirror_shift_unsure"])
 def test_a_test_has_the_accuracy_with_and_without_tta(tta: Any, data: CIFAR10DataModule) -> None:
     torch.manual_seed(2)
     module = ImageClassifier(classes=data.classes, tta=tta)
@@ -511,7 +511,7 @@ def test_a_schedule_needs_the_length_of_the_training(options: dict[str, Any], da
         ({"label_smoothing": 1.0}, "`label_smoothing` is 1.0: must be from 0 to below 1"),
         ({"muon_lr": -0.1}, "`muon_lr` is -0.1: must be at least 0"),
         ({"muon_momentum": 1}, "`muon_momentum` is 1"),
-        ({"tta": "all"}, "`tta` is all: must be one of none, mirror, mirror_shift"),
+        ({"tta": "all"}, "`tta` is all: must be one of none, mirror, mirror_shift, mirror_shift_unsure"),
         ({"net": nn.Linear}, "`net`: Linear has no default for in_features: give `net`.in_features"),
     ],
 )

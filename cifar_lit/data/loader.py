@@ -69,8 +69,8 @@ class BatchLoader:
             parts = [self.images[i : i + CHUNK].sum((0, 1, 2)) for i in range(0, len(self.images), CHUNK)]
             num_pixels = len(self.images) * self.size**2
             self.colour = (torch.stack(parts).sum(0) / num_pixels).round().byte().to(self.device)
-        if self.augmentation.crop_padding and isinstance(self.images, Tensor):
-            self.images = pad(self.images, self.augmentation.crop_padding)
+        if self.augmentation.crop_padding and isinstance(self.images, Tensor) and self.images.device.type != "cpu":
+            self.images = pad(self.images, self.augmentation.crop_padding)  # once: there no step may wait for the CPU
         self.epoch = 0
         self._is_begun = False  # whether an iteration of this epoch has begun
         self._start = 0  # batch at which the next iteration begins
@@ -122,9 +122,9 @@ class BatchLoader:
         return self.augmentation.apply(self._cut(index, params.corners), params, self.colour)
 
     def _cut(self, index: Tensor, corners: Tensor | None) -> Tensor:
-        """Return a batch, ``(n, size, size, 3)``; images that are read for it are padded one batch at a time."""
+        """Return a batch, ``(n, size, size, 3)``; on a CPU, images are padded a batch at a time, to save memory."""
         images = self.images
-        if isinstance(images, StoredImages):
+        if isinstance(images, StoredImages) or (corners is not None and images.shape[1] == self.size):
             images = pad(images.index_select(0, index.cpu()).to(self.device), self.augmentation.crop_padding)
             index = torch.arange(len(index), device=index.device)
         return images.index_select(0, index) if corners is None else crop(images, index, corners, self.size)

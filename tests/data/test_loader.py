@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cifar_lit.data.augment import Augmentation
+from cifar_lit.data.augment import Augmentation, pad
 from cifar_lit.data.loader import BatchLoader, check_batch
 from cifar_lit.errors import UserError
 
@@ -197,11 +197,16 @@ def test_batches_have_their_channels_last_and_leave_the_images_alone() -> None:
     assert torch.equal(images, before)
 
 
-def test_images_are_copied_only_if_they_are_padded() -> None:
-    images = torch.zeros(8, 32, 32, 3, dtype=torch.uint8)
-    unpadded = Augmentation(flip="random", cutout=6)
-    assert BatchLoader(images, torch.arange(8), batch_size=4, augmentation=unpadded).images is images
-    assert BatchLoader(images, torch.arange(8), batch_size=4, augmentation=FULL).images is not images
+def test_images_are_padded_a_batch_at_a_time_or_once_and_never_copied_on_a_cpu() -> None:
+    images = torch.randint(256, (50, 32, 32, 3), dtype=torch.uint8)
+    by_batch, once = (
+        BatchLoader(images, torch.arange(50), batch_size=8, shuffle=True, augmentation=FULL) for _ in range(2)
+    )
+    assert by_batch.images is images
+    once.images = pad(images, FULL.crop_padding)  # as on a GPU
+    for (batch, labels), (same, same_labels) in zip(by_batch, once, strict=True):
+        assert torch.equal(batch, same)
+        assert torch.equal(labels, same_labels)
 
 
 def test_a_batch_that_no_network_takes_is_refused() -> None:
