@@ -22,11 +22,22 @@ def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next training step, and return whether that was possible.
 
     Otherwise glibc returns large blocks to the kernel and requests them again, zeroed page by page, in each step: half
-    of the time of a step with batches of 500 images on a CPU. In exchange, the process never shrinks.
+    of the time of a step with batches of 500 images on a CPU. In exchange, the process does not shrink until
+    ``return_freed_memory``.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    mallopt = _glibc("mallopt")
     # malloc.h: M_ARENA_MAX (threads share the freed memory), M_MMAP_MAX, M_TRIM_THRESHOLD.
     return mallopt is not None and all([mallopt(-8, 1), mallopt(-4, 0), mallopt(-1, 2**31 - 1)])
+
+
+def return_freed_memory() -> bool:
+    """Let glibc return the memory that a training has freed to the kernel, and return whether that was possible."""
+    malloc_trim = _glibc("malloc_trim")
+    return malloc_trim is not None and bool(malloc_trim(0))
+
+
+def _glibc(name: str) -> Any:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def free_memory(device: torch.device | str = "cpu") -> float:

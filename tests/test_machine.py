@@ -4,11 +4,19 @@ import subprocess
 import sys
 import warnings
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
 
-from cifar_lit.machine import describe_machine, gemm_rate, has_fast_bfloat16, keep_freed_memory, set_up
+from cifar_lit.machine import (
+    describe_machine,
+    gemm_rate,
+    has_fast_bfloat16,
+    keep_freed_memory,
+    return_freed_memory,
+    set_up,
+)
 
 
 def test_the_machine_is_described() -> None:
@@ -47,9 +55,30 @@ def test_freed_memory_is_used_again_without_the_kernel() -> None:
     assert counts["kept"] < 100 < counts["returned"]
 
 
+RETURNED = """
+import resource, torch
+from cifar_lit.machine import keep_freed_memory, return_freed_memory
+def resident():
+    return int(open("/proc/self/statm").read().split()[1])
+assert keep_freed_memory()
+blocks = [torch.ones(5_000_000) for _ in range(10)]  # 200 MB
+last, blocks = blocks[-1], None  # which holds the end of the heap, so that it cannot shrink by itself
+kept = resident()
+assert return_freed_memory()
+print((kept - resident()) * resource.getpagesize())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux has it")
+def test_what_was_freed_can_be_returned_to_the_kernel() -> None:
+    done = subprocess.run([sys.executable, "-c", RETURNED], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 150e6
+
+
 def test_other_systems_keep_their_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     assert keep_freed_memory() is False
+    assert return_freed_memory() is False
 
 
 def test_slow_bfloat16_on_a_cpu_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:

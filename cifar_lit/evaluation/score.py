@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from cifar_lit.data import Split
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
+from cifar_lit.machine import return_freed_memory
 from cifar_lit.module import ImageClassifier
 from cifar_lit.results import Results
 
@@ -21,6 +22,7 @@ def score(
     """Return the metrics of the model's weights on validation (where there is one) and test; set its predictions."""
     if splits == ("val",) and not datamodule.has_val:
         raise UserError("`val_size` is 0: there are no validation images to score; use cifar-lit test")
+    return_freed_memory()  # of a training, which needed more: other images are read now
     metrics: dict[str, Any] = {}
     if "val" in splits and datamodule.has_val:
         trainer.validate(model, datamodule=datamodule, verbose=False)
