@@ -58,7 +58,7 @@ class ImageClassifier(FineTuning):
             parameters. 0 for SGD alone.
         muon_momentum: Momentum of Muon, from 0 to below 1.
         tta: Test-time augmentation (TTA): the test also gives the accuracy of the mean over each image and its mirror
-            image (mirror), both also shifted by a pixel (mirror_shift), or that where unsure (mirror_shift_unsure).
+            image (mirror), both also shifted by a pixel (mirror_shift), or that if unsure (mirror_shift_unsure).
         compile: Compile the network before the first step, in place, so that checkpoints are the same.
         image_size: Height and width of the images, from 8 to 256; given to a network that takes it.
         resize: How ``predict`` makes an image square: squash, crop or pad, as for the data module.

@@ -16,7 +16,7 @@ from cifar_lit.errors import UserError
 from cifar_lit.machine import free_memory
 
 SHARE = 0.25
-"""Of the free memory, that the images of a split may take in each process: a training holds them more than twice."""
+"""Of the free memory, that the images of a split may take in each process: a training may hold them more than twice."""
 
 
 class StoredImages:

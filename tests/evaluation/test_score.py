@@ -47,6 +47,17 @@ def test_the_metrics_are_those_of_the_predictions(model: ImageClassifier, datamo
     assert results.metrics == metrics
 
 
+def test_the_memory_of_a_training_is_returned_before_images_are_read(
+    model: ImageClassifier, datamodule: CIFAR10DataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr("cifar_lit.evaluation.score.return_freed_memory", lambda: done.append("returned"))
+    setup = datamodule.setup
+    monkeypatch.setattr(datamodule, "setup", lambda stage: (done.append(stage), setup(stage)))
+    score(a_trainer(), model, datamodule)
+    assert done == ["returned", "validate", "test"]
+
+
 def test_each_image_is_seen_once(
     model: ImageClassifier, datamodule: CIFAR10DataModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
