@@ -53,7 +53,12 @@ def test_the_memory_of_a_training_is_returned_before_images_are_read(
     done: list[str] = []
     monkeypatch.setattr("cifar_lit.evaluation.score.return_freed_memory", lambda: done.append("returned"))
     setup = datamodule.setup
-    monkeypatch.setattr(datamodule, "setup", lambda stage: (done.append(stage), setup(stage)))
+
+    def noted_setup(stage: str) -> None:
+        done.append(stage)
+        setup(stage)
+
+    monkeypatch.setattr(datamodule, "setup", noted_setup)
     score(a_trainer(), model, datamodule)
     assert done == ["returned", "validate", "test"]
 
