@@ -51,7 +51,7 @@ ENDS = {
     "max_steps, within the first epoch": End(["--trainer.max_steps", "3"], tested="last"),
     "max_steps, then more": End(["--trainer.max_steps", "9"], resumed=["--trainer.max_steps", "-1"]),
     "max_time": End(
-        ["--trainer.max_time", "00:00:00:00", "--trainer.min_epochs", "1"], resumed=["--trainer.max_time", "null"]
+        ["--trainer.max_time", "{milliseconds: 1}", "--trainer.min_epochs", "1"], resumed=["--trainer.max_time", "null"]
     ),
     "no validation": End(["--data.val_size", "0"], tested="last"),
     "no validation batch": End(["--trainer.limit_val_batches", "0"], tested="last"),
