@@ -67,6 +67,13 @@ class Run:
         return dict(self.checkpoint["datamodule_hyper_parameters"])
 
     @property
+    def precision(self) -> str:
+        """The Trainer's precision that the run was trained in; that of its settings, if an older version made it."""
+        of_settings = self.config.get("trainer")
+        of_settings = of_settings.get("precision") if isinstance(of_settings, dict) else None
+        return str(self.checkpoint.get("precision") or of_settings or "32-true")
+
+    @property
     def data_state(self) -> dict[str, Any]:
         """The state of the ``CIFAR10DataModule``; empty if an older version made the checkpoint."""
         state = self.checkpoint.get(CIFAR10DataModule.__qualname__)

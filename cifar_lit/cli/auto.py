@@ -24,7 +24,7 @@ def settle(cli: FitCLI, resumed: Run | None) -> None:
     note, is_auto = "", kernels == "auto"
     if resumed:
         kernels = resumed.model_options.get("kernels", "winograd") if kernels == "auto" else kernels
-        precision = precision_of(resumed) if precision == "auto" else precision
+        precision = resumed.precision if precision == "auto" else precision
     else:
         random_state = get_random_state()
         kernels, precision = _choose(cli, kernels, precision)
@@ -33,11 +33,6 @@ def settle(cli: FitCLI, resumed: Run | None) -> None:
             note = " (not measured: other work keeps the processor busy)"
     cli.settle(kernels=kernels, precision=precision)
     rank_zero_only(print)(f"precision {precision or '32-true'}, kernels {_in_words(kernels)}{note}")
-
-
-def precision_of(run: Run) -> str:
-    """Return the precision that a run was trained in; that of its settings, if an older version made it."""
-    return str(run.checkpoint.get("precision") or run.config.get("trainer", {}).get("precision") or "32-true")
 
 
 def _choose(cli: FitCLI, kernels: Any, precision: Any) -> tuple[Any, Any]:

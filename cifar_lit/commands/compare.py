@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cifar_lit.cli.filters import without_notices
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
+from cifar_lit.cli.trainer import make_trainer
 from cifar_lit.commands.options import OF_COMPARE, add_options, given
 from cifar_lit.data import Split
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.files import printable, shorten
 from cifar_lit.metrics import holm, mcnemar, paired_difference, wilson_interval
+from cifar_lit.module import ImageClassifier
 from cifar_lit.networks.tta import TTA
 from cifar_lit.run import Run
 
@@ -141,8 +144,18 @@ def _score(
         seed=int(datamodule.hparams["seed"]),
         settings={name: value for name, value in settings.items() if name not in IGNORED},
         labels=labels,
-        correct=model.predict(images.permute(0, 3, 1, 2), tta=tta).argmax(1) == labels,
+        correct=_predict(model, images.permute(0, 3, 1, 2), tta, run.precision).argmax(1) == labels,
     )
+
+
+def _predict(model: ImageClassifier, images: Tensor, tta: Literal["none", TTA], precision: str) -> Tensor:
+    """Return the probabilities in the precision of the run's training, as ``cifar-lit test`` does."""
+    with without_notices():
+        trainer = make_trainer({"accelerator": "cpu", "devices": 1, "precision": precision, "logger": False})
+    plugin = trainer.precision_plugin
+    plugin.convert_module(model)
+    with plugin.forward_context():
+        return model.predict(images, tta=tta)
 
 
 def _load(datamodule: CIFAR10DataModule) -> Split | UserError | OSError:

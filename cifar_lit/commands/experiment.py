@@ -120,7 +120,10 @@ class Experiment:
 
     def _test(self, setting: Setting, seed: int) -> Row:
         network = setting.values.get("model.net.class_path")
-        return score_test(self._weights(setting, seed), network=network, machine=self.machine)
+        trained = next((row for row in self.rows() if (row["setting"], row["seed"]) == (setting.name, seed)), {})
+        precision = trained.get("precision", "32-true")  # older rows have none
+        weights = self._weights(setting, seed)
+        return score_test(weights, network=network, precision=precision, machine=self.machine)
 
     def _weights(self, setting: Setting, seed: int) -> Path:
         return self.folder / WEIGHTS / f"{setting.name}_seed{seed}.ckpt"

@@ -68,7 +68,7 @@ def score_run(options: argparse.Namespace, *, splits: tuple[str, ...]) -> None:
     check_devices(trainer_options.get("devices"), trainer_options.get("accelerator", "auto"))
     bars = [ProgressBar()] if trainer_options.get("enable_progress_bar", True) else []
     writes_nothing = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = make_trainer({**trainer_options, **writes_nothing, "callbacks": bars})
+    trainer = make_trainer({"precision": run.precision, **trainer_options, **writes_nothing, "callbacks": bars})
     metrics = score(trainer, model, datamodule, splits=splits)
     if not trainer.is_global_zero:
         return

@@ -83,8 +83,11 @@ def train(args: Sequence[str], *, val_images: str | None, save: Path | None) -> 
     return row
 
 
-def score_test(file: Path, *, network: object, machine: Mapping[str, str]) -> Row:
-    """Score weights that ``train`` saved on the test images; ``network`` is the one that the options name."""
+def score_test(file: Path, *, network: object, precision: str, machine: Mapping[str, str]) -> Row:
+    """Score weights that ``train`` saved on the test images, in the precision of its row.
+
+    ``network`` is the one that the options name.
+    """
     filter_logs()
     if isinstance(network, str) and "." in network:
         import_network(network)  # the file alone is not trusted: the folder may be somebody else's
@@ -92,7 +95,7 @@ def score_test(file: Path, *, network: object, machine: Mapping[str, str]) -> Ro
     places = {name: value for name in ("root", "cache_dir", "mirror") if (value := machine.get(f"data.{name}"))}
     with without_notices():
         device = {"accelerator": machine.get("trainer.accelerator", "auto"), "devices": 1}
-        trainer = make_trainer(device | dict.fromkeys(OFF, False))
+        trainer = make_trainer(device | {"precision": precision} | dict.fromkeys(OFF, False))
         model = run.model()
         score(trainer, model, run.datamodule(**places), splits=("test",))
     assert model.predictions is not None
@@ -138,6 +141,7 @@ class Watch(Callback):
             "seconds": round(throughput.train_seconds, 3),
             "multiplications": count_multiplications(model, throughput.trained, trainer.global_step),
             "val_images": datamodule.fingerprints["val"],
+            "precision": str(trainer.precision),
         }
         # As a test, which knows test-time augmentation; without the data module, which would load the test images.
         loader = datamodule.val_dataloader()

@@ -3,10 +3,12 @@
 import shutil
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from cifar_lit import ImageClassifier
 from cifar_lit.commands.compare import Scored, format_comparison
 from cifar_lit.main import main
 from tests.helpers.runs import FEW_EPOCHS, RUN, Refused, read_results
@@ -52,6 +54,30 @@ def test_a_group_is_shown_by_complete_words() -> None:
 def test_a_probability_that_is_too_small_for_a_float_is_not_zero() -> None:
     table = format_comparison([scored("a", "+" * 2000), scored("b", "-" * 2000)])
     assert table.splitlines()[-1].split() == ["b", "2,000", "0", "-1.0000±0.0000", "<1e-300"]
+
+
+@pytest.mark.filterwarnings("ignore:.*no instructions for bfloat16")
+def test_each_run_is_scored_in_its_own_precision(
+    tiny_args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precisions = ("bf16-mixed", "32-true", "bf16-true", "64-true")
+    paths = [f"lightning_logs/version_{number}" for number in range(len(precisions))]
+    for precision in precisions:
+        assert main(["fit", *tiny_args, *FEW_EPOCHS, "--trainer.precision", precision]) == 0
+    used, predict = [], ImageClassifier.predict
+
+    def noting(model: ImageClassifier, *args: Any, **options: Any) -> torch.Tensor:
+        used.append((next(model.net.parameters()).dtype, torch.is_autocast_enabled("cpu")))
+        return predict(model, *args, **options)
+
+    monkeypatch.setattr(ImageClassifier, "predict", noting)
+    capsys.readouterr()
+    assert main(["compare", *paths]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for path in paths:
+        accuracy = read_results(Path(path))["Accuracy/test"]
+        assert [path, "tutorial", "0", f"{accuracy:.4f}"] in [line[:4] for line in lines]
+    assert used == [(torch.float32, True), (torch.float32, False), (torch.bfloat16, False), (torch.float64, False)]
 
 
 def test_runs_are_compared(run: str, tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:

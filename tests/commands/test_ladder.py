@@ -5,13 +5,16 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from filelock import FileLock
+from lightning.pytorch import Trainer
 
 from cifar_lit.cli.fit import fit
+from cifar_lit.cli.trainer import make_trainer
 from cifar_lit.commands.experiment import Experiment
 from cifar_lit.commands.ladder import parse_numbers
 from cifar_lit.commands.setting import Setting
@@ -120,6 +123,25 @@ def test_the_ends_are_tested_once(
     )
     monkeypatch.setattr("cifar_lit.commands.experiment.score_test", None)
     assert main(args) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*no instructions for bfloat16")
+def test_weights_are_tested_in_the_precision_of_their_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def noting(options: dict[str, Any]) -> Trainer:
+        trainer = make_trainer(options)
+        used.append(trainer.precision)
+        return trainer
+
+    monkeypatch.setattr("cifar_lit.commands.trial.make_trainer", noting)
+    names = ("bf16-mixed", "64-true", "32-true")
+    args = [*options(folder)[:4], *SHORT[:4], "--trainer.max_epochs=1"]
+    settings = [Setting(name, [*args, f"--trainer.precision={name}"]) for name in names]
+    experiment = Experiment(Path("own"), settings, [0], kept=names)
+    experiment.run()
+    experiment.test()
+    assert [row["precision"] for row in experiment.rows()] == used == list(names)
 
 
 def test_a_run_that_diverges_is_a_row(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,22 @@ def test_without_validation_the_last_checkpoint_is_tested(tiny_root: Path, capsy
     assert f"checkpoint  {RUN}/checkpoints/last.ckpt" in printed
 
 
+@pytest.mark.filterwarnings("ignore:.*no instructions for bfloat16")
+def test_the_precision_is_that_of_the_run_unless_told_otherwise(
+    tiny_args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *tiny_args, *FEW_EPOCHS, "--trainer.precision", "bf16-mixed"]) == 0
+    fitted = table_of(capsys.readouterr().out)
+    tables = []
+    for options in ([], ["--trainer.precision", "bf16-mixed"], ["--trainer.precision", "64-true"]):
+        assert main(["test", str(RUN), *options]) == 0
+        tables.append(table_of(capsys.readouterr().out))
+    assert tables[0] == tables[1] == fitted != tables[2]
+    assert main(["validate", str(RUN)]) == 0
+    loss = next(line for line in fitted.splitlines() if line.startswith("loss"))
+    assert loss.split()[1] in capsys.readouterr().out.split()
+
+
 def test_the_options_of_the_data_the_model_and_the_trainer(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("tiny").rename("elsewhere")
     options = ["--data.root", "elsewhere", "--data.cache_dir", "cached", "--model.tta", "mirror_shift"]
