@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -127,6 +128,63 @@ def test_a_training_step_in_the_blocked_layout_has_the_same_values(
     for ours, torchs in zip(blocked, plain, strict=True):
         assert not ours.is_mkldnn
         torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN computes in bfloat16 with AVX-512 alone")
+    monkeypatch.setattr(tutorial, "has_fast_bfloat16", lambda: True)
+
+
+@pytest.mark.parametrize(("size", "layout"), [(8, torch.contiguous_format), (33, torch.channels_last)])
+def test_a_step_in_bfloat16_in_the_blocked_layout_has_the_values_of_the_default_one(
+    size: int, layout: torch.memory_format, bfloat16: None, avx: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = TutorialCNN(image_size=size).to(memory_format=layout)
+    images = torch.rand(5, 3, size, size).round(decimals=1).contiguous(memory_format=layout)
+    exact = logits_and_gradients(net, images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tutorial.trains_blocked(net.layers, images)
+        blocked = logits_and_gradients(net, images)
+        monkeypatch.setattr(tutorial, "trains_blocked", lambda *_: False)
+        plain = logits_and_gradients(net, images)
+    assert len(blocked) == 11
+    assert blocked[0].dtype == torch.bfloat16
+    for ours, torchs, true in zip(blocked, plain, exact, strict=True):
+        assert ours.dtype == torchs.dtype
+        off = (torchs - true).norm()
+        assert not ours.is_mkldnn
+        assert off > 0
+        assert (ours - true).norm() <= 1.1 * off
+
+
+def test_a_step_of_lower_precision_without_instructions_for_it_or_in_float16_is_not_blocked(
+    avx: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, images = TutorialCNN(), torch.rand(2, 3, 32, 32)
+    for has_it, dtype, expected in (
+        (True, torch.bfloat16, True),
+        (False, torch.bfloat16, False),
+        (True, torch.float16, False),
+    ):
+        monkeypatch.setattr(tutorial, "has_fast_bfloat16", lambda has_it=has_it: has_it)
+        with torch.autocast("cpu", dtype):
+            assert tutorial.trains_blocked(net.layers, images) is expected
+
+
+@pytest.mark.parametrize("options", [{"padding": "same"}, {"padding": 2, "padding_mode": "reflect"}, {"bias": False}])
+def test_a_convolution_of_other_options_in_its_place_trains(options: dict[str, Any], bfloat16: None, avx: None) -> None:
+    net, images = TutorialCNN(image_size=16), torch.rand(2, 3, 16, 16)
+    net.layers.conv1 = nn.Conv2d(3, 32, 5, **{"padding": 2} | options)
+    with torch.no_grad():
+        expected = net(images)
+    torch.testing.assert_close(net(images), expected, rtol=1e-5, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = net(images)
+        torch.testing.assert_close(logits.float(), expected, rtol=0.05, atol=0.01)
+        logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
 
 
 def with_a_hook(net: TutorialCNN, images: Tensor) -> Tensor:
