@@ -17,6 +17,9 @@ import torch
 
 import cifar_lit
 
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "32", "64", "bf16", "16")
+"""Of the Trainer, with the names of older configurations."""
+
 
 def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next training step, and return whether that was possible.
@@ -74,6 +77,21 @@ def set_up(device: torch.device, precision: str, *, benchmark: bool | None = Non
         if "bf16" in precision and not has_fast_bfloat16():
             problem = "this CPU has no instructions for bfloat16, which is slower than 32-true"
             warnings.warn(f"precision {precision}: {problem}", stacklevel=2)
+
+
+def precision_to_score(trained_in: object, *, on_cpu: bool) -> str:
+    """Return the Trainer's precision to score a training in: its own.
+
+    It is ``32-true`` where that is none of ``PRECISIONS``, or has 16 bits that the CPU is slow with.
+    """
+    precision = str(trained_in)
+    is_slow = "16" in precision and not ("bf16" in precision and has_fast_bfloat16())
+    return "32-true" if precision not in PRECISIONS or (on_cpu and is_slow) else precision
+
+
+def computes_on_cpu(accelerator: object) -> bool:
+    """Return whether a Trainer with this ``accelerator`` computes on the CPU."""
+    return accelerator == "cpu" or not torch.accelerator.is_available()
 
 
 def has_fast_bfloat16() -> bool:

@@ -69,9 +69,11 @@ class Run:
     @property
     def precision(self) -> str:
         """The Trainer's precision that the run was trained in; that of its settings, if an older version made it."""
-        of_settings = self.config.get("trainer")
-        of_settings = of_settings.get("precision") if isinstance(of_settings, dict) else None
-        return str(self.checkpoint.get("precision") or of_settings or "32-true")
+        precision = self.checkpoint.get("precision")
+        with contextlib.suppress(UserError):  # of a damaged config.yaml
+            of_trainer = {} if precision else self.config.get("trainer")
+            precision = precision or (isinstance(of_trainer, dict) and of_trainer.get("precision"))
+        return str(precision or "32-true")
 
     @property
     def data_state(self) -> dict[str, Any]:

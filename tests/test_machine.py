@@ -14,6 +14,7 @@ from cifar_lit.machine import (
     gemm_rate,
     has_fast_bfloat16,
     keep_freed_memory,
+    precision_to_score,
     return_freed_memory,
     set_up,
 )
@@ -90,6 +91,34 @@ def test_slow_bfloat16_on_a_cpu_is_warned_of(monkeypatch: pytest.MonkeyPatch) ->
         warnings.simplefilter("error")
         set_up(torch.device("cpu"), "bf16-mixed")
         set_up(torch.device("cpu"), "32-true")
+
+
+@pytest.mark.parametrize(
+    ("trained_in", "on_cpu", "expected"),
+    [
+        ("32-true", True, ("32-true", "32-true")),
+        ("64-true", True, ("64-true", "64-true")),
+        ("bf16-mixed", True, ("bf16-mixed", "32-true")),
+        ("bf16-true", True, ("bf16-true", "32-true")),
+        ("bf16-mixed", False, ("bf16-mixed", "bf16-mixed")),
+        ("16-mixed", True, ("32-true", "32-true")),
+        ("16-true", True, ("32-true", "32-true")),
+        ("16-mixed", False, ("16-mixed", "16-mixed")),
+        (16, False, ("16", "16")),
+        ("transformer-engine", False, ("32-true", "32-true")),
+        ("auto", True, ("32-true", "32-true")),
+        ("x" * 100_000, True, ("32-true", "32-true")),
+        (None, True, ("32-true", "32-true")),
+    ],
+)
+def test_a_training_is_scored_in_its_precision_unless_the_cpu_is_slow_with_it(
+    trained_in: object, on_cpu: bool, expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for has_bfloat16 in (True, False):
+        monkeypatch.setattr("cifar_lit.machine.has_fast_bfloat16", lambda has_bfloat16=has_bfloat16: has_bfloat16)
+        found.append(precision_to_score(trained_in, on_cpu=on_cpu))
+    assert tuple(found) == expected
 
 
 @pytest.mark.parametrize(("capability", "expected"), [("avx512_bf16", True), ("amx_bf16", True), ("avx2", False)])

@@ -81,6 +81,27 @@ def test_a_checkpoint_of_a_run_belongs_to_its_folder(run: str) -> None:
     assert Run(LAST).results == Run(RUN).results
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("trainer: {precision: bf16-mixed}", "bf16-mixed"),
+        ("trainer: {precision: 16}", "16"),
+        ("trainer: {precision: null}", "32-true"),
+        ("trainer: [bf16-mixed]", "32-true"),
+        ("trainer", "32-true"),
+        ("{{{", "32-true"),
+    ],
+)
+def test_the_precision_of_an_older_run_is_that_of_its_settings(config: str, expected: str, run: str) -> None:
+    file = RUN / "checkpoints/best.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    (RUN / "config.yaml").write_text(config)
+    assert Run(RUN).precision == "32-true"  # that of the checkpoint
+    del checkpoint["precision"]
+    torch.save(checkpoint, file)
+    assert Run(RUN).precision == expected
+
+
 def test_a_checkpoint_elsewhere_is_read_too(run: str) -> None:
     shutil.copy(BEST, "alone.ckpt")
     shutil.rmtree("lightning_logs")

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from cifar_lit.callbacks.exact_resume import get_random_state, set_random_state
 from cifar_lit.cli.arguments import FitCLI
-from cifar_lit.machine import keep_freed_memory
+from cifar_lit.machine import computes_on_cpu, keep_freed_memory
 from cifar_lit.networks.kernels import choose_precision
 from cifar_lit.run import Run
 
@@ -39,7 +39,7 @@ def _choose(cli: FitCLI, kernels: Any, precision: Any) -> tuple[Any, Any]:
     model, data = cli.model, cli.datamodule.hparams
     sizes, batch_size = data["image_sizes"] or [model.image_size], data["batch_size"]
     accelerator, has_cuda = cli.trainer_options["accelerator"], torch.cuda.is_available()
-    on_cpu = accelerator == "cpu" or not torch.accelerator.is_available()
+    on_cpu = computes_on_cpu(accelerator)
     keep_freed_memory()
     is_chosen = kernels == "auto" and rank_zero_only.rank == 0  # type: ignore[attr-defined]
 

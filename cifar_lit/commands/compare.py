@@ -20,6 +20,7 @@ from cifar_lit.data import Split
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.files import printable, shorten
+from cifar_lit.machine import precision_to_score
 from cifar_lit.metrics import holm, mcnemar, paired_difference, wilson_interval
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks.tta import TTA
@@ -144,12 +145,15 @@ def _score(
         seed=int(datamodule.hparams["seed"]),
         settings={name: value for name, value in settings.items() if name not in IGNORED},
         labels=labels,
-        correct=_predict(model, images.permute(0, 3, 1, 2), tta, run.precision).argmax(1) == labels,
+        correct=_predict(model, images.permute(0, 3, 1, 2), tta, precision_to_score(run.precision, on_cpu=True)).argmax(
+            1
+        )
+        == labels,
     )
 
 
 def _predict(model: ImageClassifier, images: Tensor, tta: Literal["none", TTA], precision: str) -> Tensor:
-    """Return the probabilities in the precision of the run's training, as ``cifar-lit test`` does."""
+    """Return the probabilities in a precision of the Trainer, on the CPU."""
     with without_notices():
         trainer = make_trainer({"accelerator": "cpu", "devices": 1, "precision": precision, "logger": False})
     plugin = trainer.precision_plugin

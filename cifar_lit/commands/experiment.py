@@ -111,17 +111,23 @@ class Experiment:
         return True
 
     def _train(self, setting: Setting, seed: int) -> Row:
-        args = [*setting.args, *as_options(self.machine), f"--seed_everything={seed}"]
+        args = [*setting.args, *self._precision(setting), *as_options(self.machine), f"--seed_everything={seed}"]
         if self.work:
             return self.work(args)
         judged = next((row["val_images"] for row in self.rows() if "val_images" in row), None)
         save = self._weights(setting, seed) if setting.name in self.kept else None
         return train(args, val_images=judged, save=save)
 
+    def _precision(self, setting: Setting) -> list[str]:
+        """Return the option for a run whose precision is ``auto``: what that stood for in the first of such runs."""
+        automatic = {one.name for one in self.settings if one.values.get("trainer.precision") == "auto"}
+        chosen = [row["precision"] for row in self.rows() if row["setting"] in automatic and "precision" in row]
+        return [f"--trainer.precision={chosen[0]}"] if chosen and setting.name in automatic else []
+
     def _test(self, setting: Setting, seed: int) -> Row:
         network = setting.values.get("model.net.class_path")
         trained = next((row for row in self.rows() if (row["setting"], row["seed"]) == (setting.name, seed)), {})
-        precision = trained.get("precision", "32-true")  # older rows have none
+        precision = trained.get("precision", setting.values.get("trainer.precision"))  # older rows have none
         weights = self._weights(setting, seed)
         return score_test(weights, network=network, precision=precision, machine=self.machine)
 

@@ -18,6 +18,7 @@ from cifar_lit.evaluation.report import write_report
 from cifar_lit.evaluation.score import describe, score
 from cifar_lit.evaluation.table import format_table
 from cifar_lit.files import shorten, write_atomic
+from cifar_lit.machine import computes_on_cpu, precision_to_score
 from cifar_lit.networks.base import needed_trust
 from cifar_lit.results import Results
 from cifar_lit.run import REPORT, RESULTS, Run
@@ -68,7 +69,10 @@ def score_run(options: argparse.Namespace, *, splits: tuple[str, ...]) -> None:
     check_devices(trainer_options.get("devices"), trainer_options.get("accelerator", "auto"))
     bars = [ProgressBar()] if trainer_options.get("enable_progress_bar", True) else []
     writes_nothing = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = make_trainer({"precision": run.precision, **trainer_options, **writes_nothing, "callbacks": bars})
+    if "precision" not in trainer_options:
+        on_cpu = computes_on_cpu(trainer_options.get("accelerator", "auto"))
+        trainer_options["precision"] = precision_to_score(run.precision, on_cpu=on_cpu)
+    trainer = make_trainer({**trainer_options, **writes_nothing, "callbacks": bars})
     metrics = score(trainer, model, datamodule, splits=splits)
     if not trainer.is_global_zero:
         return

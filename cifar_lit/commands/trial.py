@@ -19,7 +19,7 @@ from cifar_lit.cli.trainer import make_trainer
 from cifar_lit.errors import UserError
 from cifar_lit.evaluation.multiplications import count_multiplications
 from cifar_lit.evaluation.score import score
-from cifar_lit.machine import describe_machine
+from cifar_lit.machine import computes_on_cpu, describe_machine, precision_to_score
 from cifar_lit.metrics import Predictions
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks.finding import import_network
@@ -83,7 +83,7 @@ def train(args: Sequence[str], *, val_images: str | None, save: Path | None) -> 
     return row
 
 
-def score_test(file: Path, *, network: object, precision: str, machine: Mapping[str, str]) -> Row:
+def score_test(file: Path, *, network: object, precision: object, machine: Mapping[str, str]) -> Row:
     """Score weights that ``train`` saved on the test images, in the precision of its row.
 
     ``network`` is the one that the options name.
@@ -94,8 +94,10 @@ def score_test(file: Path, *, network: object, precision: str, machine: Mapping[
     run = Run(file)
     places = {name: value for name in ("root", "cache_dir", "mirror") if (value := machine.get(f"data.{name}"))}
     with without_notices():
-        device = {"accelerator": machine.get("trainer.accelerator", "auto"), "devices": 1}
-        trainer = make_trainer(device | {"precision": precision} | dict.fromkeys(OFF, False))
+        accelerator = machine.get("trainer.accelerator", "auto")
+        precision = precision_to_score(precision, on_cpu=computes_on_cpu(accelerator))
+        device = {"accelerator": accelerator, "devices": 1, "precision": precision}
+        trainer = make_trainer(device | dict.fromkeys(OFF, False))
         model = run.model()
         score(trainer, model, run.datamodule(**places), splits=("test",))
     assert model.predictions is not None

@@ -4,13 +4,15 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from cifar_lit.machine import has_fast_bfloat16
 from cifar_lit.networks.base import Network
 
 BLOCKED = (nn.Conv2d, nn.MaxPool2d, nn.Flatten, nn.Linear)
 """Layers that take or end features in oneDNN's blocked layout."""
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "forward")
+"""Attributes of a layer by which something looks at its features, or changes them."""
 
 
 class TutorialCNN(Network):
@@ -83,10 +85,11 @@ def trains_blocked(layers: nn.Sequential, images: Tensor) -> bool:
         and not images.requires_grad
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        and (not torch.is_autocast_enabled("cpu") or takes_bfloat16())
         and not torch.is_anomaly_enabled()
+        and not _has_any_global_hook()  # type: ignore[no-untyped-call]
         and bool(torch.backends.mkldnn.enabled)
         and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+        and (not torch.is_autocast_enabled("cpu") or takes_bfloat16())
         and all(type(layer) in BLOCKED and not any(map(vars(layer).get, HOOKS)) for layer in layers)
         and all(type(layer.padding) is tuple and layer.padding_mode == "zeros" for layer in convolutions)
         and all(isinstance(weights, nn.Parameter) for weights in layers.parameters())
@@ -94,5 +97,6 @@ def trains_blocked(layers: nn.Sequential, images: Tensor) -> bool:
 
 
 def takes_bfloat16() -> bool:
-    """Return whether autocast on the CPU is to bfloat16, and the CPU has instructions for it."""
-    return torch.get_autocast_dtype("cpu") == torch.bfloat16 and has_fast_bfloat16()
+    """Return whether autocast on the CPU is to bfloat16, and CPU and oneDNN (which can be limited) have it."""
+    is_bfloat16 = torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return is_bfloat16 and has_fast_bfloat16() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

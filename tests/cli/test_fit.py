@@ -42,7 +42,7 @@ LARGE = {"cifar100", "fast", "fast10", "fast5", "gpu94", "resnet18", "small", "s
     "recipe", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in sorted(RECIPES)]
 )
 def test_every_recipe_fits_and_tests(recipe: str, tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    # The command test scores in float32; so does a fit whose precision it is, to the last digit.
+    # On a CPU without bfloat16 test scores in float32; so does a fit whose precision it is, to the last digit.
     few_steps = ["--data.batch_size", "24", "--trainer.precision", "32-true"]
     assert main(["fit", "--recipe", recipe, *tiny_args, *FEW_EPOCHS, *few_steps]) == 0
     fitted = capsys.readouterr().out

@@ -64,6 +64,7 @@ def test_each_run_is_scored_in_its_own_precision(
     paths = [f"lightning_logs/version_{number}" for number in range(len(precisions))]
     for precision in precisions:
         assert main(["fit", *tiny_args, *FEW_EPOCHS, "--trainer.precision", precision]) == 0
+    monkeypatch.setattr("cifar_lit.machine.has_fast_bfloat16", lambda: True)
     used, predict = [], ImageClassifier.predict
 
     def noting(model: ImageClassifier, *args: Any, **options: Any) -> torch.Tensor:

@@ -127,6 +127,7 @@ def test_the_ends_are_tested_once(
 
 @pytest.mark.filterwarnings("ignore:.*no instructions for bfloat16")
 def test_weights_are_tested_in_the_precision_of_their_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cifar_lit.machine.has_fast_bfloat16", lambda: True)
     used = []
 
     def noting(options: dict[str, Any]) -> Trainer:
@@ -142,6 +143,17 @@ def test_weights_are_tested_in_the_precision_of_their_training(folder: Path, mon
     experiment.run()
     experiment.test()
     assert [row["precision"] for row in experiment.rows()] == used == list(names)
+
+
+def test_what_auto_stands_for_is_settled_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["64-true", "32-true", "32-true"])
+    monkeypatch.setattr("cifar_lit.cli.auto.choose_precision", lambda *_args: next(answers))
+    args = [*options(folder)[:4], *SHORT[:4], "--trainer.max_epochs=1"]
+    automatic = [*args, "--trainer.precision=auto"]
+    settings = [Setting("auto", automatic), Setting("auto too", automatic), Setting("own", args)]
+    experiment = Experiment(Path("own"), settings, [0, 1])
+    experiment.run()
+    assert [row["precision"] for row in experiment.rows()] == ["64-true", "64-true", "32-true"] * 2
 
 
 def test_a_run_that_diverges_is_a_row(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -231,6 +231,7 @@ def test_soak(real_images: Path, tmp_path: Path) -> None:
     """
     end = time.monotonic() + 60 * float(os.environ.get("CIFAR_LIT_SOAK_MINUTES", "1"))
     options = ["fit", "--data.source", "images", "--data.root", str(real_images), "--recipe", "tuned"]
+    options += ["--trainer.precision", "32-true"]  # auto may be settled otherwise while another process computes
     options += ["--data.val_size", "5000", "--trainer.max_epochs", "12"]
     options += ["--checkpoint.every_n_steps", "50", "--no_report"]
     kills: dict[str, int] = {}

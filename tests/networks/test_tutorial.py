@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
 
 from cifar_lit.networks import TutorialCNN, tutorial
 
@@ -141,6 +143,7 @@ def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_step_in_bfloat16_in_the_blocked_layout_has_the_values_of_the_default_one(
     size: int, layout: torch.memory_format, bfloat16: None, avx: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    torch.manual_seed(0)
     net = TutorialCNN(image_size=size).to(memory_format=layout)
     images = torch.rand(5, 3, size, size).round(decimals=1).contiguous(memory_format=layout)
     exact = logits_and_gradients(net, images)
@@ -163,20 +166,26 @@ def test_a_step_of_lower_precision_without_instructions_for_it_or_in_float16_is_
     avx: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net, images = TutorialCNN(), torch.rand(2, 3, 32, 32)
-    for has_it, dtype, expected in (
-        (True, torch.bfloat16, True),
-        (False, torch.bfloat16, False),
-        (True, torch.float16, False),
+    for has_it, takes_it, dtype, expected in (
+        (True, True, torch.bfloat16, True),
+        (False, True, torch.bfloat16, False),
+        (True, False, torch.bfloat16, False),
+        (True, True, torch.float16, False),
     ):
         monkeypatch.setattr(tutorial, "has_fast_bfloat16", lambda has_it=has_it: has_it)
+        onednn = SimpleNamespace(_is_mkldnn_bf16_supported=lambda takes_it=takes_it: takes_it)
+        monkeypatch.setattr(torch.ops, "mkldnn", onednn)
         with torch.autocast("cpu", dtype):
             assert tutorial.trains_blocked(net.layers, images) is expected
 
 
-@pytest.mark.parametrize("options", [{"padding": "same"}, {"padding": 2, "padding_mode": "reflect"}, {"bias": False}])
+@pytest.mark.parametrize(
+    "options",
+    [{"padding": "same"}, {"padding_mode": "reflect"}, {"bias": False}, {"dilation": 2, "padding": 4}, {"groups": 4}],
+)
 def test_a_convolution_of_other_options_in_its_place_trains(options: dict[str, Any], bfloat16: None, avx: None) -> None:
     net, images = TutorialCNN(image_size=16), torch.rand(2, 3, 16, 16)
-    net.layers.conv1 = nn.Conv2d(3, 32, 5, **{"padding": 2} | options)
+    net.layers.conv2 = nn.Conv2d(32, 32, 5, **{"padding": 2} | options)
     with torch.no_grad():
         expected = net(images)
     torch.testing.assert_close(net(images), expected, rtol=1e-5, atol=1e-6)
@@ -268,10 +277,28 @@ def in_evaluation_mode(net: TutorialCNN, images: Tensor) -> Tensor:
     return logits
 
 
+def with_a_hook_of_all_modules(net: TutorialCNN, images: Tensor) -> Tensor:
+    seen: list[nn.Module] = []
+    hook = register_module_forward_hook(lambda *args: seen.append(args[0]))
+    logits: Tensor = net(images)
+    hook.remove()
+    assert set(net.layers) < set(seen)
+    return logits
+
+
+def with_a_forward_of_its_own(net: TutorialCNN, images: Tensor) -> Tensor:
+    layer = net.layers[2]
+    forward, layer.forward = layer.forward, lambda features: forward(features.view(-1).view_as(features))
+    logits: Tensor = net(images)
+    return logits
+
+
 @pytest.mark.parametrize(
     "use",
     [
         with_a_hook,
+        with_a_hook_of_all_modules,
+        with_a_forward_of_its_own,
         with_anomaly_detection,
         with_a_gradient_by_the_images,
         with_a_gradient_of_each_image,
