@@ -67,6 +67,7 @@ class Sweep:
         self.optuna = import_extra("optuna", extra="sweep")
         self.optuna.logging.set_verbosity(self.optuna.logging.ERROR)
         self.fit_options = fit_options
+        self.is_automatic = Setting("", fit_options).values.get("trainer.precision") == "auto"
         self.ranges = ranges
         self.num_trials = num_trials
 
@@ -143,7 +144,7 @@ class Sweep:
         try:
             with tqdm(desc=title, unit="epoch", disable=None, leave=False) as bar, without_notices():
                 pruner = PruningCallback(trial, bar)
-                fit([*TRIAL_OPTIONS, *self.fit_options, *as_options(values)], pruner=pruner)
+                fit([*TRIAL_OPTIONS, *self.fit_options, *self._precision(), *as_options(values)], pruner=pruner)
         except SystemExit as stopped:
             self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)  # Optuna would leave it running
             if stopped.code in (130, 143):
@@ -159,11 +160,18 @@ class Sweep:
                 raise
             print(printable(f"{head}  {reason}, {tried}"), flush=True)
             raise self.optuna.TrialPruned from error
+        if self.is_automatic and not self._precision():
+            self.study.set_user_attr("precision", pruner.precision)
         epochs = f"{'stopped after ' * pruner.is_pruned}{pruner.num_epochs} epoch{'s' * (pruner.num_epochs > 1)}"
         print(printable(f"{head}  {abs(pruner.best):.4f}  {tried}, {epochs}"), flush=True)
         if pruner.is_pruned:
             raise self.optuna.TrialPruned
         return pruner.best
+
+    def _precision(self) -> list[str]:
+        """Return the option for a precision that is ``auto``: what that stood for in the first trial that ended."""
+        precision = self.study.user_attrs.get("precision")
+        return [f"--trainer.precision={precision}"] if precision and self.is_automatic else []
 
     def summary(self) -> list[str]:
         """Return the best trial, and the command that trains and tests it, as lines of text."""

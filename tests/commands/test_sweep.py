@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch import LightningModule, Trainer
 
+from cifar_lit.callbacks.pruning import PruningCallback
 from cifar_lit.commands.ranges import parse_range
 from cifar_lit.errors import UserError
 from cifar_lit.main import main
@@ -97,6 +99,21 @@ def test_the_best_is_a_command_and_test_is_left_alone(
     assert main([*args, "--no_report"]) == 0
     score = f"{the_study().best_value:.4f}"
     assert score in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy"))
+
+
+def test_what_auto_stands_for_is_settled_once(tiny_args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, used = iter(["64-true", "32-true", "32-true"]), []
+    monkeypatch.setattr("cifar_lit.cli.auto.choose_precision", lambda *_args: next(answers))
+    start = PruningCallback.on_fit_start
+
+    def noting(self: PruningCallback, trainer: Trainer, pl_module: LightningModule) -> None:
+        used.append(trainer.precision)
+        start(self, trainer, pl_module)
+
+    monkeypatch.setattr(PruningCallback, "on_fit_start", noting)
+    for precision in ("auto", "32-true"):
+        sweep(*LRS, *tiny_args, *SHORT, "--trials", "2", f"--trainer.precision={precision}")
+    assert used == ["64-true", "64-true", "32-true", "32-true"]
 
 
 @pytest.mark.parametrize("recipe", ["tuned", "small"])
