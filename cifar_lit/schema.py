@@ -91,15 +91,26 @@ def _check_size(text: str) -> None:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the content of a configuration; a file that is none is a ``UserError``."""
-    text = read_utf8(path)
-    try:
-        content = parse_yaml(text)
-    except (UserError, yaml.YAMLError) as error:
-        reason = error if isinstance(error, UserError) else f"it is not YAML ({' '.join(str(error).split()):.300})"
-        raise UserError(f"{path} is damaged: {reason}") from error
+    content = _read_any(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: it holds no settings")
     return content
+
+
+def check_yaml(path: Path) -> None:
+    """Refuse a file that is there and not YAML, by its name."""
+    if path.is_file():
+        _read_any(path)
+
+
+def _read_any(path: Path) -> Any:
+    text = read_utf8(path)
+    try:
+        return parse_yaml(text)
+    except (UserError, yaml.YAMLError) as error:
+        found = " ".join(str(error).replace(' in "<unicode string>",', " in").split())
+        reason = error if isinstance(error, UserError) else f"it is not YAML ({found:.300})"
+        raise UserError(f"{path} is damaged: {reason}") from error
 
 
 def leaves(value: Any, name: str = "it", *, _above: tuple[int, ...] = (), _done: set[int] | None = None) -> Leaves:

@@ -10,6 +10,7 @@ from cifar_lit.callbacks.exact_resume import get_random_state, set_random_state
 from cifar_lit.cli.arguments import FitCLI
 from cifar_lit.machine import computes_on_cpu, keep_freed_memory
 from cifar_lit.networks.kernels import choose_precision
+from cifar_lit.networks.winograd import Conv3x3
 from cifar_lit.run import Run
 
 
@@ -27,15 +28,18 @@ def settle(cli: FitCLI, resumed: Run | None) -> None:
         precision = resumed.precision if precision == "auto" else precision
     else:
         random_state = get_random_state()
-        kernels, precision = _choose(cli, kernels, precision)
+        kernels, precision, is_measured = _choose(cli, kernels, precision)
         set_random_state(random_state)
-        if is_auto and kernels == "winograd":
+        if not is_measured or (is_auto and kernels == "winograd"):
             note = " (not measured: other work keeps the processor busy)"
     cli.settle(kernels=kernels, precision=precision)
-    rank_zero_only(print)(f"precision {precision or '32-true'}, kernels {_in_words(kernels)}{note}")
+    has_choice = any(isinstance(layer, Conv3x3) for layer in cli.model.net.modules())
+    of_kernels = f", kernels {_in_words(kernels)}" if has_choice else ""
+    rank_zero_only(print)(f"precision {precision or '32-true'}{of_kernels}{note}")
 
 
-def _choose(cli: FitCLI, kernels: Any, precision: Any) -> tuple[Any, Any]:
+def _choose(cli: FitCLI, kernels: Any, precision: Any) -> tuple[Any, Any, bool]:
+    """Return the kernels, the precision, and whether the latter was measured, where it had to be."""
     model, data = cli.model, cli.datamodule.hparams
     sizes, batch_size = data["image_sizes"] or [model.image_size], data["batch_size"]
     accelerator, has_cuda = cli.trainer_options["accelerator"], torch.cuda.is_available()
@@ -49,11 +53,12 @@ def _choose(cli: FitCLI, kernels: Any, precision: Any) -> tuple[Any, Any]:
 
     if precision == "auto" and on_cpu:
         both = kernels_in("bf16-mixed"), kernels_in("32-true")
-        precision = choose_precision(model.net, max(sizes), batch_size, both)
-    elif precision == "auto":
+        chosen = choose_precision(model.net, max(sizes), batch_size, both)
+        return kernels_in(chosen or "32-true"), chosen or "32-true", chosen is not None
+    if precision == "auto":
         has_bfloat16 = has_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16-mixed" if has_bfloat16 else "32-true"
-    return kernels_in(precision), precision
+    return kernels_in(precision), precision, True
 
 
 def _in_words(kernels: Any) -> str:

@@ -21,7 +21,7 @@ from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import Network, check_logits, evaluation_mode
 from cifar_lit.networks.base import build_network, needed_trust, without_odd_defaults
 from cifar_lit.networks.finding import describe, find_network, import_network, is_network, is_of_user, place_of
-from cifar_lit.schema import read_yaml
+from cifar_lit.schema import check_yaml, read_yaml
 
 SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 OPTIONS = ("--model.net", "--model.net.class_path")
@@ -31,7 +31,8 @@ def import_named(args: Sequence[str], configs: Sequence[str | Path] = ()) -> Non
     """Import the networks that a command line and its configuration files name: the working folder is searched, too."""
     named = []
     for config in configs:
-        with contextlib.suppress(UserError, AttributeError):  # what is wrong with a file is said when it is parsed
+        check_yaml(Path(config))
+        with contextlib.suppress(UserError, AttributeError):  # what else is wrong with it is said when it is parsed
             net = read_yaml(Path(config)).get("model", {}).get("net")
             named.append(net.get("class_path") if isinstance(net, dict) else net)
     for word, following in zip(args, [*args, ""][1:], strict=True):

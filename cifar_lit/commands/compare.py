@@ -138,7 +138,7 @@ def _score(
     settings = {**training, **model.hparams, **datamodule.hparams}
     net = settings.pop("net")
     of_net = {f"net.{name}": value for name, value in net["init_args"].items()}
-    settings = {"net": net["class_path"].rpartition(".")[2], **of_net, **settings}
+    settings = {"net": net["class_path"].rpartition(".")[2], **of_net, **settings, "precision": run.precision}
     return Scored(
         name=printable(shorten(run.path)),
         recipe=printable(results.recipe if results and results.recipe else type(model.net).__name__),

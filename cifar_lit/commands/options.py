@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, get_args
 
 from cifar_lit.cli.parser import CommandParser
+from cifar_lit.machine import PRECISIONS
 from cifar_lit.networks.tta import TTA
 
 
@@ -31,7 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "trainer.devices": {"help": "how many, or which: 0,1 (default: auto)"},
     "trainer.strategy": {"help": "ddp for several devices (default: auto)"},
     "trainer.num_nodes": {"type": count, "help": "machines (default: 1)"},
-    "trainer.precision": {"help": "32-true, bf16-mixed, ... (default: that of the run)"},
+    "trainer.precision": {"choices": PRECISIONS, "help": "if not that of the run"},
     "trainer.limit_val_batches": {"type": number, "help": "validation batches, by number or fraction"},
     "trainer.limit_test_batches": {"type": number, "help": "test batches, by number or fraction"},
     "trainer.enable_progress_bar": {"type": boolean, "help": "true or false (default: true)"},

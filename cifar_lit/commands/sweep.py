@@ -184,7 +184,7 @@ class Sweep:
             f"trials    {len(self.trials('COMPLETE'))} finished, {len(self.trials('PRUNED'))} stopped early",
             f"study     {self.study.study_name} in {self.url!r}",
             "",
-            shlex.join(["cifar-lit", "fit", *self.fit_options, *as_options(found)]),
+            shlex.join(["cifar-lit", "fit", *self.fit_options, *self._precision(), *as_options(found)]),
         ]
 
 

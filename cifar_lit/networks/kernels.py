@@ -98,8 +98,10 @@ def choose_kernels(
     return chosen
 
 
-def choose_precision(net: nn.Module, size: int, batch_size: int, kernels: tuple[Kernels, Kernels]) -> Precision:
+def choose_precision(net: nn.Module, size: int, batch_size: int, kernels: tuple[Kernels, Kernels]) -> Precision | None:
     """Return the faster precision for a training of a network on the CPU, with images of a size; it stays as it is.
+
+    If other work on the machine disturbs the measuring it is None.
 
     Args:
         net: The network.
@@ -116,8 +118,8 @@ def choose_precision(net: nn.Module, size: int, batch_size: int, kernels: tuple[
     with _measured() as shares:
         if what not in shares:
             share = time_bfloat16(net, num_images, size, kernels)
-            if share is None:  # disturbed
-                return "32-true"
+            if share is None:
+                return None
             shares[what] = share
         return "bf16-mixed" if shares[what] < PAYS["bf16-mixed"] else "32-true"
 

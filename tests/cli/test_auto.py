@@ -17,7 +17,7 @@ from cifar_lit.main import main
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import FastCNN, kernels
 from tests.helpers.options import Workbench
-from tests.helpers.runs import RUN, Refused, read_results
+from tests.helpers.runs import FEW_EPOCHS, RUN, Refused, read_results
 from tests.helpers.trainers import quiet_trainer
 
 AUTO = ["--model.kernels", "auto", "--trainer.precision", "auto"]
@@ -129,6 +129,15 @@ def test_bfloat16_where_it_pays(tiny_args: list[str], share: dict[int, float], m
     share.update({8: 2.0, 4: 0.5})
     config = fit(tiny_args, *AUTO, "--ckpt_path", "own.ckpt", epochs=2)
     assert (config["trainer"]["precision"], config["model"]["kernels"]) == ("bf16-mixed", CHOSEN)
+
+
+def test_a_precision_that_was_not_measured_says_so_and_kernels_are_named_where_there_are_two(
+    tiny_args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(kernels, "time_bfloat16", lambda *_args: None)
+    assert main(["fit", *tiny_args, *FEW_EPOCHS, "--trainer.precision", "auto"]) == 0
+    assert "precision 32-true (not measured: other work keeps the processor busy)\n" in capsys.readouterr().out
 
 
 def test_there_is_a_choice_on_a_cpu_in_types_that_it_computes_in(

@@ -14,7 +14,7 @@ from cifar_lit.errors import UserError
 from cifar_lit.main import main
 from cifar_lit.schema import MAX_YAML_BYTES, read_utf8
 from tests.helpers.options import Workbench
-from tests.helpers.runs import FEW_EPOCHS, RUN
+from tests.helpers.runs import FEW_EPOCHS, RUN, Refused
 
 NESTED = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 10)
@@ -150,3 +150,13 @@ def test_print_config_is_read_again(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--print_config", "--trainer.default_root_dir=~/x"]) == 0
     text = capsys.readouterr().out
     assert yaml.safe_load(text)["trainer"]["default_root_dir"] == str(Path.home() / "x")
+
+
+def test_a_file_that_is_not_yaml_is_named(refused: Refused) -> None:
+    Path("good.yaml").write_text("trainer: {max_epochs: 1}\n")
+    Path("bad.yaml").write_text("trainer: [1, 2\n")
+    code, line = refused(["fit", "--config", "good.yaml", "--config", "bad.yaml"])
+    assert code == 2
+    assert (
+        "bad.yaml is damaged: it is not YAML (while parsing a flow sequence in line 1, column 10 did not find" in line
+    )

@@ -72,13 +72,21 @@ def test_each_run_is_scored_in_its_own_precision(
         return predict(model, *args, **options)
 
     monkeypatch.setattr(ImageClassifier, "predict", noting)
+    assert main(["fit", *tiny_args, *FEW_EPOCHS]) == 0
     capsys.readouterr()
-    assert main(["compare", *paths]) == 0
+    assert main(["compare", *paths, "lightning_logs/version_4"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["tutorial,", "precision", "32-true", "2"] in [line[:4] for line in lines]
     for path in paths:
         accuracy = read_results(Path(path))["Accuracy/test"]
         assert [path, "tutorial", "0", f"{accuracy:.4f}"] in [line[:4] for line in lines]
-    assert used == [(torch.float32, True), (torch.float32, False), (torch.bfloat16, False), (torch.float64, False)]
+    assert used == [
+        (torch.float32, True),
+        (torch.float32, False),
+        (torch.bfloat16, False),
+        (torch.float64, False),
+        (torch.float32, False),
+    ]
 
 
 def test_runs_are_compared(run: str, tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,9 @@ def test_the_best_is_a_command_and_test_is_left_alone(
     assert score in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy"))
 
 
-def test_what_auto_stands_for_is_settled_once(tiny_args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_auto_stands_for_is_settled_once(
+    tiny_args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     answers, used = iter(["64-true", "32-true", "32-true"]), []
     monkeypatch.setattr("cifar_lit.cli.auto.choose_precision", lambda *_args: next(answers))
     start = PruningCallback.on_fit_start
@@ -113,6 +115,8 @@ def test_what_auto_stands_for_is_settled_once(tiny_args: list[str], monkeypatch:
     monkeypatch.setattr(PruningCallback, "on_fit_start", noting)
     for precision in ("auto", "32-true"):
         sweep(*LRS, *tiny_args, *SHORT, "--trials", "2", f"--trainer.precision={precision}")
+        printed = capsys.readouterr().out
+        assert printed.splitlines()[-1].count(" --trainer.precision=64-true") == (precision == "auto")
     assert used == ["64-true", "64-true", "32-true", "32-true"]
 
 

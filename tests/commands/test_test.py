@@ -171,7 +171,8 @@ def test_bad_options_end_in_one_line(run: str, tmp_path: Path, refused: Refused)
         (["--trainer.device", "1"], "did you mean --trainer.devices?"),
         (["--trainer.devices", "99"], "--trainer.devices is 99, and this machine has"),
         (["--trainer.accelerator", "abacus"], "--trainer: You selected an invalid accelerator name"),
-        (["--trainer.precision", "7"], "--trainer: Precision '7' is invalid"),
+        (["--trainer.precision", "7"], "--trainer.precision is 7: must be one of 32-true, 64-true, bf16-mixed"),
+        (["--trainer.precision", "auto"], "--trainer.precision is auto: must be one of 32-true, 64-true"),
         (["--trainer.limit_test_batches", "few"], "--trainer.limit_test_batches"),
         (["--trainer.limit_test_batches", "-1"], "--trainer: "),
         (
