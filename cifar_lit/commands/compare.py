@@ -138,17 +138,18 @@ def _score(
     settings = {**training, **model.hparams, **datamodule.hparams}
     net = settings.pop("net")
     of_net = {f"net.{name}": value for name, value in net["init_args"].items()}
-    settings = {"net": net["class_path"].rpartition(".")[2], **of_net, **settings, "precision": run.precision}
+    # What the checkpoint says, whatever config.yaml does.
+    settings["precision"] = precision_to_score(run.precision, on_cpu=False)
+    settings = {"net": net["class_path"].rpartition(".")[2], **of_net, **settings}
+    precision = precision_to_score(run.precision, on_cpu=True)
+    probabilities = _predict(model, images.permute(0, 3, 1, 2), tta, precision)
     return Scored(
         name=printable(shorten(run.path)),
         recipe=printable(results.recipe if results and results.recipe else type(model.net).__name__),
         seed=int(datamodule.hparams["seed"]),
         settings={name: value for name, value in settings.items() if name not in IGNORED},
         labels=labels,
-        correct=_predict(model, images.permute(0, 3, 1, 2), tta, precision_to_score(run.precision, on_cpu=True)).argmax(
-            1
-        )
-        == labels,
+        correct=probabilities.argmax(1) == labels,
     )
 
 
