@@ -138,11 +138,10 @@ def _score(
     settings = {**training, **model.hparams, **datamodule.hparams}
     net = settings.pop("net")
     of_net = {f"net.{name}": value for name, value in net["init_args"].items()}
-    # What the checkpoint says, whatever config.yaml does.
-    settings["precision"] = precision_to_score(run.precision, on_cpu=False)
     settings = {"net": net["class_path"].rpartition(".")[2], **of_net, **settings}
-    precision = precision_to_score(run.precision, on_cpu=True)
-    probabilities = _predict(model, images.permute(0, 3, 1, 2), tta, precision)
+    settings["precision"] = precision_to_score(run.precision, on_cpu=False)  # whatever config.yaml says
+    scored_in = precision_to_score(run.precision, on_cpu=True)
+    probabilities = _predict(model, images.permute(0, 3, 1, 2), tta, scored_in)
     return Scored(
         name=printable(shorten(run.path)),
         recipe=printable(results.recipe if results and results.recipe else type(model.net).__name__),
@@ -157,9 +156,8 @@ def _predict(model: ImageClassifier, images: Tensor, tta: Literal["none", TTA], 
     """Return the probabilities in a precision of the Trainer, on the CPU."""
     with without_notices():
         trainer = make_trainer({"accelerator": "cpu", "devices": 1, "precision": precision, "logger": False})
-    plugin = trainer.precision_plugin
-    plugin.convert_module(model)
-    with plugin.forward_context():
+    trainer.precision_plugin.convert_module(model)
+    with trainer.precision_plugin.forward_context():
         return model.predict(images, tta=tta)
 
 

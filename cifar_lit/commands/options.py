@@ -32,7 +32,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "trainer.devices": {"help": "how many, or which: 0,1 (default: auto)"},
     "trainer.strategy": {"help": "ddp for several devices (default: auto)"},
     "trainer.num_nodes": {"type": count, "help": "machines (default: 1)"},
-    "trainer.precision": {"choices": PRECISIONS, "help": "if not that of the run"},
+    "trainer.precision": {
+        "choices": PRECISIONS,
+        "metavar": "PRECISION",
+        "help": "32-true, bf16-mixed, ... (default: that of the run)",
+    },
     "trainer.limit_val_batches": {"type": number, "help": "validation batches, by number or fraction"},
     "trainer.limit_test_batches": {"type": number, "help": "test batches, by number or fraction"},
     "trainer.enable_progress_bar": {"type": boolean, "help": "true or false (default: true)"},
@@ -44,7 +48,7 @@ OF_COMPARE = ("data.root", "data.cache_dir", "data.mirror", "model.tta")
 def add_options(parser: CommandParser, names: Iterable[str]) -> None:
     for name in names:
         metavar = None if "choices" in OPTIONS[name] else name.rpartition(".")[2].upper()
-        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar=metavar, **OPTIONS[name])
+        parser.add_argument(f"--{name}", **{"default": argparse.SUPPRESS, "metavar": metavar, **OPTIONS[name]})
 
 
 def given(options: argparse.Namespace, group: str) -> dict[str, Any]:

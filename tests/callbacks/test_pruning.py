@@ -25,7 +25,7 @@ class FakeTrial:
 
 def make_trainer(**options: Any) -> Any:
     defaults = {"sanity_checking": False, "should_stop": False, "max_epochs": 5, "current_epoch": 0}
-    return SimpleNamespace(**{**defaults, "limit_val_batches": 1.0, "world_size": 1, **options})
+    return SimpleNamespace(**{**defaults, "limit_val_batches": 1.0, "world_size": 1, "precision": "32-true", **options})
 
 
 def test_of_a_loss_the_negative_is_reported_so_that_the_lowest_is_best() -> None:
