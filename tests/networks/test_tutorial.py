@@ -278,10 +278,12 @@ def in_evaluation_mode(net: TutorialCNN, images: Tensor) -> Tensor:
 
 
 def with_a_hook_of_all_modules(net: TutorialCNN, images: Tensor) -> Tensor:
-    seen: list[nn.Module] = []
-    hook = register_module_forward_hook(lambda *args: seen.append(args[0]))
-    logits: Tensor = net(images)
-    hook.remove()
+    seen: dict[nn.Module, Tensor] = {}
+    hook = register_module_forward_hook(lambda *args: seen.update({args[0]: args[2].view(-1)}))
+    try:
+        logits: Tensor = net(images)
+    finally:
+        hook.remove()
     assert set(net.layers) < set(seen)
     return logits
 
