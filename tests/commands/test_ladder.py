@@ -5,16 +5,13 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from filelock import FileLock
-from lightning.pytorch import Trainer
 
 from cifar_lit.cli.fit import fit
-from cifar_lit.cli.trainer import make_trainer
 from cifar_lit.commands.experiment import Experiment
 from cifar_lit.commands.ladder import parse_numbers
 from cifar_lit.commands.setting import Setting
@@ -24,6 +21,7 @@ from cifar_lit.recipes import LADDER
 from tests.helpers.images import tiny_files, write_files
 from tests.helpers.processes import Run, signal_at
 from tests.helpers.runs import Refused, forbid_test_images
+from tests.helpers.trainers import note_precisions
 
 FIRST, LAST = LADDER[0].stem, LADDER[-1].stem
 SHORT = ["--data.val_size", "12", "--data.batch_size", "16", "--model.net.widths", "[8]", "--epochs", "1"]
@@ -128,14 +126,7 @@ def test_the_ends_are_tested_once(
 @pytest.mark.filterwarnings("ignore:.*no instructions for bfloat16")
 def test_weights_are_tested_in_the_precision_of_their_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cifar_lit.machine.has_fast_bfloat16", lambda: True)
-    used = []
-
-    def noting(options: dict[str, Any]) -> Trainer:
-        trainer = make_trainer(options)
-        used.append(trainer.precision)
-        return trainer
-
-    monkeypatch.setattr("cifar_lit.commands.trial.make_trainer", noting)
+    used = note_precisions("trial", monkeypatch)
     names = ("bf16-mixed", "64-true", "32-true")
     args = [*options(folder)[:4], *SHORT[:4], "--trainer.max_epochs=1"]
     settings = [Setting(name, [*args, f"--trainer.precision={name}"]) for name in names]

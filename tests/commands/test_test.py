@@ -5,16 +5,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 
-from cifar_lit.cli.trainer import make_trainer
 from cifar_lit.main import main
 from cifar_lit.networks import TutorialCNN
 from tests.helpers.runs import FEW_EPOCHS, RUN, Refused, read_results, table_of
+from tests.helpers.trainers import note_precisions
 
 
 def test_the_metrics_are_those_of_the_fit_wherever_the_checkpoint_is(
@@ -44,14 +42,7 @@ def test_without_validation_the_last_checkpoint_is_tested(tiny_root: Path, capsy
 def test_the_precision_is_that_of_the_run_unless_told_otherwise(
     tiny_args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    used = []
-
-    def noting(options: dict[str, Any]) -> Trainer:
-        trainer = make_trainer(options)
-        used.append(trainer.precision)
-        return trainer
-
-    monkeypatch.setattr("cifar_lit.commands.test.make_trainer", noting)
+    used = note_precisions("test", monkeypatch)
     monkeypatch.setattr("cifar_lit.machine.has_fast_bfloat16", lambda: True)
     assert main(["fit", *tiny_args, *FEW_EPOCHS, "--trainer.precision", "bf16-mixed"]) == 0
     fitted = capsys.readouterr().out

@@ -1,10 +1,12 @@
-"""Trainers that show and write nothing, and modules whose validation is scripted."""
+"""Trainers that show and write nothing or are looked at, and modules whose validation is scripted."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from lightning.pytorch import Trainer
 
+from cifar_lit.cli.trainer import make_trainer
 from cifar_lit.module import ImageClassifier
 
 QUIET: dict[str, Any] = {
@@ -38,3 +40,16 @@ class Scripted(ImageClassifier):
         self.log_dict(
             dict(zip(("Accuracy/val", "Loss/val", "MacroAccuracy/val"), next(self.validations), strict=False))
         )
+
+
+def note_precisions(command: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which each Trainer that a module of the commands makes adds its precision."""
+    used: list[str] = []
+
+    def noting(options: dict[str, Any]) -> Trainer:
+        trainer = make_trainer(options)
+        used.append(str(trainer.precision))
+        return trainer
+
+    monkeypatch.setattr(f"cifar_lit.commands.{command}.make_trainer", noting)
+    return used
