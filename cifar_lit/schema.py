@@ -76,7 +76,8 @@ def _check_size(text: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append((anchor, 1))
         elif isinstance(event, yaml.AliasEvent):
-            size = sizes.get(str(anchor), math.inf)  # infinite within the node that it stands for
+            is_within = any(anchor == above for above, _ in open_nodes)  # the node that it stands for
+            size = math.inf if is_within else sizes.get(str(anchor), 0)  # of nothing: the loader refuses it
         elif isinstance(event, yaml.ScalarEvent):
             size = sizes[str(anchor)] = 1
         elif isinstance(event, yaml.CollectionEndEvent):

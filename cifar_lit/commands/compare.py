@@ -191,7 +191,7 @@ def _format_groups(runs: Sequence[Scored]) -> list[str]:
     for group in groups.values():
         title = _shortened(_title(group[0], runs), 34)
         accuracies, num_seeds = [run.accuracy for run in group], len({run.seed for run in group})
-        spread = f"{statistics.stdev(accuracies):.4f}" if len(group) > 1 else "-"
+        spread = f"{statistics.stdev(accuracies):.4f}" if num_seeds > 1 else "-"
         lines.append(f"{title:<36}{len(group):>6}{num_seeds:>7}{statistics.mean(accuracies):>10.4f}{spread:>10}")
     return lines
 

@@ -31,6 +31,8 @@ def workbench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     [
         (NESTED, "10,000 values, aliases written out"),
         ("trainer: {callbacks: &all [*all]}", "10,000 values"),
+        ("trainer: {callbacks: [*none]}", "found undefined alias"),
+        ("trainer: &t {max_epochs: 3}\nmodel: {mean: *T}", "found undefined alias"),
         ("data: " + "{a: " * 60 + "1" + "}" * 60, "in 20 levels"),
         ("[" * 5000, "exceeded maximum nesting depth"),
         ("trainer: {max_epochs: [", "did not find expected node content"),

@@ -39,6 +39,11 @@ def test_the_table() -> None:
     assert ["d", "other", "test", "images"] in lines
 
 
+def test_runs_of_one_seed_have_no_spread_over_seeds() -> None:
+    lines = [line.split() for line in format_comparison([scored("a", "++-"), scored("b", "++-")]).splitlines()]
+    assert ["tuned", "2", "1", "0.6667", "-"] in lines
+
+
 def test_a_group_is_shown_by_complete_words() -> None:
     settings = [{"net": name, "limit_train_batches": number, "lr": 0.1} for name, number in (("A", 30), ("B", 4))]
     runs = [scored(str(i), "+-", settings=each) for i, each in enumerate(settings)]
