@@ -16,7 +16,7 @@ from cifar_lit.data.loader import training_images
 from cifar_lit.errors import UserError, require
 from cifar_lit.networks import Network
 from cifar_lit.networks.base import load_once
-from cifar_lit.networks.kernels import check_kernels, choose_kernels, dtype_of, set_kernels
+from cifar_lit.networks.kernels import Choice, check_kernels, choose_kernels, dtype_of, set_kernels
 from cifar_lit.networks.winograd import Kernels
 from cifar_lit.optim import count_steps
 from cifar_lit.prediction import Predictor
@@ -76,18 +76,17 @@ class FineTuning(Predictor):
         """Choose the kernels if they are auto, in the first process, whose choice is that of all."""
         trainer, kernels = self.trainer, self.hparams["kernels"]
         if kernels == "auto" and trainer.is_global_zero:
-            data = getattr(getattr(trainer, "datamodule", None), "hparams", {})
-            on_cpu = trainer.strategy.root_device.type == "cpu"
-            sizes, batch_size = data.get("image_sizes"), data.get("batch_size", 64)
-            kernels = self.choose_kernels(sizes, batch_size, trainer.precision, on_cpu=on_cpu)
+            data, device = getattr(getattr(trainer, "datamodule", None), "hparams", {}), trainer.strategy.root_device
+            sizes, batch_size = data.get("image_sizes") or [self.image_size], data.get("batch_size", 64)
+            kernels, _ = self.choose_kernels(sizes, batch_size, trainer.precision, on_cpu=device.type == "cpu")
         kernels, precision = trainer.strategy.broadcast((kernels, trainer.precision))
         require("precision", trainer.precision, trainer.precision == precision, f"{precision}, as in the first process")
         self.use_kernels(kernels)
 
-    def choose_kernels(self, sizes: Sequence[int] | None, batch_size: int, precision: Any, *, on_cpu: bool) -> Kernels:
-        """Return the kernels for a training: those that are faster where there is a choice, else torch's own."""
+    def choose_kernels(self, sizes: Sequence[int], batch_size: int, precision: Any, *, on_cpu: bool) -> Choice:
+        """Return the kernels for a training, without a choice torch's own, and whether they are as measured."""
         dtype = dtype_of(precision) if on_cpu and not self.hparams["compile"] else None
-        return choose_kernels(self.net, sizes or [self.image_size], batch_size, dtype) if dtype else "direct"
+        return choose_kernels(self.net, sizes, batch_size, dtype) if dtype else ("direct", True)
 
     def setup(self, stage: str) -> None:
         """Check the network, and show some training images to a new one with data-dependent initialisation."""

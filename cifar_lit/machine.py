@@ -43,6 +43,17 @@ def _glibc(name: str) -> Any:
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
+def num_processors() -> float:
+    """Return how many processors this process can use at a time, of a container where it is in one."""
+    limits = [float(os.cpu_count() or 1)]
+    with contextlib.suppress(AttributeError, OSError):  # of a system without it
+        limits.append(len(os.sched_getaffinity(0)))
+    with contextlib.suppress(OSError, ValueError):  # without a limit it is "max"
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
+        limits.append(int(quota) / int(period))
+    return min(limits)
+
+
 def free_memory(device: torch.device | str = "cpu") -> float:
     """Return how many bytes a process can still use, of a container where it is in one; infinite if nobody says it."""
     if torch.device(device).type == "cuda":

@@ -14,6 +14,7 @@ from cifar_lit.machine import (
     gemm_rate,
     has_fast_bfloat16,
     keep_freed_memory,
+    num_processors,
     precision_to_score,
     return_freed_memory,
     set_up,
@@ -26,6 +27,22 @@ def test_the_machine_is_described() -> None:
     assert f"{torch.get_num_threads()} threads" in machine["device"]
     assert machine["versions"]["torch"] == version("torch")
     assert set(machine["versions"]) == {"python", "cifar_lit", "torch", "lightning", "torchmetrics"}
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("150000 100000", 1.5), ("max 100000", 3), ("damaged", 3), (None, 3)])
+def test_the_processors_of_a_container_count(
+    limit: str | None, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path, **_options: object) -> str:
+        assert path.name == "cpu.max"
+        if limit is None:
+            raise FileNotFoundError(path)
+        return limit
+
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
+    monkeypatch.setattr(Path, "read_text", read)
+    assert num_processors() == expected
 
 
 def test_the_gemm_rate_is_a_number_of_gflops() -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from cifar_lit.callbacks.exact_resume import get_random_state, set_random_state
 from cifar_lit.cli.arguments import FitCLI
 from cifar_lit.machine import computes_on_cpu, keep_freed_memory
-from cifar_lit.networks.kernels import choose_precision
+from cifar_lit.networks.kernels import Choice, choose_precision
 from cifar_lit.networks.winograd import Conv3x3
 from cifar_lit.run import Run
 
@@ -22,7 +22,7 @@ def settle(cli: FitCLI, resumed: Run | None) -> None:
     kernels, precision = cli.model.hparams["kernels"], cli.trainer_options["precision"]
     if "auto" not in (kernels, precision):
         return
-    note, is_auto = "", kernels == "auto"
+    is_measured = True
     if resumed:
         kernels = resumed.model_options.get("kernels", "winograd") if kernels == "auto" else kernels
         precision = resumed.precision if precision == "auto" else precision
@@ -30,35 +30,36 @@ def settle(cli: FitCLI, resumed: Run | None) -> None:
         random_state = get_random_state()
         kernels, precision, is_measured = _choose(cli, kernels, precision)
         set_random_state(random_state)
-        if not is_measured or (is_auto and kernels == "winograd"):
-            note = " (not measured: other work keeps the processor busy)"
     cli.settle(kernels=kernels, precision=precision)
     has_choice = any(isinstance(layer, Conv3x3) for layer in cli.model.net.modules())
     of_kernels = f", kernels {_in_words(kernels)}" if has_choice else ""
+    note = "" if is_measured else " (not measured: other work keeps the processor busy)"
     rank_zero_only(print)(f"precision {precision or '32-true'}{of_kernels}{note}")
 
 
-def _choose(cli: FitCLI, kernels: Any, precision: Any) -> tuple[Any, Any, bool]:
-    """Return the kernels, the precision, and whether the latter was measured, where it had to be."""
+def _choose(cli: FitCLI, given: Any, precision: Any) -> tuple[Any, Any, bool]:
+    """Return the kernels, the precision, and whether they are as measured, where they had to be."""
     model, data = cli.model, cli.datamodule.hparams
     sizes, batch_size = data["image_sizes"] or [model.image_size], data["batch_size"]
-    accelerator, has_cuda = cli.trainer_options["accelerator"], torch.cuda.is_available()
-    on_cpu = computes_on_cpu(accelerator)
+    on_cpu = computes_on_cpu(cli.trainer_options["accelerator"])
     keep_freed_memory()
-    is_chosen = kernels == "auto" and rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    is_chosen = given == "auto" and rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
     @functools.cache
-    def kernels_in(precision: Any) -> Any:
-        return model.choose_kernels(sizes, batch_size, precision, on_cpu=on_cpu) if is_chosen else kernels
+    def kernels_in(precision: Any) -> Choice:
+        return model.choose_kernels(sizes, batch_size, precision, on_cpu=on_cpu) if is_chosen else (given, True)
 
+    is_measured = True
     if precision == "auto" and on_cpu:
-        both = kernels_in("bf16-mixed"), kernels_in("32-true")
-        chosen = choose_precision(model.net, max(sizes), batch_size, both)
-        return kernels_in(chosen or "32-true"), chosen or "32-true", chosen is not None
-    if precision == "auto":
-        has_bfloat16 = has_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        (in_bfloat16, is_one), (in_float32, is_other) = kernels_in("bf16-mixed"), kernels_in("32-true")
+        both = in_bfloat16, in_float32
+        chosen = choose_precision(model.net, max(sizes), batch_size, both, given) if is_one and is_other else None
+        precision, is_measured = chosen or "32-true", chosen is not None
+    elif precision == "auto":
+        has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16-mixed" if has_bfloat16 else "32-true"
-    return kernels_in(precision), precision, True
+    kernels, are_measured = kernels_in(precision)
+    return kernels, precision, is_measured and are_measured
 
 
 def _in_words(kernels: Any) -> str:

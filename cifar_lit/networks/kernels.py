@@ -1,39 +1,23 @@
-"""Kernel of the 3x3 convolutions and precision of the training, chosen by measuring: ``auto``.
+"""Kernel of the 3x3 convolutions and precision of the training, chosen by measuring: ``auto``."""
 
-What was measured is kept in the user's cache, so that all runs of a machine choose the same. The file may be deleted.
-"""
-
-import contextlib
 import copy
-import json
-import math
-import os
 import re
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cifar_lit.errors import require
-from cifar_lit.files import write_atomic
-from cifar_lit.machine import cpu_name, has_fast_bfloat16
+from cifar_lit.errors import UserError, require
+from cifar_lit.machine import has_fast_bfloat16
 from cifar_lit.networks.base import evaluation_mode
+from cifar_lit.networks.measuring import measure_share, measured_shares
 from cifar_lit.networks.winograd import MIN_CHANNELS, Conv3x3, Kernel, Kernels, WinogradConvolution
 
-MEASURED = "~/.cache/cifar_lit/measured.json"
 PAYS = {"winograd": 0.9, "bf16-mixed": 0.8}
 """Share of the time of direct, and of 32-true, below which they are chosen: less gain is noise, and they round more."""
-CLEAR = (0.7, 1.2)
-"""Shares outside of which two rounds are enough."""
-ROUNDS = 4
-CALM = 0.8
-"""Share of its processors' time that a process has while it measures, or other work disturbs it."""
 PRODUCTS = {torch.float32: 1e9, torch.bfloat16: 3e9}
 """Of torch's convolution, forward, for the images that are measured; the whole batch would take seconds. In bfloat16
 products are faster, and fewer images would have too much of what is done once for a batch: transforming the filters."""
@@ -41,7 +25,11 @@ FLOAT32, BFLOAT16 = ("32-true", "32", 32, None), ("bf16-mixed", "bf16")
 """What the Trainer calls them."""
 NUM_PIXELS = 32 * 32 * 32
 """Of the images in a step that is measured."""
+USUAL: dict[torch.dtype, Kernel] = {torch.float32: "winograd", torch.bfloat16: "direct"}
+"""The kernel of all convolutions where none was measured."""
 Precision = Literal["32-true", "bf16-mixed"]
+Choice = tuple[Kernels, bool]
+"""Kernels, and whether they are as measured, where they had to be."""
 
 
 def check_kernels(kernels: Any) -> None:
@@ -56,10 +44,15 @@ def check_kernels(kernels: Any) -> None:
 
 
 def set_kernels(net: nn.Module, kernels: Kernels) -> None:
-    """Let the convolutions of a network take these kernels."""
-    for layer in net.modules():
-        if isinstance(layer, Conv3x3):
-            layer.kernels = kernels
+    """Let the convolutions of a network take these kernels; a shape that none of them has is a ``UserError``."""
+    layers = [layer for layer in net.modules() if isinstance(layer, Conv3x3)]
+    known = {f"{layer.in_channels}x{layer.out_channels}" for layer in layers}
+    for shape in kernels if isinstance(kernels, dict) else ():
+        if shape.partition("@")[0] not in known:
+            which = f"{type(net).__name__} has {', '.join(sorted(known)) or 'none with two kernels'}"
+            raise UserError(f"`kernels` has {shape}, and the network no such convolution ({which}): give auto")
+    for layer in layers:
+        layer.kernels = kernels
 
 
 def dtype_of(precision: Any) -> torch.dtype | None:
@@ -69,12 +62,10 @@ def dtype_of(precision: Any) -> torch.dtype | None:
     return torch.bfloat16 if precision in BFLOAT16 and has_fast_bfloat16() else None
 
 
-def choose_kernels(
-    net: nn.Module, sizes: Iterable[int], batch_size: int, dtype: torch.dtype = torch.float32
-) -> Kernels:
-    """Return the faster kernel of each convolution, by its shape, for a training on the CPU.
+def choose_kernels(net: nn.Module, sizes: Iterable[int], batch_size: int, dtype: torch.dtype = torch.float32) -> Choice:
+    """Return the faster kernel of each convolution, by its shape, for training on the CPU, and whether it is measured.
 
-    If other work on the machine disturbs the measuring it is winograd for all, in bfloat16 direct.
+    If other work on the machine disturbs the measuring it is the usual one for all.
 
     Args:
         net: The network, which stays as it is; so do the global random numbers.
@@ -84,7 +75,7 @@ def choose_kernels(
     """
     shapes = {name: shape for size in sorted(set(sizes)) for name, shape in _shapes(net, size).items()}
     chosen: dict[str, Kernel] = {}
-    with _measured() as shares:
+    with measured_shares() as shares:
         for name, (num_in, num_out, height) in shapes.items():
             num_images = min(batch_size, part_size(dtype, num_in, num_out, height))
             what = f"winograd/direct: {name}, {num_images} images, {torch.get_num_threads()} threads"
@@ -92,32 +83,39 @@ def choose_kernels(
             if what not in shares:
                 share = time_winograd(dtype, num_images, num_in, num_out, height)
                 if share is None:
-                    return "winograd" if dtype == torch.float32 else "direct"
+                    return USUAL[dtype], False
                 shares[what] = share
             chosen[name] = "winograd" if shares[what] < PAYS["winograd"] else "direct"
-    return chosen
+    return chosen, True
 
 
-def choose_precision(net: nn.Module, size: int, batch_size: int, kernels: tuple[Kernels, Kernels]) -> Precision | None:
+def choose_precision(
+    net: nn.Module, size: int, batch_size: int, kernels: tuple[Kernels, Kernels], given: Kernels = "auto"
+) -> Precision | None:
     """Return the faster precision for a training of a network on the CPU, with images of a size; it stays as it is.
 
-    If other work on the machine disturbs the measuring it is None.
+    If other work on the machine disturbs the measuring it is None. A step that fails is one in float32.
 
     Args:
         net: The network.
         size: Height and width of the images.
         batch_size: Images of a step, of which a part is measured.
         kernels: Those in bfloat16, and those in float32.
+        given: The option that they come from. What was measured with one is not that of another.
     """
     if not has_fast_bfloat16():
         return "32-true"
     num_images = max(2, min(batch_size, NUM_PIXELS // size**2))
     shapes = [(name, *parameter.shape) for name, parameter in net.named_parameters()]
     which = f"{type(net).__name__} {zlib.crc32(str(shapes).encode()):08x}"  # equal numbers of parameters may cost more
-    what = f"bfloat16/float32: {which}, {num_images} images of {size}"
-    with _measured() as shares:
+    what = f"bfloat16/float32: {which}, {num_images} images of {size}, {torch.get_num_threads()} threads"
+    what += "" if given == "auto" else f", kernels {given}"
+    with measured_shares() as shares:
         if what not in shares:
-            share = time_bfloat16(net, num_images, size, kernels)
+            try:
+                share = time_bfloat16(net, num_images, size, kernels)
+            except Exception:  # of a network of the user's, which autocast does not suit
+                return "32-true"
             if share is None:
                 return None
             shares[what] = share
@@ -138,7 +136,7 @@ def time_winograd(dtype: torch.dtype, num_images: int, num_in: int, num_out: int
     )
     images, filters, towards = images.to(dtype).requires_grad_(), filters.requires_grad_(), towards.to(dtype)
     parts = images, filters
-    return _share(
+    return measure_share(
         lambda: torch.autograd.grad(WinogradConvolution.apply(*parts), parts, towards),
         lambda: torch.autograd.grad(F.conv2d(images, filters.to(dtype), padding=1), parts, towards),
     )
@@ -158,28 +156,7 @@ def time_bfloat16(net: nn.Module, num_images: int, size: int, kernels: tuple[Ker
         torch.autograd.backward(logits.float().square().mean())
 
     with torch.random.fork_rng(devices=[]):  # dropout
-        return _share(lambda: step(nets[0], True), lambda: step(nets[1], False))
-
-
-def _share(one: Callable[[], object], other: Callable[[], object]) -> float | None:
-    """Return the time of one function as a share of that of another, in turn, the first calls left out.
-
-    The time is the shortest of a few: other work on the machine can only add to it. With too much of it, it is None.
-    """
-    shortest, share = [math.inf, math.inf], 1.0
-    began, used = time.perf_counter(), time.process_time()
-    with torch.enable_grad():
-        for number in range(1 + ROUNDS):
-            for i, run in enumerate((one, other)):
-                started = time.perf_counter()
-                run()
-                if number:
-                    shortest[i] = min(shortest[i], time.perf_counter() - started)
-            share = shortest[0] / shortest[1] if number else share
-            if number >= 2 and not CLEAR[0] < share < CLEAR[1]:
-                break
-    used = (time.process_time() - used) / (time.perf_counter() - began) / torch.get_num_threads()
-    return share if used > CALM else None
+        return measure_share(lambda: step(nets[0], True), lambda: step(nets[1], False))
 
 
 def _shapes(net: nn.Module, size: int) -> dict[str, tuple[int, int, int]]:
@@ -205,41 +182,3 @@ def _shapes(net: nn.Module, size: int) -> dict[str, tuple[int, int, int]]:
         for hook in hooks:
             hook.remove()
     return shapes
-
-
-@contextlib.contextmanager
-def _measured() -> Iterator[dict[str, float]]:
-    """Give the shares that were measured on this machine before; what is added is kept, if it can be.
-
-    Other processes wait meanwhile: they find it then, and do not disturb it.
-    """
-    path, content = Path(MEASURED), {}
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError, RuntimeError):  # no home folder, no place, no locks: it is measured again
-            path = path.expanduser()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(f"{path}.lock", timeout=30))
-            content = _read(path)
-        shares = content.setdefault(_machine(), {})
-        before = len(shares)
-        yield shares
-        if len(shares) > before and path.is_absolute():
-            with contextlib.suppress(OSError):
-                write_atomic(path, json.dumps(content, indent=1) + "\n")
-
-
-def _machine() -> str:
-    level = os.environ.get("ONEDNN_MAX_CPU_ISA", torch.backends.cpu.get_cpu_capability())
-    return f"{cpu_name()}, {level}, torch {torch.__version__}"
-
-
-def _read(path: Path) -> dict[str, dict[str, float]]:
-    """Return what is sound of a file of measurements; nothing if there is none."""
-    try:
-        content = json.loads(path.read_bytes())
-        return {
-            machine: {what: share for what, share in shares.items() if isinstance(share, float) and 0 < share < 1e6}
-            for machine, shares in content.items()
-        }
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return {}

@@ -78,6 +78,7 @@ def trains_blocked(layers: nn.Sequential, images: Tensor) -> bool:
     convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
     return (
         layers.training
+        and type(layers) is nn.Sequential
         and type(images) is Tensor  # and no proxy of torch.fx, or fake tensor
         and images.device.type == "cpu"
         and images.dtype == torch.float32
@@ -90,7 +91,8 @@ def trains_blocked(layers: nn.Sequential, images: Tensor) -> bool:
         and bool(torch.backends.mkldnn.enabled)
         and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
         and (not torch.is_autocast_enabled("cpu") or takes_bfloat16())
-        and all(type(layer) in BLOCKED and not any(map(vars(layer).get, HOOKS)) for layer in layers)
+        and all(type(layer) in BLOCKED for layer in layers)
+        and not any(vars(layer).get(name) for layer in (layers, *layers) for name in HOOKS)
         and all(type(layer.padding) is tuple and layer.padding_mode == "zeros" for layer in convolutions)
         and all(isinstance(weights, nn.Parameter) for weights in layers.parameters())
     )

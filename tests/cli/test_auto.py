@@ -137,7 +137,16 @@ def test_a_precision_that_was_not_measured_says_so_and_kernels_are_named_where_t
     monkeypatch.setattr(kernels, "has_fast_bfloat16", lambda: True)
     monkeypatch.setattr(kernels, "time_bfloat16", lambda *_args: None)
     assert main(["fit", *tiny_args, *FEW_EPOCHS, "--trainer.precision", "auto"]) == 0
-    assert "precision 32-true (not measured: other work keeps the processor busy)\n" in capsys.readouterr().out
+    note = "(not measured: other work keeps the processor busy)\n"
+    assert f"precision 32-true {note}" in capsys.readouterr().out
+    monkeypatch.setattr(kernels, "time_winograd", lambda *_args: None)
+    monkeypatch.setattr(kernels, "time_bfloat16", lambda *_args: pytest.fail("it times kernels that were not measured"))
+    workbench = Workbench()
+    for precision, expected in (("bf16-mixed", "bf16-mixed, kernels direct"), ("auto", "32-true, kernels winograd")):
+        workbench.parse("--model.net", "FastCNN", *AUTO, "--trainer.precision", precision)
+        workbench.cli.instantiate_classes()
+        settle(workbench.cli, None)
+        assert f"precision {expected} {note}" in capsys.readouterr().out
 
 
 def test_there_is_a_choice_on_a_cpu_in_types_that_it_computes_in(

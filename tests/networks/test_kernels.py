@@ -1,16 +1,19 @@
 """Kernels and precision that are chosen by measuring. The times themselves are replaced: no test asserts one."""
 
 import json
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from cifar_lit.errors import UserError
-from cifar_lit.networks import FastCNN, TutorialCNN, kernels
-from cifar_lit.networks.kernels import check_kernels, choose_kernels, choose_precision, part_size
+from cifar_lit.networks import FastCNN, TutorialCNN, kernels, measuring
+from cifar_lit.networks.kernels import check_kernels, choose_kernels, choose_precision, part_size, set_kernels
 from cifar_lit.networks.winograd import Conv3x3, Kernels
 
 FILE = Path("home/.cache/cifar_lit/measured.json")  # the home folder of each test
@@ -44,7 +47,7 @@ class Dropping(nn.Module):
 def test_each_shape_has_the_faster_kernel_unless_that_is_noise(timed: list[tuple[int, ...]]) -> None:
     net = FastCNN(10, widths=[64, 96])
     expected = {"64x64@8": "winograd", "64x96@8": "winograd", "96x96@4": "direct"}  # of few channels there is no choice
-    assert choose_kernels(net, [16, 16], 500) == expected
+    assert choose_kernels(net, [16, 16], 500) == (expected, True)
     assert timed == [
         (min(500, part_size(torch.float32, *shape)), *shape) for shape in [(64, 64, 8), (64, 96, 8), (96, 96, 4)]
     ]
@@ -52,8 +55,8 @@ def test_each_shape_has_the_faster_kernel_unless_that_is_noise(timed: list[tuple
     assert part_size(torch.bfloat16, 64, 256, 16) == 79
     assert part_size(torch.bfloat16, 4096, 4096, 256) == 1
     larger = {"64x64@16": "direct", "64x96@16": "direct", "96x96@8": "winograd"}
-    assert choose_kernels(net, [16, 32], 500) == expected | larger
-    assert choose_kernels(TutorialCNN(10), [32], 500) == {}
+    assert choose_kernels(net, [16, 32], 500) == (expected | larger, True)
+    assert choose_kernels(TutorialCNN(10), [32], 500) == ({}, True)
 
 
 def test_what_was_measured_is_kept(timed: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,12 +68,12 @@ def test_what_was_measured_is_kept(timed: list[tuple[int, ...]], monkeypatch: py
     monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
     choose_kernels(net, [16], 5)
     assert len(timed) == 3
-    monkeypatch.setattr(kernels, "cpu_name", lambda: "another")
+    monkeypatch.setattr(measuring, "cpu_name", lambda: "another")
     choose_kernels(net, [16], 5)
     assert len(timed) == 4
     assert len(json.loads(FILE.read_bytes())) == 2
-    assert choose_kernels(net, [16], 5, torch.bfloat16) == {"64x64@8": "direct"}
-    assert choose_kernels(net, [16], 5) == {"64x64@8": "winograd"}
+    assert choose_kernels(net, [16], 5, torch.bfloat16) == ({"64x64@8": "direct"}, True)
+    assert choose_kernels(net, [16], 5) == ({"64x64@8": "winograd"}, True)
     assert len(timed) == 5
 
 
@@ -84,7 +87,7 @@ def test_a_damaged_file_is_no_error(text: str | None, timed: list[tuple[int, ...
         content = {machine: dict.fromkeys(known, "fast") for machine, known in json.loads(FILE.read_bytes()).items()}
         FILE.write_text(json.dumps(content))
     for _ in range(2):
-        assert choose_kernels(FastCNN(10, widths=[64]), [16], 4) == {"64x64@8": "winograd"}
+        assert choose_kernels(FastCNN(10, widths=[64]), [16], 4) == ({"64x64@8": "winograd"}, True)
     assert len(timed) == (1 if text is not None else 2)
 
 
@@ -93,7 +96,7 @@ def test_without_a_place_it_is_measured_again(timed: list[tuple[int, ...]], monk
     for home in ("home", None):
         if home is None:
             monkeypatch.setattr(Path, "expanduser", raise_no_home)
-        assert choose_kernels(FastCNN(10, widths=[64]), [16], 4) == {"64x64@8": "winograd"}
+        assert choose_kernels(FastCNN(10, widths=[64]), [16], 4) == ({"64x64@8": "winograd"}, True)
     assert len(timed) == 2
     assert [path.name for path in Path().iterdir()] == ["home"]
 
@@ -113,7 +116,7 @@ def raise_no_home(path: Path) -> Path:
 )
 def test_nothing_but_the_time_passes(choose: Callable[[nn.Module], object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "has_fast_bfloat16", lambda: True)
-    monkeypatch.setattr(kernels, "CALM", 0)
+    monkeypatch.setattr(measuring, "CALM", 0)
     net = Dropping()
     net.layers[0].eval()
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -130,12 +133,65 @@ def test_nothing_but_the_time_passes(choose: Callable[[nn.Module], object], monk
 
 def test_what_other_work_disturbs_is_neither_taken_nor_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "has_fast_bfloat16", lambda: True)
-    monkeypatch.setattr(kernels, "CALM", 1e6)
+    monkeypatch.setattr(measuring, "CALM", 1e6)
     net = Dropping()
-    assert choose_kernels(net, [8], 4) == "winograd"
-    assert choose_kernels(net, [8], 4, torch.bfloat16) == "direct"
+    assert choose_kernels(net, [8], 4) == ("winograd", False)
+    assert choose_kernels(net, [8], 4, torch.bfloat16) == ("direct", False)
     assert choose_precision(net, 8, 4, ("direct", "direct")) is None
     assert not FILE.exists()
+
+
+@pytest.mark.parametrize("error", [Timeout("home"), NotImplementedError("no locks"), PermissionError("home")])
+def test_without_the_lock_nothing_is_forgotten(
+    error: Exception, timed: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object) -> None:
+        raise error
+
+    choose_kernels(FastCNN(10, widths=[64]), [16], 4)
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    choose_kernels(FastCNN(10, widths=[64]), [32], 4)
+    assert [len(shares) for shares in json.loads(FILE.read_bytes()).values()] == [len(timed)] == [2]
+
+
+def test_what_bfloat16_is_worth_is_measured_for_each_option_and_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shares = iter([0.5, 0.9, 0.9])
+    monkeypatch.setattr(kernels, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(kernels, "time_bfloat16", lambda *_args: next(shares))
+    for _ in range(2):
+        assert choose_precision(FastCNN(10), 32, 500, ({"64x64@16": "direct"}, "winograd")) == "bf16-mixed"
+        assert choose_precision(FastCNN(10), 32, 500, ("direct", "direct"), "direct") == "32-true"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    assert choose_precision(FastCNN(10), 32, 500, ("auto", "auto")) == "32-true"
+
+
+class OfOneType(nn.Module):
+    """Logits that are written into a tensor of another type, in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = torch.zeros(len(images), 10)
+        logits[torch.arange(len(images))] = self.head(images.mean((2, 3)))
+        return logits
+
+
+def test_a_network_that_bfloat16_does_not_suit_trains_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "has_fast_bfloat16", lambda: True)
+    assert choose_precision(OfOneType(), 8, 4, ({}, {})) == "32-true"
+    assert not FILE.exists()
+
+
+def test_a_processor_that_is_shared_is_calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "num_processors", lambda: 0.001)
+    assert measuring.measure_share(lambda: time.sleep(0.001), lambda: sum(range(100_000))) is not None
+    monkeypatch.setattr(measuring, "num_processors", lambda: 1e6)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
+    assert measuring.measure_share(lambda: None, lambda: None) is None
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, "bf16-mixed"), (0.9, "32-true")])
@@ -170,3 +226,13 @@ def test_other_kernels_are_refused(given: object) -> None:
     with pytest.raises(UserError, match=r"`kernels` is .*: must be auto, direct, winograd, or a mapping") as error:
         check_kernels(given)
     assert "\n" not in str(error.value)
+
+
+def test_a_shape_that_the_network_has_not_is_refused() -> None:
+    net = FastCNN(10, widths=[64])
+    set_kernels(net, {"64x64@8": "direct", "24x64@31": "direct"})
+    expected = "`kernels` has 64x56@8, and the network no such convolution (FastCNN has 24x64, 64x64): give auto"
+    with pytest.raises(UserError, match=re.escape(expected)):
+        set_kernels(net, {"64x64@8": "direct", "64x56@8": "direct"})
+    with pytest.raises(UserError, match=r"\(TutorialCNN has none with two kernels\): give auto"):
+        set_kernels(TutorialCNN(10), {"3x32@32": "direct"})

@@ -1,6 +1,7 @@
 """The tutorial's network: both forms of the tutorial, sizes, learning."""
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -288,6 +289,34 @@ def with_a_hook_of_all_modules(net: TutorialCNN, images: Tensor) -> Tensor:
     return logits
 
 
+def with_hooks_of_all_layers_together(net: TutorialCNN, images: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+    hooks = [
+        net.layers.register_forward_hook(lambda *args: seen.append(args[2])),
+        net.layers.register_full_backward_pre_hook(lambda *args: seen.append(args[1][0])),
+    ]
+    logits: Tensor = net(images)
+    logits.sum().backward()  # type: ignore[no-untyped-call]
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == 2
+    return logits
+
+
+def with_layers_of_another_kind(net: TutorialCNN, images: Tensor) -> Tensor:
+    class Noting(nn.Sequential):
+        def forward(self, features: Tensor) -> Tensor:
+            seen.append(features)
+            logits: Tensor = super().forward(features)  # type: ignore[no-untyped-call]
+            return logits
+
+    seen: list[Tensor] = []
+    net.layers = Noting(OrderedDict(net.layers.named_children()))
+    logits: Tensor = net(images)
+    assert len(seen) == 1
+    return logits
+
+
 def with_a_forward_of_its_own(net: TutorialCNN, images: Tensor) -> Tensor:
     layer = net.layers[2]
     forward, layer.forward = layer.forward, lambda features: forward(features.view(-1).view_as(features))
@@ -300,6 +329,8 @@ def with_a_forward_of_its_own(net: TutorialCNN, images: Tensor) -> Tensor:
     [
         with_a_hook,
         with_a_hook_of_all_modules,
+        with_hooks_of_all_layers_together,
+        with_layers_of_another_kind,
         with_a_forward_of_its_own,
         with_anomaly_detection,
         with_a_gradient_by_the_images,
