@@ -3,10 +3,12 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from cifar_lit.benchmarks import measures
 from cifar_lit.benchmarks.measures import MEASURES, PILDataset
 from cifar_lit.benchmarks.processes import run, run_on_terminal
 from cifar_lit.benchmarks.report import bars, draw, main, table
@@ -50,6 +52,15 @@ def test_the_chart_names_its_bars_as_the_table_does() -> None:
     names = [name for title, values in panels.items() for name in values if title != "added to a step, ms"]
     assert set(names) <= set(titles)
     assert panels["startup, s"]["(f) fit --help"] == 4.4
+
+
+def test_what_is_added_to_a_step_is_of_steps_with_as_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = SimpleNamespace(load=lambda: (torch.zeros(70, 2, 2, 3, dtype=torch.uint8), torch.arange(70) % 2), options=[])
+    num_epochs = 75  # of four batches, the last one with 10 images
+    monkeypatch.setattr(measures, "_seconds", lambda _: 0.001 * num_epochs * 70)
+    monkeypatch.setattr(measures, "main", lambda _: 0)
+    monkeypatch.setattr(measures, "_fit_speed", lambda _: (500.0, 1000))  # all of its batches have 20 images
+    assert measures.step_overhead(data, 20)["added_ms"] == pytest.approx(20)  # type: ignore[arg-type]
 
 
 def test_the_chart_is_an_image(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def step_overhead(data: Data, batch_size: int) -> dict[str, float]:
             _train(net, ((to_float(images), labels) for images, labels in loader))
 
     epochs()
-    bare = _seconds(epochs) / (num_epochs * len(loader))
+    bare = _seconds(epochs) / (num_epochs * len(labels))
     with tempfile.TemporaryDirectory() as folder:
         options = ["--trainer.max_epochs", str(num_epochs), "--data.batch_size", str(batch_size)]
         options += ["--trainer.limit_train_batches", str(len(loader)), "--trainer.default_root_dir", folder]
@@ -186,7 +186,7 @@ def step_overhead(data: Data, batch_size: int) -> dict[str, float]:
             raise UserError("the fit failed", exit_code=1)
         speed, num_train = _fit_speed(folder)
     images_per_step = min(batch_size * len(loader), num_train) / len(loader)
-    return {"added_ms": 1000 * (images_per_step / speed - bare)}
+    return {"added_ms": 1000 * images_per_step * (1 / speed - bare)}
 
 
 def startup(data: Data) -> dict[str, float]:

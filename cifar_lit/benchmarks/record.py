@@ -106,9 +106,9 @@ def _make(args: list[str]) -> int:
         experiment = Experiment(folder, [setting], range(options.seeds), machine=machine, work=work)
         try:
             with experiment.locked("make").acquire(timeout=0):
-                _check_rows(entry, experiment.rows())  # before the next seed is trained, perhaps for hours
+                _check_rows(entry, _rows(experiment, setting))  # before the next seed is trained, perhaps for hours
                 experiment.run()
-                _write(entry, experiment.rows())
+                _write(entry, _rows(experiment, setting))
         except Timeout as error:
             raise UserError(f"`to` is {folder}, where another make runs: side by side, both would be slower") from error
     return 0
@@ -143,7 +143,7 @@ def time_fit(args: Sequence[str]) -> Row:
         results = Run(path).results
     assert results is not None
     accuracy = results.metrics["Accuracy/test"]
-    of_results = ("multiplications", "epochs", "num_train", "num_val", "num_test", "versions")
+    of_results = ("multiplications", "epochs", "num_train", "num_val", "num_test", "precision", "versions")
     return {
         "accuracy": results.metrics.get("TTAAccuracy/test", accuracy),
         "accuracy_without_tta": accuracy,
@@ -153,6 +153,11 @@ def time_fit(args: Sequence[str]) -> Row:
         "machine": results.device,
         **{name: getattr(results, name) for name in of_results},
     }
+
+
+def _rows(experiment: Experiment, setting: Setting) -> list[Row]:
+    """Return the rows of an entry; its folder may have those of others."""
+    return [row for row in experiment.rows() if row["setting"] == setting.name]
 
 
 def _check_rows(entry: Entry, rows: Sequence[Row]) -> None:

@@ -19,7 +19,6 @@ class PruningCallback(Callback):
         self.trial = trial
         self.bar = bar
         self.judged_by = "Accuracy/val"
-        self.precision = ""
         self.best = -math.inf
         self.num_epochs = 0
         self.is_pruned = False
@@ -29,7 +28,6 @@ class PruningCallback(Callback):
             raise UserError("`val_size`: a sweep is judged on validation, and there is none: give 5000 or 0.1")
         if trainer.world_size > 1:
             raise UserError(f"`devices`: a trial runs in one process, not in {trainer.world_size}")
-        self.precision = str(trainer.precision)
         self.bar.reset(total=trainer.max_epochs)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cifar_lit.commands.setting import Setting
-from cifar_lit.commands.trial import Row, as_options, check, score_test, train
+from cifar_lit.commands.trial import Row, as_options, check, score_test, settled_precision, train
 from cifar_lit.errors import UserError
 from cifar_lit.files import printable, write_atomic
 
 ROWS, TESTS, SETTINGS, WEIGHTS, LOCKS = "runs.jsonl", "test.jsonl", "settings.json", "weights", ".locks"
+PRECISION = "precision.txt"
+"""What the precision ``auto`` stands for in all runs of the folder."""
 MEASURED = ("seconds", "multiplications", "epochs", "num_val")
 """Numbers of each row of a run that has an accuracy; the multiplications may be null, where they are not known."""
 
@@ -119,10 +121,21 @@ class Experiment:
         return train(args, val_images=judged, save=save)
 
     def _precision(self, setting: Setting) -> list[str]:
-        """Return the option for a run whose precision is ``auto``: what that stood for in the first of such runs."""
+        """Return the option for a run whose precision is ``auto``: what that stood for in the first of such runs.
+
+        It is settled before that run, but for work of its own, whose rows have it.
+        """
         automatic = {one.name for one in self.settings if one.values.get("trainer.precision") == "auto"}
+        if setting.name not in automatic:
+            return []
         chosen = [row["precision"] for row in self.rows() if row["setting"] in automatic and "precision" in row]
-        return [f"--trainer.precision={chosen[0]}"] if chosen and setting.name in automatic else []
+        path = self.folder / PRECISION
+        with self.locked(PRECISION):  # other processes wait, and find it
+            if not (chosen or self.work or path.is_file()):
+                write_atomic(path, settled_precision([*setting.args, *as_options(self.machine)]))
+            if not chosen and path.is_file():
+                chosen = [path.read_text(encoding="utf-8")]
+        return [f"--trainer.precision={one}" for one in chosen[:1]]
 
     def _test(self, setting: Setting, seed: int) -> Row:
         network = setting.values.get("model.net.class_path")
@@ -197,7 +210,7 @@ def _read_settings(path: Path) -> dict[str, dict[str, Any]]:
 
 def _check_links(folder: Path) -> None:
     """Refuse links, pipes and the like in place of what is written to, locked or read."""
-    for pattern in (ROWS, TESTS, SETTINGS, LOCKS, WEIGHTS, f"{LOCKS}/*", f"{WEIGHTS}/*"):
+    for pattern in (ROWS, TESTS, SETTINGS, PRECISION, LOCKS, WEIGHTS, f"{LOCKS}/*", f"{WEIGHTS}/*"):
         for path in folder.glob(pattern):
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 raise UserError(f"`to` is {folder}: {path.name} in it is a link, or no file; give another folder")

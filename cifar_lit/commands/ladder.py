@@ -106,11 +106,12 @@ def write_ladder(experiment: Experiment) -> str:
             steps.append(Step.of(number, title_of(path), own, tested))
         steps = [step for step in steps if step.accuracies or step.num_diverged]
         notes = _notes(rows, steps)
+        written = [TABLE, *([PLOT] if any(step.accuracies for step in steps) else [])]
         write_atomic(experiment.folder / TABLE, markdown_ladder(steps, notes))
-        if any(step.accuracies for step in steps):
+        if PLOT in written:
             write_atomic(experiment.folder / PLOT, plot_ladder(steps, title=notes[0]))
     left = f"{experiment.num_left} runs are being done by other processes\n" if experiment.num_left else ""
-    places = " and ".join(shorten(experiment.folder / name) for name in (TABLE, PLOT))
+    places = " and ".join(shorten(experiment.folder / name) for name in written)
     return "\n".join([format_ladder(steps), "", *notes, f"{left}{places}"])
 
 
@@ -129,7 +130,8 @@ def _notes(rows: Sequence[Row], steps: Sequence[Step]) -> list[str]:
     return [
         f"epochs: {epochs}; seeds: {counts}; validation images: {nums}; "
         + ("one seed has no interval" if counts == "1" else "95 % intervals"),
-        f"Each run is judged by its last epoch; the differences are those of equal seeds. On {devices}.",
+        "Each run is judged by its last epoch; the differences are those of equal seeds."
+        + (f" On {devices}." if rows else ""),
         *format_tests(steps),
     ]
 

@@ -20,7 +20,7 @@ from cifar_lit.cli.fit import fit
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
 from cifar_lit.commands.ranges import RANGES, Suggest, parse_ranges
 from cifar_lit.commands.setting import Setting, holding_out
-from cifar_lit.commands.trial import TRIAL_OPTIONS, add_machine_options, as_options, machine_options
+from cifar_lit.commands.trial import TRIAL_OPTIONS, add_machine_options, as_options, machine_options, settled_precision
 from cifar_lit.errors import UserError, import_extra, is_out_of_memory, require
 from cifar_lit.files import printable, shorten
 from cifar_lit.recipes import RECIPES
@@ -132,6 +132,10 @@ class Sweep:
         if done := len(self.trials("COMPLETE", "PRUNED")):
             name = printable(self.study.study_name)
             print(f"resuming study {name}: {done} of {self.num_trials} trials are done", flush=True)
+        if self.is_automatic and not self._precision():
+            precision = settled_precision(self.fit_options)
+            if not self._precision():  # another process may have been faster
+                self.study.set_user_attr("precision", precision)
         while len(self.trials("COMPLETE", "PRUNED")) < self.num_trials:
             self.study.optimize(self._run_trial, n_trials=1)
 
@@ -160,8 +164,6 @@ class Sweep:
                 raise
             print(printable(f"{head}  {reason}, {tried}"), flush=True)
             raise self.optuna.TrialPruned from error
-        if self.is_automatic and not self._precision():
-            self.study.set_user_attr("precision", pruner.precision)
         epochs = f"{'stopped after ' * pruner.is_pruned}{pruner.num_epochs} epoch{'s' * (pruner.num_epochs > 1)}"
         print(printable(f"{head}  {abs(pruner.best):.4f}  {tried}, {epochs}"), flush=True)
         if pruner.is_pruned:
@@ -169,7 +171,7 @@ class Sweep:
         return pruner.best
 
     def _precision(self) -> list[str]:
-        """Return the option for a precision that is ``auto``: what that stood for in the first trial that ended."""
+        """Return the option for a precision that is ``auto``: what it stands for in all trials."""
         precision = self.study.user_attrs.get("precision")
         return [f"--trainer.precision={precision}"] if precision and self.is_automatic else []
 

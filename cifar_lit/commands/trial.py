@@ -12,6 +12,7 @@ from cifar_lit.callbacks.best import MONITORED
 from cifar_lit.callbacks.nonfinite import DivergedError
 from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.cli.arguments import FitCLI, with_config
+from cifar_lit.cli.auto import settle
 from cifar_lit.cli.config import expand_homes
 from cifar_lit.cli.filters import filter_logs, without_notices
 from cifar_lit.cli.fit import fit
@@ -53,6 +54,13 @@ def check(args: Sequence[str], own: Sequence[str] = TRIAL_OPTIONS) -> FitCLI:
     filter_logs()
     with without_notices():
         return FitCLI(with_config(expand_homes([*own, *args])), is_trial=True)
+
+
+def settled_precision(args: Sequence[str]) -> str:
+    """Return what the precision ``auto`` among options of ``fit`` stands for on this machine, now."""
+    cli = check(args)
+    settle(cli, None)
+    return str(cli.trainer_options["precision"])
 
 
 def train(args: Sequence[str], *, val_images: str | None, save: Path | None) -> Row:

@@ -101,6 +101,23 @@ def test_the_seeds_that_are_done_are_not_trained_again(made: Path, monkeypatch: 
     assert [row["accuracy"] for row in lines(made)[1:]] == [row["accuracy"] for row in before[1:]]
 
 
+def test_entries_may_share_a_folder(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main([*COMMAND, "--name", "other", "--to", str(made.parent)]) == 0
+    others = made.with_name("other.jsonl")
+    assert [row["seed"] for row in lines(others)[1:]] == [0, 1, 2]
+    made.unlink()
+    assert main(COMMAND) == 0
+    assert main(["check", str(made), str(others)]) == 0
+
+
+def test_all_seeds_have_the_precision_of_the_first(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["64-true", "32-true", "32-true"])
+    monkeypatch.setattr("cifar_lit.cli.auto.choose_precision", lambda *_args: next(answers))
+    assert main([*COMMAND, "--name", "auto", "--trainer.precision", "auto"]) == 0
+    rows = lines(Path("lightning_logs/record_auto/runs.jsonl"))
+    assert [row["precision"] for row in rows] == ["64-true"] * 3
+
+
 def test_two_do_not_measure_at_once(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,6 +147,35 @@ def test_what_auto_stands_for_is_settled_once(folder: Path, monkeypatch: pytest.
     assert [row["precision"] for row in experiment.rows()] == ["64-true", "64-true", "32-true"] * 2
 
 
+def test_processes_that_begin_together_settle_auto_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, given = iter(["64-true", "32-true"]), []
+    args = [*options(folder)[:4], *SHORT[:4], "--trainer.precision=auto"]
+    settings = [Setting("first", args), Setting("second", args)]
+
+    def train(args: list[str], **_options: object) -> dict[str, object]:
+        given.append([word for word in args if word.startswith("--trainer.precision")][-1])
+        if len(given) == 1:  # it has no row yet
+            Experiment(Path("own"), settings, [0]).run()
+        return {"accuracy": None}
+
+    monkeypatch.setattr("cifar_lit.cli.auto.choose_precision", lambda *_args: next(answers))
+    monkeypatch.setattr("cifar_lit.commands.experiment.train", train)
+    Experiment(Path("own"), settings, [0]).run()
+    assert given == ["--trainer.precision=64-true"] * 2
+
+
+def test_a_ladder_names_the_files_that_it_wrote(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    wild = ["--steps", "0", "--seeds", "1", "--model.lr", "1e30", *options(folder)]
+    assert main(["ladder", *wild, "--to", "wild"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "wild/ladder.md"
+    (folder / "wild/runs.jsonl").unlink()
+    with FileLock(folder / f"wild/.locks/runs.jsonl_{FIRST}_0.lock"):  # another process does it
+        assert main(["ladder", *wild, "--to", "wild"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith("those of equal seeds.\n1 runs are being done by other processes\nwild/ladder.md\n")
+
+
 def test_a_run_that_diverges_is_a_row(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = options(folder)[:4]
     settings = [Setting("wild", [*args, *SHORT[:4], "--trainer.max_epochs=1", "--model.lr=1e30"])]

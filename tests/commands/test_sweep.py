@@ -104,20 +104,25 @@ def test_the_best_is_a_command_and_test_is_left_alone(
 def test_what_auto_stands_for_is_settled_once(
     tiny_args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers, used = iter(["64-true", "32-true", "32-true"]), []
+    answers = iter(["64-true", "32-true", "32-true"])
+    used: list[object] = []
+    settled: list[object] = []
     monkeypatch.setattr("cifar_lit.cli.auto.choose_precision", lambda *_args: next(answers))
     start = PruningCallback.on_fit_start
 
     def noting(self: PruningCallback, trainer: Trainer, pl_module: LightningModule) -> None:
         used.append(trainer.precision)
+        settled.append(the_study().user_attrs.get("precision"))  # before the first trial ends: for other processes
         start(self, trainer, pl_module)
 
     monkeypatch.setattr(PruningCallback, "on_fit_start", noting)
     for precision in ("auto", "32-true"):
         sweep(*LRS, *tiny_args, *SHORT, "--trials", "2", f"--trainer.precision={precision}")
+        Path("lightning_logs/sweeps.db").unlink()
         printed = capsys.readouterr().out
         assert printed.splitlines()[-1].count(" --trainer.precision=64-true") == (precision == "auto")
     assert used == ["64-true", "64-true", "32-true", "32-true"]
+    assert settled == ["64-true", "64-true", None, None]
 
 
 @pytest.mark.parametrize("recipe", ["tuned", "small"])
