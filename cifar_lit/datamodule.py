@@ -154,6 +154,11 @@ class CIFAR10DataModule(KnownImages):
         if stage == "validate":
             self._compare("val")
 
+    def take_test(self, other: "CIFAR10DataModule") -> None:
+        """Take the test images that another one of the same data has loaded, and compare them as if loaded here."""
+        self.test, self.fingerprints["test"] = other.test, other.fingerprints["test"]
+        self._compare("test")
+
     def _load_train_and_val(self) -> None:
         split_seed, val_size = self.hparams["split_seed"], self.hparams["val_size"]
         train, val = self._load("train"), self._load("val") if self.source.has_val else None

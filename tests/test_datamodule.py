@@ -377,6 +377,10 @@ def test_test_images_that_changed_since_the_test_are_said(trained: tuple[ImageCl
     Run("damaged").datamodule().setup("test")
     with pytest.warns(UserWarning, match=r"the test images are not those of the run \(now 25 images.*then 24 images"):
         Run("run").datamodule().setup("test")
+    loaded = Run("damaged").datamodule()
+    loaded.setup("test")
+    with pytest.warns(UserWarning, match="the test images are not those of the run"):
+        Run("run").datamodule().take_test(loaded)
 
 
 def test_a_home_folder_is_expanded_before_it_is_used_and_saved(

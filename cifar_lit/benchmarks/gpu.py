@@ -25,8 +25,6 @@ from cifar_lit.machine import describe_machine
 
 STARTUP = 15.0
 """Seconds that a stage must have left to be started."""
-LEAST_IMAGES = 16
-"""Of a trial on a CPU, whose batches are a quarter of them."""
 SLOWER = 10
 """By how much the limits of the stages are longer where they are tried on a CPU."""
 

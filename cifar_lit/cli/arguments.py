@@ -55,7 +55,7 @@ def with_config(args: Sequence[str]) -> list[str]:
                 check_config_of_run(folder / CONFIG, given_options(args))
             import_named((), [folder / CONFIG])
             return ["--config", str(folder / CONFIG), *args]
-    recipe = given["--recipe"] or next(filter(None, map(_recipe_of, reversed(given["config"]))), "tutorial")
+    recipe = given["--recipe"] or next(filter(None, map(recipe_of, reversed(given["config"]))), "tutorial")
     return ["--config", str(RECIPES[recipe]), *args] if recipe in RECIPES else list(args)
 
 
@@ -69,7 +69,7 @@ def _checkpoint_to_resume(given: str, root: str) -> Path:
     return Path(given, CHECKPOINTS, LAST) if Path(given).is_dir() else Path(given)
 
 
-def _recipe_of(config: str | None) -> str | None:
+def recipe_of(config: str | None) -> str | None:
     """Return the recipe that a file builds on; None if it has all settings itself, or cannot be read."""
     try:
         content = read_yaml(Path(str(config)))  # the recipe may have options by now that its version did not know

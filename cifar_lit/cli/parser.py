@@ -179,14 +179,13 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        return super().parse_args(expand_homes(sys.argv[1:] if args is None else args), namespace)
+        self.reads_run = "RUN" in arguments
 
     def error(self, message: str) -> NoReturn:
         word = _unknown(message)
         options = self._option_string_actions
-        if "." in word or (is_of_fit(word) and not suggest_option(word, options)):
+        is_of_training = "." in word or (is_of_fit(word) and not suggest_option(word, options))
+        if self.reads_run and is_of_training:
             message += "; a RUN has its own settings, and only some can be overridden"
         _refuse(message, options)
 
@@ -196,7 +195,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as Python does; a text that is empty, as that of an unset variable, is refused."""
-        options, others = super().parse_known_args(args, namespace)
+        options, others = super().parse_known_args(expand_homes(sys.argv[1:] if args is None else args), namespace)
         for name, value in vars(options).items():
             option = f"--{name}" if f"--{name}" in self._option_string_actions else name
             for text in value if isinstance(value, list) else [value]:

@@ -16,7 +16,6 @@ from cifar_lit.cli.filters import without_notices
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
 from cifar_lit.cli.trainer import make_trainer
 from cifar_lit.commands.options import OF_COMPARE, add_options, given
-from cifar_lit.data import Split
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.files import printable, shorten
@@ -35,6 +34,8 @@ IGNORED = (
     *("logger", "default_root_dir", "enable_progress_bar", "enable_model_summary", "accelerator"),
 )
 """Hyper-parameters and options of the Trainer that may differ between runs with the same settings."""
+Loaded = dict[tuple[str, ...], CIFAR10DataModule | UserError | OSError]
+"""What has the test images of each data, or the error that they came to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +111,7 @@ def score_runs(
     files = [Path(path).resolve() if path in left_out else runs[path].file.resolve() for path in paths]
     if twice := [path for path, file in zip(paths, files, strict=True) if files.count(file) > 1]:
         raise UserError(f"{twice[0]} is given twice: name each run once")
-    loaded: dict[tuple[str, ...], Split | UserError | OSError] = {}
+    loaded: Loaded = {}
     scored = []
     for path, run in tqdm(runs.items(), desc="Testing", disable=None, leave=False):
         try:
@@ -120,18 +121,16 @@ def score_runs(
     return scored, left_out
 
 
-def _score(
-    run: Run,
-    overrides: Mapping[str, str],
-    loaded: dict[tuple[str, ...], Split | UserError | OSError],
-    tta: Literal["none", TTA],
-) -> Scored:
+def _score(run: Run, overrides: Mapping[str, str], loaded: Loaded, tta: Literal["none", TTA]) -> Scored:
     model, datamodule = run.model(), run.datamodule(**overrides)
     key = tuple(datamodule.hparams[name] for name in ("source", "root", "dataset", "image_size", "resize"))
-    split = loaded[key] = loaded[key] if key in loaded else _load(datamodule)
-    if isinstance(split, Exception):
-        raise split
-    images, labels = split
+    first = loaded[key] = loaded[key] if key in loaded else _load(datamodule)
+    if isinstance(first, Exception):
+        raise first
+    if first is not datamodule:
+        datamodule.take_test(first)
+    assert datamodule.test is not None
+    images, labels = datamodule.test
     results = run.results
     training = run.config.get("trainer")
     training = training if isinstance(training, dict) else {"epochs": results and results.epochs}
@@ -161,15 +160,14 @@ def _predict(model: ImageClassifier, images: Tensor, tta: Literal["none", TTA], 
         return model.predict(images, tta=tta)
 
 
-def _load(datamodule: CIFAR10DataModule) -> Split | UserError | OSError:
-    """Return the test images, or the error: the next run of the same data does not try again."""
+def _load(datamodule: CIFAR10DataModule) -> CIFAR10DataModule | UserError | OSError:
+    """Load the test images, or return the error: the next run of the same data does not try again."""
     try:
         datamodule.prepare_data()
         datamodule.setup("test")
     except (UserError, OSError) as error:
         return error
-    assert datamodule.test is not None
-    return datamodule.test
+    return datamodule
 
 
 def format_comparison(runs: Sequence[Scored], *, tta: str = "none") -> str:

@@ -43,7 +43,9 @@ def main(args: Sequence[str]) -> int:
         for name in ("height", "width"):
             given = options[name]
             require(name, given, given is None or 1 <= given <= MAX_SIZE, f"from 1 to {MAX_SIZE}")
-        num_classes = options["num_classes"]
+        if options["run"] is not None and options["num_classes"] is not None:
+            raise UserError("`num_classes` beside a run, which has its own classes: leave out one of them")
+        num_classes = 10 if options["num_classes"] is None else options["num_classes"]
         require("num_classes", num_classes, 1 <= num_classes <= MAX_CLASSES, f"from 1 to {MAX_CLASSES}")
         given = options.get("model.net.init_args")
         names.update({name: f"--model.net.{name}" for name in (given.keys() if given else ()) if name not in names})
@@ -75,7 +77,7 @@ def _parser() -> FitParser:
     net.sub_add_kwargs = {"fail_untyped": False}  # as those of fit, of which an argument without a type is an option
     parser.add_argument("--height", type=int | None, help="Height of the image in pixels (default: the run's, or 32).")
     parser.add_argument("--width", type=int | None, help="Width of the image in pixels (default: the run's, or 32).")
-    parser.add_argument("--num_classes", type=int, default=10, help="Classes of the data.")
+    parser.add_argument("--num_classes", type=int | None, help="Classes of the data (default: the run's, or 10).")
     return parser
 
 

@@ -12,7 +12,7 @@ import yaml
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
 from cifar_lit.commands.experiment import TESTS, Experiment
 from cifar_lit.commands.setting import Setting
-from cifar_lit.commands.trial import Row, add_machine_options, machine_options
+from cifar_lit.commands.trial import LEFT_OUT, Row, add_machine_options, as_options, machine_options
 from cifar_lit.errors import UserError, require, suggest
 from cifar_lit.evaluation.ladder import Step, format_ladder, format_tests, markdown_ladder, plot_ladder
 from cifar_lit.files import shorten, write_atomic
@@ -31,6 +31,8 @@ INSTEAD = {
     "recipe": "each step has its own settings: give --steps",
     "ckpt_path": "the same command resumes",
     "checkpoint.monitor": "a run is judged by the accuracy of its last epoch",
+    "trainer.default_root_dir": "give --to",
+    **LEFT_OUT,
     **dict.fromkeys(
         tuple(
             f"trainer.{name}"
@@ -52,7 +54,7 @@ def main(args: Sequence[str]) -> int:
     options, training = parser.parse_known_args(args)
     with naming_options(parser.names):
         require("epochs", options.epochs, options.epochs >= 1, "at least 1")
-        for word in training:
+        for word in [*training, *as_options(machine_options(options))]:
             option = word.partition("=")[0]
             if instead := INSTEAD.get(option.removeprefix("--")):
                 raise UserError(f"{option} is not an option of ladder: {instead}")
@@ -61,7 +63,7 @@ def main(args: Sequence[str]) -> int:
         common = [f"--trainer.max_epochs={options.epochs}", *training]
         if options.show is not None:
             require("show", options.show, 0 <= options.show < len(LADDER), f"a step from 0 to {len(LADDER) - 1}")
-            return _show(step_setting(options.show, common))
+            return _show(step_setting(options.show, [*common, *as_options(machine_options(options))]))
         experiment = _experiment(options, common)
         experiment.run()
         if options.test:
@@ -75,6 +77,9 @@ def main(args: Sequence[str]) -> int:
 
 def _experiment(options: argparse.Namespace, common: Sequence[str]) -> Experiment:
     steps = parse_numbers("steps", options.steps or f"0-{len(LADDER) - 1}", largest=len(LADDER) - 1)
+    ends = {0, len(LADDER) - 1}
+    if options.test and not ends & {*steps}:
+        raise UserError(f"`steps` is {options.steps}: must have 0 or {max(ends)}, which `test` scores")
     return Experiment(
         Path(options.to),
         [step_setting(step, common) for step in range(len(LADDER))],

@@ -27,7 +27,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "data.root": {"help": "where the images are, if not where they were"},
     "data.cache_dir": {"help": "where decoded images are cached"},
     "data.mirror": {"help": "a URL of the archive that is tried first"},
-    "model.tta": {"choices": ("none", *get_args(TTA)), "help": "test-time augmentation, if not that of the run"},
+    "model.tta": {
+        "choices": ("none", *get_args(TTA)),
+        "help": "test-time augmentation (default: that of the run; of several none)",
+    },
     "trainer.accelerator": {"help": "cpu, gpu, mps, ... (default: auto)"},
     "trainer.devices": {"help": "how many, or which: 0,1 (default: auto)"},
     "trainer.strategy": {"help": "ddp for several devices (default: auto)"},

@@ -8,11 +8,12 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from cifar_lit.cli.config import expand_homes
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
 from cifar_lit.commands.experiment import Experiment
 from cifar_lit.commands.ladder import INSTEAD, parse_seeds
 from cifar_lit.commands.setting import Setting, holding_out
-from cifar_lit.commands.trial import MACHINE_OPTIONS, Row, add_machine_options, machine_options
+from cifar_lit.commands.trial import MACHINE_OPTIONS, Row, add_machine_options, as_options, machine_options
 from cifar_lit.errors import UserError
 from cifar_lit.evaluation.ladder import in_percent
 from cifar_lit.evaluation.paired import Estimate, mean_interval, paired_interval
@@ -31,7 +32,7 @@ def main(args: Sequence[str]) -> int:
     options, common = parser.parse_known_args(_joined(args))
     with naming_options(parser.names):
         given = {name: _words(name, vars(options)[name]) for name in NAMES}
-        for name, words in {**given, "": common}.items():
+        for name, words in {**given, "": [*common, *as_options(machine_options(options))]}.items():
             _check(words, f"--{name} has " if name else "")
         of_each = {name: [*given[name], *common] for name in NAMES}
         settings = [Setting(name, [*args, *holding_out(args)]) for name, args in of_each.items()]
@@ -110,7 +111,7 @@ def _words(name: str, text: str) -> list[str]:
         raise UserError(f"`{name}` is {text}: {error}; it must be options of fit, as '--recipe tuned'") from error
     if words and not words[0].startswith("--"):
         raise UserError(f"`{name}` is {text}: must be options of fit, as '--recipe tuned'")
-    return words
+    return expand_homes(words)
 
 
 def _check(words: Sequence[str], start: str) -> None:

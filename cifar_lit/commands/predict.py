@@ -109,10 +109,10 @@ def find_images(paths: Sequence[str]) -> list[Images]:
 
 
 def _find(path: str) -> list[Images]:
-    file = Path(path)
-    if path == "-" or (file.exists() and not file.is_dir() and not is_archive(file)):
+    file, is_there = Path(path), os.path.exists(path)  # noqa: PTH110 (a Path raises for a name that is too long)
+    if path == "-" or (is_there and not file.is_dir() and not is_archive(file)):
         return [(None, [path])]
-    if not file.exists():
+    if not is_there:
         matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (a Path takes no absolute pattern)
         return [images for match in matches for images in _find(match)]
     found = list_images(file)

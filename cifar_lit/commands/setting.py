@@ -1,6 +1,7 @@
 """Options of ``fit`` under a name, and what they set."""
 
 import inspect
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lit import networks
+from cifar_lit.cli.arguments import recipe_of
 from cifar_lit.networks.finding import is_network, is_ours
 from cifar_lit.recipes import RECIPES
 from cifar_lit.schema import parse_yaml, read_yaml
@@ -27,9 +29,9 @@ class Setting:
     def values(self) -> dict[str, Any]:
         """What the options set, by their names: those of files, too.
 
-        As in ``fit``, the last recipe comes first, wherever it stands; else a later option wins. A network that is
-        named later keeps those options of the one before that it takes. One that is not of ``cifar_lit.networks`` is
-        not imported to find out, and keeps all.
+        As in ``fit``, the last recipe comes first, wherever it stands, or else that of a file; then a later option
+        wins. A network that is named later keeps those options of the one before that it takes. One that is not of
+        ``cifar_lit.networks`` is not imported to find out, and keeps all.
         """
         values: dict[str, Any] = {}
         for name, value in self._given():
@@ -41,9 +43,11 @@ class Setting:
     def _given(self) -> Iterator[tuple[str, Any]]:
         """Yield each setting and its value, in the order in which ``fit`` takes them."""
         options = list(self._options())
-        recipes = [value for name, value in options if name == "recipe" and value in RECIPES]
-        for recipe in recipes[-1:]:
-            yield from _settings("config", str(RECIPES[recipe]))
+        recipes = [value for name, value in options if name == "recipe"]
+        of_files = [recipe for name, value in options if name == "config" and (recipe := recipe_of(value))]
+        for recipe in (recipes or of_files)[-1:]:
+            if recipe in RECIPES:
+                yield from _settings("config", str(RECIPES[recipe]))
         for name, value in options:
             if name != "recipe" or value not in RECIPES:
                 yield from _settings(name, value)
@@ -52,7 +56,7 @@ class Setting:
         """Yield the name and the text of each option; a switch has the text true."""
         args = [re.sub(r"^-c=?(?=.)", "--config=", "--config" if word == "-c" else word) for word in self.args]
         words = [part for word in args for part in word.split("=", 1)]
-        for word, following in zip(words, [*words[1:], "--"], strict=True):
+        for word, following in itertools.pairwise([*words, "--"]):
             if word.startswith("--"):
                 yield word.removeprefix("--"), "true" if following.startswith("--") else following
 

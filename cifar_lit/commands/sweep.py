@@ -20,7 +20,14 @@ from cifar_lit.cli.fit import fit
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
 from cifar_lit.commands.ranges import RANGES, Suggest, parse_ranges
 from cifar_lit.commands.setting import Setting, holding_out
-from cifar_lit.commands.trial import TRIAL_OPTIONS, add_machine_options, as_options, machine_options, settled_precision
+from cifar_lit.commands.trial import (
+    LEFT_OUT,
+    TRIAL_OPTIONS,
+    add_machine_options,
+    as_options,
+    machine_options,
+    settled_precision,
+)
 from cifar_lit.errors import UserError, import_extra, is_out_of_memory, require
 from cifar_lit.files import printable, shorten
 from cifar_lit.recipes import RECIPES
@@ -43,13 +50,18 @@ def main(args: Sequence[str]) -> int:
         machine = machine_options(options)
         given = {word.partition("=")[0].removeprefix("--") for word in training if word.startswith("--")}
         ranges = parse_ranges(options.set, given | machine.keys())
-        recipe = ["--recipe", options.recipe]
-        # By its settings, too: another version may have others under its name.
-        settings = hashlib.sha256(json.dumps(Setting("", recipe).values).encode()).hexdigest()[:8]
-        searched = json.dumps([options.recipe, settings, sorted(options.set), training])
-        name = options.study or f"{options.recipe}-{hashlib.sha256(searched.encode()).hexdigest()[:8]}"
+        for word in given & LEFT_OUT.keys():
+            raise UserError(f"--{word} is not an option of sweep: {LEFT_OUT[word]}")
+        training = [*(["--recipe", options.recipe] if options.recipe else []), *training]
+        recipe = options.recipe or str(Setting("", training).values.get("recipe", "tutorial"))
+        # By the settings, too: another version, or a file that was changed, may have others under its name.
+        values = Setting("", ["--recipe", recipe, *training]).values
+        settings = hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:8]
+        searched = json.dumps([recipe, settings, sorted(options.set), training])
+        name = options.study or f"{recipe}-{hashlib.sha256(searched.encode()).hexdigest()[:8]}"
         storage = options.storage or _default_storage(machine.get("trainer.default_root_dir", "."))
-        fit_options = [*recipe, *holding_out(recipe), *training, *as_options(machine)]
+        held_out = [] if "data.val_size" in given else holding_out(training)
+        fit_options = [*training, *held_out, *as_options(machine)]
         sweep = Sweep(fit_options, ranges, options.trials)
         sweep.open(storage, name, searched)
         with sweep.using_storage():
@@ -148,10 +160,10 @@ class Sweep:
         try:
             with tqdm(desc=title, unit="epoch", disable=None, leave=False) as bar, without_notices():
                 pruner = PruningCallback(trial, bar)
-                fit([*TRIAL_OPTIONS, *self.fit_options, *self._precision(), *as_options(values)], pruner=pruner)
+                fit([*self.fit_options, *self._precision(), *as_options(values), *TRIAL_OPTIONS], pruner=pruner)
         except SystemExit as stopped:
             self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)  # Optuna would leave it running
-            if stopped.code in (130, 143):
+            if isinstance(stopped.code, int) and stopped.code > 128:  # by a signal
                 self.study.enqueue_trial(values)  # so that a resumed sweep tries it
                 print("the same command resumes the sweep", flush=True)
             raise
@@ -207,7 +219,7 @@ def _parser() -> CommandParser:
         EXAMPLES,
     )
     parser.add_argument(
-        "--recipe", choices=list(RECIPES), metavar="NAME", default="tutorial", help="what every trial starts from"
+        "--recipe", choices=list(RECIPES), metavar="NAME", help="what every trial starts from (default: tutorial)"
     )
     parser.add_argument("--set", metavar="NAME=RANGE", action="append", required=True, help=f"what to search: {RANGES}")
     parser.add_argument("--trials", type=int, default=20, help="trials in all, with earlier ones (default: 20)")

@@ -32,7 +32,12 @@ MACHINE_OPTIONS = ("data.root", "data.cache_dir", "data.mirror", "trainer.defaul
 """Options of ``fit`` that may differ between the machines that share the runs."""
 OFF = ("enable_checkpointing", "logger", "enable_progress_bar", "enable_model_summary")
 TRIAL_OPTIONS = ["--no_report", *(f"--trainer.{name}=false" for name in OFF)]
-"""Options of ``fit`` for a run whose result is kept elsewhere, and which leaves nothing else behind."""
+"""Options of ``fit`` for a run whose result is kept elsewhere, and which leaves nothing else behind.
+
+They come last: a file of settings may have others.
+"""
+LEFT_OUT = dict.fromkeys(("report", "no_report", *(f"trainer.{name}" for name in OFF)), "a run leaves only its result")
+"""What there is for these options, where somebody gives them."""
 
 
 def add_machine_options(parser: argparse.ArgumentParser, *others: str) -> None:
@@ -53,7 +58,7 @@ def check(args: Sequence[str], own: Sequence[str] = TRIAL_OPTIONS) -> FitCLI:
     """Refuse the options of a run that ``fit`` would refuse; the images are not read."""
     filter_logs()
     with without_notices():
-        return FitCLI(with_config(expand_homes([*own, *args])), is_trial=True)
+        return FitCLI(with_config(expand_homes([*args, *own])), is_trial=True)
 
 
 def settled_precision(args: Sequence[str]) -> str:
@@ -74,11 +79,12 @@ def train(args: Sequence[str], *, val_images: str | None, save: Path | None) -> 
         save: Where the last weights are saved, if they are.
     """
     watch = Watch(val_images)
-    own = [*TRIAL_OPTIONS, "--trainer.devices=1", "--trainer.limit_val_batches=0"]  # validated once, at the end
-    unused = f"--checkpoint.monitor={MONITORED[0]}"  # a file of settings may name another, which needs validation
+    # Validated once, at the end, by all images. A file of settings may name another metric, which needs validation.
+    limits = ["--trainer.limit_val_batches=0", "--trainer.limit_test_batches=null"]
+    own = [*TRIAL_OPTIONS, *limits, "--trainer.devices=1", f"--checkpoint.monitor={MONITORED[0]}"]
     try:
         with without_notices():
-            fit([*own, *args, unused], pruner=watch)
+            fit([*args, *own], pruner=watch)
             row = watch.result()
         if save:
             save.parent.mkdir(exist_ok=True)

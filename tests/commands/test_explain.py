@@ -52,6 +52,7 @@ def test_a_runs_network_is_explained(run: str, capsys: pytest.CaptureFixture[str
         (["no/where"], "no/where"),
         (["FastCNN"], "FastCNN: no such run; a network is given as --model.net FastCNN"),
         (["my_net.MyModel"], "my_net.MyModel: no such run; a network is given as --model.net my_net.MyModel"),
+        (["nowhere", "--num_classes", "3"], "--num_classes beside a run, which has its own classes"),
         (["nowhere", "--model.net", "FastCNN"], "--model.net beside a run, which has its own network"),
     ],
 )

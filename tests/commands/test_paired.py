@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cifar_lit.commands.setting import Setting, holding_out
 from cifar_lit.evaluation.paired import Estimate, mean_interval
 from cifar_lit.main import main
 from tests.helpers.images import tiny_files, write_files
@@ -43,6 +44,31 @@ def test_pairs_of_seeds_make_a_difference_with_its_interval(
 def test_what_a_file_says_of_the_best_epoch_does_not_count(tiny: list[str]) -> None:
     Path("mine.yaml").write_text("{checkpoint: {monitor: Loss/val}, model: {lr: 0.1}}")
     assert main(["paired", "--second", "--config mine.yaml", *tiny, "--seeds", "1"]) == 0
+
+
+def test_a_file_changes_nothing_of_what_a_run_is_judged_by_or_leaves(tiny: list[str]) -> None:
+    whole = {"logger": True, "devices": 2, **dict.fromkeys(("enable_checkpointing", "limit_val_batches"))}
+    for limit in (None, 0):
+        Path("mine.yaml").write_text(json.dumps({"trainer": whole | {"limit_test_batches": limit}, "report": True}))
+        assert main(["paired", "--second", "--config mine.yaml", *tiny, "--seeds", "1", "--to", f"to{limit}"]) == 0
+        first, second = (json.loads(line) for line in Path(f"to{limit}/runs.jsonl").read_text().splitlines())
+        assert first["num_val"] == second["num_val"] > 0
+    assert not list(Path().rglob("version_*"))
+
+
+def test_the_recipe_of_a_file_holds_out_images_and_settles_its_precision() -> None:
+    Path("mine.yaml").write_text("recipe: tuned\nmodel: {lr: 0.1}")
+    values = Setting("", ["--config", "mine.yaml"]).values
+    assert (values["data.val_size"], values["trainer.precision"], values["model.lr"]) == (0, "auto", 0.1)
+    assert holding_out(["-c", "mine.yaml"]) == ["--data.val_size=null"]
+    assert "model.muon_lr" not in Setting("", ["--config", "mine.yaml", "--recipe", "quick"]).values
+
+
+def test_the_home_folder_is_expanded(tiny: list[str]) -> None:
+    Path("home").mkdir()
+    Path("home/mine.yaml").write_text("model: {lr: 0.1}")
+    assert main(["paired", "--second", "--config ~/mine.yaml", *tiny, "--seeds", "1", "--to=~/to"]) == 0
+    assert Path("home/to/runs.jsonl").is_file()
 
 
 def test_both_settings_are_checked_before_one_is_trained(tiny: list[str], refused: Refused) -> None:

@@ -115,6 +115,7 @@ def test_bad_arguments_end_in_one_line(run: str, refused: Refused) -> None:
     Path("half.zip").write_bytes(b"PK")
     for args, expected in (
         ([str(RUN), "nowhere"], "nowhere: no such image"),
+        ([str(RUN), "many.jpg\n" * 1000], ": no such image, and no folder or archive with one"),
         ([str(RUN), "empty"], "empty: no such image, and no folder or archive with one"),
         ([str(RUN), "half.zip"], "error: half.zip is not a complete .tar, .tar.gz or .zip archive"),
         (["nothing", "tiny"], "nothing: no such checkpoint"),

@@ -100,7 +100,9 @@ def test_a_report_of_a_run_that_died_before_its_test(run: str) -> None:
     (RUN / "results.json").unlink()
     assert main(["test", str(RUN), "--report"]) == 0
     assert read_results()["seed"] is None
-    assert (RUN / "report.html").exists()
+    assert f"with the weights in {RUN}/checkpoints/best.ckpt." in (RUN / "report.html").read_text()
+    assert main(["test", str(RUN / "checkpoints/last.ckpt"), "--report"]) == 0
+    assert "with the last weights." in (RUN / "report.html").read_text()
 
 
 @pytest.mark.filterwarnings("ignore:.*images are not those of the run")

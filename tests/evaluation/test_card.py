@@ -116,7 +116,7 @@ def test_the_card_of_a_set_of_torchvision_names_it(tmp_path: Path) -> None:
 def test_a_card_says_what_is_not_known(tmp_path: Path) -> None:
     card = card_of(tmp_path, list("abc"), {}, None)
     assert "Not known: there are no results of a test." in card
-    assert "own images.\n" in card
+    assert "images that are not known.\n" in card
     assert "None" not in card
 
 
