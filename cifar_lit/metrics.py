@@ -208,10 +208,10 @@ def calibration_error(confidence: Tensor, correct: Tensor, num_bins: int = NUM_B
 
 def wilson_interval(num_correct: int, num_images: int, z: float = Z95) -> tuple[float, float]:
     """Return both ends of the Wilson score interval of an accuracy (E. B. Wilson, 1927); by default of 95 %."""
-    share = num_correct / num_images
+    share, scale = num_correct / num_images, 1 + z * z / num_images
     middle = share + z * z / (2 * num_images)
     width = z * math.sqrt(share * (1 - share) / num_images + z * z / (4 * num_images * num_images))
-    return (middle - width) / (1 + z * z / num_images), (middle + width) / (1 + z * z / num_images)
+    return max(0.0, (middle - width) / scale), min(1.0, (middle + width) / scale)  # not below or above, by rounding
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -119,4 +119,4 @@ def _is_metric(name: str, value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**63

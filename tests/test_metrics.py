@@ -198,6 +198,9 @@ def test_intervals_and_p_values_are_those_of_scipy() -> None:
     for num_correct, num_images in ((0, 10), (10, 10), (7, 10), (4321, 5000), (9999, 10000)):
         expected = stats.binomtest(num_correct, num_images).proportion_ci(method="wilson")
         assert wilson_interval(num_correct, num_images) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    for num_images in range(1, 100):
+        assert 0 <= wilson_interval(0, num_images)[0] < 1e-12
+        assert 1 >= wilson_interval(num_images, num_images)[1] > 1 - 1e-12
     for only_first, only_second in ((0, 1), (3, 3), (2, 9), (40, 71), (500, 400)):
         p = stats.binomtest(only_first, only_first + only_second).pvalue
         assert mcnemar(only_first, only_second) == pytest.approx(p, rel=1e-9)

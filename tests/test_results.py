@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cifar_lit.errors import UserError
+from cifar_lit.metrics import wilson_interval
 from cifar_lit.results import VERSION, Results
 
 FIELDS: dict[str, Any] = {
@@ -36,6 +37,12 @@ def test_a_file_gives_back_what_was_written() -> None:
     content = json.loads(results.to_json())
     assert content["version"] == VERSION
     assert content["Accuracy/test"] == 0.5  # metrics stand beside the fields
+    assert Results.from_json(results.to_json(), origin="") == results
+
+
+def test_large_figures_and_an_accuracy_of_zero_are_read_again() -> None:
+    metrics: dict[str, Any] = {"AccuracyInterval/test": list(wilson_interval(0, 7)), "Accuracy/test": 0.0}
+    results = Results(**FIELDS, multiplications=15 * 10**15, metrics=metrics)  # of 200 epochs of ResNet18
     assert Results.from_json(results.to_json(), origin="") == results
 
 

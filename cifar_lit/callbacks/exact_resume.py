@@ -124,9 +124,10 @@ class ExactResume(Checkpoint):
         saved_steps = self._resumed.get("schedule_steps", self._schedule_steps)
         if saved_steps != self._schedule_steps:
             raise UserError(
-                f"`max_epochs`: the `schedule` of the checkpoint was laid out for {saved_steps:,.0f} steps, and these "
-                f"options make {self._schedule_steps:,.0f}: give the same `max_epochs`, `max_steps` and "
-                "`limit_train_batches`, or start a new run (only a constant learning rate can be trained for longer)"
+                f"the `schedule` of the checkpoint was laid out for {saved_steps:,.0f} steps, and these options make "
+                f"{self._schedule_steps:,.0f}: give the same `max_epochs`, `max_steps`, `limit_train_batches`, "
+                "`accumulate_grad_batches` and `devices`, or start a new run (only a constant learning rate can be "
+                "trained for longer)"
             )
 
     def _restore_random(self, trainer: Trainer) -> None:

@@ -72,7 +72,7 @@ class NonFiniteGuard(Callback):
         is_bad = ~torch.isfinite(losses)
         if is_bad.any():
             first = int(is_bad.int().argmax()) - len(losses)
-            step = num_batches + first + 1
+            step = -(-(num_batches + first + 1) // trainer.accumulate_grad_batches)
             place = f"step {step} of epoch {trainer.current_epoch + 1}{_at_rates(rates[first])}"
             raise DivergedError(f"the loss is {float(losses[first])} in {place}: {self._advice(trainer)}")
 

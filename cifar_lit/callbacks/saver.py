@@ -72,6 +72,7 @@ class Saver(ExactResume):
         self._signals = SignalListener()
         self._can_resume = False
         self._is_in_step = False
+        self._is_stopping = False
         self._saved_step = 0
         self._saved_at = time.monotonic()
         self._is_current = False  # whether nothing was trained since the last save
@@ -119,7 +120,10 @@ class Saver(ExactResume):
         self._is_in_step = self._is_current = False
         self._num_batches = num_batches = batch_idx + 1
         is_last = num_batches >= self._epoch_size
-        self._can_resume = not (is_last or num_batches % trainer.accumulate_grad_batches)
+        is_between = is_last or num_batches % trainer.accumulate_grad_batches == 0
+        self._is_stopping |= trainer.should_stop  # whoever stops the training within a step, stops it after that
+        trainer.should_stop = self._is_stopping and is_between
+        self._can_resume = is_between and not is_last
         if not self._can_resume:
             return
         self._kept_random = get_random_state(of_torch_only=not self._draws_from_python)
@@ -128,8 +132,8 @@ class Saver(ExactResume):
         every = self.every_n_steps
         is_due = every and trainer.global_step // every > self._saved_step // every
         # max_steps and max_time end the epoch here; a run that resumes trains the rest of it.
-        ends = trainer.global_step == trainer.max_steps or (trainer.should_stop and not self._should_stop)
-        self._should_stop = trainer.should_stop
+        ends = trainer.global_step == trainer.max_steps
+        ends |= trainer.should_stop and trainer.fit_loop._can_stop_early  # not before min_epochs and min_steps
         if request or is_due or ends:
             self._save(trainer)
         self._obey(trainer, request)

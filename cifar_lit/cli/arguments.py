@@ -15,67 +15,23 @@ from cifar_lit.callbacks.saver import Saver
 from cifar_lit.checkpoint import check_exists
 from cifar_lit.cli.config import install_loader
 from cifar_lit.cli.help import EXAMPLES
-from cifar_lit.cli.network import check_network, drop_odd_defaults, import_named, own_code
+from cifar_lit.cli.network import check_network, drop_odd_defaults, own_code
 from cifar_lit.cli.options import WITHHELD, FitTrainer, check_config
 from cifar_lit.cli.parser import GROUPS, TRUST_HELP, FitParser, build, building, naming_options
-from cifar_lit.cli.trust import check_config_of_run, given_options
+from cifar_lit.cli.start import WHOLE
+from cifar_lit.cli.trust import given_options
 from cifar_lit.cli.words import option_names
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError, require
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks.winograd import Kernels
 from cifar_lit.recipes import RECIPES, recipe_help
-from cifar_lit.run import CHECKPOINTS, CONFIG, LAST, LOGS, find_checkpoint, run_folder
+from cifar_lit.run import find_checkpoint, run_folder
 from cifar_lit.schema import read_yaml
 from cifar_lit.trust import only_read
 
 # Lightning's Timer has such a default, which config.yaml would not take.
 yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, value: dumper.represent_data(value.value))
-
-
-WHOLE = {"seed_everything", "trainer", "model", "data", "ckpt_path", "report"}
-"""What the configuration of a run has, in any version; it has all settings."""
-
-
-def with_config(args: Sequence[str]) -> list[str]:
-    """Put one ``--config`` before all other options: that of the run that is resumed, or else the recipe."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for option in ("--recipe", "--ckpt_path", "--trainer.default_root_dir"):
-        parser.add_argument(option, nargs="?", dest=option)
-    parser.add_argument("-c", "--config", nargs="?", action="append", default=[])
-    given = vars(parser.parse_known_args(args)[0])
-    import_named(args, [config for config in given["config"] if config])
-    if given["--ckpt_path"]:
-        file = _checkpoint_to_resume(given["--ckpt_path"], root=given["--trainer.default_root_dir"] or ".")
-        args = [*args, "--ckpt_path", str(file)]
-        if folder := run_folder(file):
-            if given["--recipe"]:
-                raise UserError("--recipe belongs to a new run: leave it out beside --ckpt_path")
-            if "--trust_run" not in args:
-                check_config_of_run(folder / CONFIG, given_options(args))
-            import_named((), [folder / CONFIG])
-            return ["--config", str(folder / CONFIG), *args]
-    recipe = given["--recipe"] or next(filter(None, map(recipe_of, reversed(given["config"]))), "tutorial")
-    return ["--config", str(RECIPES[recipe]), *args] if recipe in RECIPES else list(args)
-
-
-def _checkpoint_to_resume(given: str, root: str) -> Path:
-    """Return the checkpoint that ``--ckpt_path`` means: ``last``, a run's folder, or a file."""
-    if given == "last":
-        found = [path for path in (Path(root) / LOGS).glob(f"*/{CHECKPOINTS}/{LAST}") if path.is_file()]
-        if not found:
-            raise UserError(f"--ckpt_path last: no run in {Path(root) / LOGS} has a {CHECKPOINTS}/{LAST}")
-        return max(found, key=lambda path: path.stat().st_mtime)
-    return Path(given, CHECKPOINTS, LAST) if Path(given).is_dir() else Path(given)
-
-
-def recipe_of(config: str | None) -> str | None:
-    """Return the recipe that a file builds on; None if it has all settings itself, or cannot be read."""
-    try:
-        content = read_yaml(Path(str(config)))  # the recipe may have options by now that its version did not know
-        return None if content.keys() >= WHOLE else str(content["recipe"])
-    except (UserError, KeyError):
-        return None  # what is wrong with the file is said when it is parsed
 
 
 class FitCLI(LightningCLI):

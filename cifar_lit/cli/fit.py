@@ -16,13 +16,14 @@ from cifar_lit.callbacks.pruning import PruningCallback
 from cifar_lit.callbacks.saver import Saver
 from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.checkpoint import load_checkpoint
-from cifar_lit.cli.arguments import FitCLI, with_config
+from cifar_lit.cli.arguments import FitCLI
 from cifar_lit.cli.auto import settle
 from cifar_lit.cli.config import expand_homes
 from cifar_lit.cli.filters import filter_logs
 from cifar_lit.cli.parser import naming_options
 from cifar_lit.cli.restore import restoring
 from cifar_lit.cli.resume import check_trained, find_resumed
+from cifar_lit.cli.start import with_config
 from cifar_lit.cli.terminal import lasting_output
 from cifar_lit.cli.trainer import build_trainer, log_graph, open_run
 from cifar_lit.errors import UserError

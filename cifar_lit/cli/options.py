@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     LearningRateFinder,
     LearningRateMonitor,
+    OnExceptionCheckpoint,
     StochasticWeightAveraging,
     Timer,
 )
@@ -44,6 +45,7 @@ WITHHELD = {
 REFUSED: dict[type[Callback], str] = {
     LearningRateFinder: f"would train with another `lr` than config.yaml says, and {FINDER}",
     BatchSizeFinder: "would train with another `batch_size` than config.yaml says: give a `batch_size`",
+    OnExceptionCheckpoint: "would start from what it saved in another run: last.ckpt is saved on an exception, too",
     StochasticWeightAveraging: "trains a further epoch that is neither validated nor saved: use EMAWeightAveraging, "
     "whose average is",
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lit import networks
-from cifar_lit.cli.arguments import recipe_of
+from cifar_lit.cli.start import recipe_of
 from cifar_lit.networks.finding import is_network, is_ours
 from cifar_lit.recipes import RECIPES
 from cifar_lit.schema import parse_yaml, read_yaml

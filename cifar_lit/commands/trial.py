@@ -11,11 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from cifar_lit.callbacks.best import MONITORED
 from cifar_lit.callbacks.nonfinite import DivergedError
 from cifar_lit.callbacks.throughput import Throughput
-from cifar_lit.cli.arguments import FitCLI, with_config
+from cifar_lit.cli.arguments import FitCLI
 from cifar_lit.cli.auto import settle
 from cifar_lit.cli.config import expand_homes
 from cifar_lit.cli.filters import filter_logs, without_notices
 from cifar_lit.cli.fit import fit
+from cifar_lit.cli.start import with_config
 from cifar_lit.cli.trainer import make_trainer
 from cifar_lit.errors import UserError
 from cifar_lit.evaluation.multiplications import count_multiplications

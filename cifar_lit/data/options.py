@@ -22,6 +22,8 @@ def check_options(options: dict[str, Any]) -> None:
     source, dataset, sizes, image_size = (options[n] for n in ("source", "dataset", "image_sizes", "image_size"))
     check("source", dataset is None or source == "torchvision", f"torchvision for `dataset` {dataset}")
     check("dataset", dataset or source != "torchvision", "the name of one of torchvision's, such as MNIST")
+    has_archive = source in ("cifar10", "cifar100")
+    check("mirror", options["mirror"] is None or has_archive, f"left out: source {source} has no archive to download")
     check_image_size(image_size, options["resize"])
     check("crop_padding", options["crop_padding"] < image_size, f"less than {image_size}, the image size")
     check("cutout", options["cutout"] <= image_size, f"at most {image_size}, the image size")

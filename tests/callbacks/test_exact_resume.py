@@ -79,7 +79,7 @@ def test_a_schedule_is_not_resumed_with_another_length(tiny_args: list[str], ref
     before = LAST.read_bytes()
     code, line = refused(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"])
     assert code == 2
-    assert "--trainer.max_epochs: the --model.schedule of the checkpoint was laid out for 6 steps, and these" in line
+    assert "error: the --model.schedule of the checkpoint was laid out for 6 steps, and these" in line
     assert LAST.read_bytes() == before
 
 

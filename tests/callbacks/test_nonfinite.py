@@ -81,6 +81,11 @@ def test_a_non_finite_loss_is_named_with_its_step(step: int, place: str, value: 
     assert error.value.exit_code == 1
 
 
+def test_a_step_of_several_batches_is_counted_once(tiny_root: Path) -> None:
+    with pytest.raises(DivergedError, match="the loss is nan in step 3 of epoch 1"):
+        fit(tiny_root, Spoil(3, math.nan), accumulate_grad_batches=2)
+
+
 def test_in_a_long_epoch_the_losses_are_checked_from_time_to_time(
     tiny_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -229,6 +229,26 @@ def test_an_epoch_that_a_limit_has_cut_is_trained_to_its_end(logger: list[str], 
         shutil.rmtree("lightning_logs")
 
 
+@pytest.mark.parametrize(
+    ("batches", "options", "expected"),
+    [(3, ["--trainer.accumulate_grad_batches", "2"], (0, 4)), (9, ["--trainer.min_steps", "12"], (1, 4))],
+    ids=["within a step", "before min_steps"],
+)
+def test_a_stop_waits_until_the_step_is_done_and_the_rest_of_the_epoch_is_trained(
+    batches: int, options: list[str], expected: tuple[int, int], tiny_args: list[str]
+) -> None:
+    options = ["fit", *tiny_args, *EPOCHS, "--data.val_size", "0", *options]
+    assert main(options) == 0
+    undisturbed = state_of()
+    shutil.rmtree("lightning_logs")
+    assert main([*options, *callback("tests.helpers.callbacks.StopsAfter", batches=batches)]) == 0
+    loop = torch.load(LAST, weights_only=True)["loops"]["fit_loop"]
+    progress = [loop[name]["current"]["processed"] for name in ("epoch_progress", "epoch_loop.batch_progress")]
+    assert progress == list(expected)
+    assert main(["fit", "--ckpt_path", "last", "--trust_run"]) == 0
+    assert state_of() == undisturbed
+
+
 def test_a_signal_waits_until_gradients_are_used_and_validation_is_over(tiny_args: list[str]) -> None:
     for step, expected in ((3, 4), (5, 6)):
         stopped_at(step, ["fit", *tiny_args, *EPOCHS, "--trainer.accumulate_grad_batches", "4"])
@@ -270,7 +290,7 @@ def test_it_saves_every_few_minutes(tiny_args: list[str]) -> None:
         (callback("ModelCheckpoint", save_last="true"), "ModelCheckpoint would overwrite last.ckpt of this run"),
         (
             callback("OnExceptionCheckpoint", dirpath=str(LAST.parent), filename="last"),
-            "OnExceptionCheckpoint would overwrite last.ckpt of this run",
+            "OnExceptionCheckpoint would start from what it saved in another run: last.ckpt is saved on an",
         ),
         (
             callback("StochasticWeightAveraging", swa_lrs=0.1, device="cpu"),
@@ -290,8 +310,7 @@ def test_a_callback_that_cannot_be_is_refused_before_the_first_step(
     assert code == 2
     assert expected in line
     assert not list(Path().rglob("config.yaml"))
-    if "OnExceptionCheckpoint" not in options:
-        assert not Path("lightning_logs").exists()
+    assert not Path("lightning_logs").exists()
 
 
 def test_a_state_that_cannot_be_saved_later_leaves_the_earlier_checkpoint(

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cifar_lit.cli.arguments import with_config
 from cifar_lit.cli.help import OTHERS, USED, format_help
 from cifar_lit.cli.options import WITHHELD
 from cifar_lit.cli.parser import GROUPS, CommandParser, naming_options
+from cifar_lit.cli.start import with_config
 from cifar_lit.cli.words import option_names
 from cifar_lit.errors import UserError
 from cifar_lit.main import main

@@ -217,6 +217,16 @@ def test_a_bad_checkpoint_is_named(tiny_args: list[str], refused: Refused) -> No
     assert "text.ckpt is not a checkpoint of this project" in line
 
 
+def test_the_last_run_is_found_in_the_folder_of_a_file(tiny_args: list[str], refused: Refused) -> None:
+    Path("mine.yaml").write_text("trainer: {default_root_dir: there, max_epochs: 1}")
+    args = ["fit", *tiny_args, "--data.batch_size", "8", "--no_report", "--config", "mine.yaml"]
+    assert main(args) == 0
+    assert main([*args, "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
+    assert [path.name for path in Path("there/lightning_logs").iterdir()] == ["version_0"]
+    code, line = refused([*args, "--ckpt_path", "last", "--trainer.default_root_dir", "."])
+    assert (code, "--ckpt_path last: no run in lightning_logs" in line) == (2, True), line
+
+
 def test_without_a_run_there_is_no_last_one(tiny_args: list[str], refused: Refused) -> None:
     code, line = refused(["fit", *tiny_args, "--ckpt_path", "last"])
     assert (code, "--ckpt_path last: no run in lightning_logs" in line) == (2, True), line

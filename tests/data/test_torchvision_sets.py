@@ -132,6 +132,9 @@ def test_a_wrong_name_is_refused_with_the_right_ones(name: str, expected: str) -
 def test_one_source_and_its_dataset_belong_together() -> None:
     with pytest.raises(UserError, match="`source` is cifar10: must be torchvision for `dataset` MNIST"):
         CIFAR10DataModule(dataset="MNIST")
+    for other, options in (("images", {}), ("synthetic", {}), ("torchvision", {"dataset": "MNIST"})):
+        with pytest.raises(UserError, match=f"`mirror` is x: must be left out: source {other} has no archive"):
+            CIFAR10DataModule(source=other, mirror="x", **options)  # type: ignore[arg-type]
     for dataset in (None, ""):
         with pytest.raises(
             UserError, match=r"`dataset` is .*: must be the name of one of torchvision's, such as MNIST"

@@ -25,6 +25,18 @@ class Stateful(Callback):
             self.value = np.float64(0.5)
 
 
+class StopsAfter(Callback):
+    """Stops the training after so many batches, as a limit of the time may."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        trainer.should_stop |= trainer.fit_loop.total_batch_idx + 1 == self.batches
+
+
 class Halving(Callback):
     """Changes the weights after the last epoch."""
 

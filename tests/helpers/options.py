@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from lightning.pytorch import Trainer
 
-from cifar_lit.cli.arguments import FitCLI, with_config
+from cifar_lit.cli.arguments import FitCLI
 from cifar_lit.cli.config import expand_homes
 from cifar_lit.cli.filters import filter_logs
 from cifar_lit.cli.parser import naming_options
+from cifar_lit.cli.start import with_config
 from cifar_lit.cli.trainer import build_trainer
 from cifar_lit.errors import UserError
 
