@@ -9,6 +9,7 @@ from typing import Any
 from cifar_lit.checkpoint import check_exists, first_nonfinite, load_checkpoint, load_safetensors
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError
+from cifar_lit.files import shorten
 from cifar_lit.module import ImageClassifier
 from cifar_lit.results import Results
 from cifar_lit.schema import read_bytes, read_yaml
@@ -137,11 +138,11 @@ class Run:
 
     @property
     def known_images(self) -> dict[str, Any]:
-        """The state of the data module, with the fingerprint of the test images that the results are of."""
+        """The state of the data module, with the run's name and the fingerprint of the test images of its results."""
         tested_on = None
         with contextlib.suppress(UserError):  # of a damaged results.json
             tested_on = self.results and self.results.test_images
-        return {**self.data_state, "test": tested_on or ""}
+        return {**self.data_state, "test": tested_on or "", "run": shorten(self.path)}
 
     @property
     def folder_to_write(self) -> Path | None:

@@ -375,11 +375,11 @@ def test_test_images_that_changed_since_the_test_are_said(trained: tuple[ImageCl
     root = Path(data.hparams["root"])
     (root / "test/dark/more.png").write_bytes(encode(tiny_image("dark", 500), ".png"))
     Run("damaged").datamodule().setup("test")
-    with pytest.warns(UserWarning, match=r"the test images are not those of the run \(now 25 images.*then 24 images"):
+    with pytest.warns(UserWarning, match=r"test images are not those of the run run \(now 25 images.*then 24 images"):
         Run("run").datamodule().setup("test")
     loaded = Run("damaged").datamodule()
     loaded.setup("test")
-    with pytest.warns(UserWarning, match="the test images are not those of the run"):
+    with pytest.warns(UserWarning, match="the test images are not those of the run run"):
         Run("run").datamodule().take_test(loaded)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
@@ -93,6 +93,8 @@ class Best(ModelCheckpoint):
 
 def saved_paths(callback: Callback) -> list[Path]:
     """Return the files that a callback of Lightning saves under a name that is known before the training."""
+    if isinstance(callback, OnExceptionCheckpoint):
+        return [Path(callback.ckpt_path).resolve()]
     if not isinstance(callback, ModelCheckpoint):
         return []
     names = [callback.filename, callback.CHECKPOINT_NAME_LAST if callback.save_last else None]

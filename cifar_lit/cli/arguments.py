@@ -24,6 +24,7 @@ from cifar_lit.cli.words import option_names
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.errors import UserError, require
 from cifar_lit.module import ImageClassifier
+from cifar_lit.networks.kernels import check_shapes
 from cifar_lit.networks.winograd import Kernels
 from cifar_lit.recipes import RECIPES, recipe_help
 from cifar_lit.run import find_checkpoint, run_folder
@@ -154,7 +155,10 @@ class FitCLI(LightningCLI):
             with building(self.parser):
                 self.config_init = self.parser.instantiate_classes(self.config)
             self.model, self.datamodule = self.config_init["model"], self.config_init["data"]
-            check_network(self.model, self.datamodule.hparams["image_sizes"])
+            sizes = self.datamodule.hparams["image_sizes"]
+            check_network(self.model, sizes)
+            if self.config["ckpt_path"] is None:  # an older run may have others, which did nothing
+                check_shapes(self.model.net, self.model.hparams["kernels"], sizes or [self.model.image_size])
 
     def settle(self, *, kernels: Kernels, precision: Any) -> None:
         """Put what ``auto`` stands for in its place, in the configuration, the model and the Trainer's options."""

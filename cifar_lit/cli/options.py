@@ -45,7 +45,8 @@ WITHHELD = {
 REFUSED: dict[type[Callback], str] = {
     LearningRateFinder: f"would train with another `lr` than config.yaml says, and {FINDER}",
     BatchSizeFinder: "would train with another `batch_size` than config.yaml says: give a `batch_size`",
-    OnExceptionCheckpoint: "would start from what it saved in another run: last.ckpt is saved on an exception, too",
+    OnExceptionCheckpoint: "would start from what it saved in another run: leave it out, last.ckpt is saved on an "
+    "exception, too",
     StochasticWeightAveraging: "trains a further epoch that is neither validated nor saved: use EMAWeightAveraging, "
     "whose average is",
 }
@@ -124,12 +125,12 @@ def check_timers(callbacks: Iterable[Callback], max_time: Any) -> None:
         require("max_time", max_time or seconds, seconds is None or seconds > 0, "above 0, or nothing is trained")
 
 
-def check_callbacks(callbacks: Sequence[Callback], *, has_val: bool) -> None:
+def check_callbacks(callbacks: Sequence[Callback], *, has_val: bool, is_new: bool = True) -> None:
     """Refuse ``REFUSED``, and what Lightning finds after an epoch: a metric that nobody logs (the user's may log)."""
     names = [type(callback).__name__ for callback in callbacks]
     for callback, name in zip(callbacks, names, strict=True):
         for kind, reason in REFUSED.items():
-            if isinstance(callback, kind):
+            if isinstance(callback, kind) and (is_new or kind is not OnExceptionCheckpoint):
                 raise UserError(f"`callbacks`: {name} {reason}")
         num_equal = sum(callback.state_key == other.state_key for other in callbacks)
         if num_equal > 1 and is_overridden("state_dict", callback):

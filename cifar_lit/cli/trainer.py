@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelSummary
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelSummary
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -64,10 +64,20 @@ def _open(cli: FitCLI, resumed: Run | None) -> RunWriter:
     return RunWriter.create(Path(cli.trainer_options["default_root_dir"] or "."), cli.dump())
 
 
+def check_callbacks_of_trial(cli: FitCLI) -> None:
+    """Refuse callbacks that save, log or draw in a run of which only the result is kept."""
+    for callback in _as_list(cli.trainer_options["callbacks"]):
+        if isinstance(callback, Checkpoint | LightningProgressBar | LearningRateMonitor):
+            name = type(callback).__name__
+            raise UserError(f"--trainer.callbacks has {name}, and a run leaves only its result here: leave it out")
+
+
 def build_trainer(cli: FitCLI, run: RunWriter | None, resumed: Run | None, own: Sequence[Callback]) -> Trainer:
     """Build the Trainer from its options, with our logger and callbacks where the user has not chosen others."""
     options = cli.trainer_options
     options["callbacks"] = _as_list(options["callbacks"])
+    if cli.is_trial:
+        check_callbacks_of_trial(cli)
     if options["enable_checkpointing"] is False and _has(options["callbacks"], Checkpoint):
         raise UserError("`enable_checkpointing` is False, and `callbacks` has one that saves: leave out one of the two")
     options["callbacks"] += own
@@ -84,7 +94,7 @@ def build_trainer(cli: FitCLI, run: RunWriter | None, resumed: Run | None, own: 
     _place_files(options, run, resumed)
     if not cli.has_val:
         options["limit_val_batches"] = 0
-    check_callbacks(options["callbacks"], has_val=cli.has_val)
+    check_callbacks(options["callbacks"], has_val=cli.has_val, is_new=resumed is None)
     check_plugins(_as_list(options["plugins"]))
     trainer = make_trainer(options)
     check_timers(trainer.callbacks, options["max_time"])  # type: ignore[attr-defined]

@@ -73,6 +73,7 @@ class Experiment:
 
     def run(self) -> None:
         """Do the runs that nobody has done or does, seed by seed, so that early rows already make pairs."""
+        self._forget_precision()
         done = self._done(ROWS)
         left = {setting.name: setting for setting, seed in self.jobs if (setting.name, seed) not in done}
         for setting in left.values() if len(left) > 1 else ():
@@ -136,6 +137,16 @@ class Experiment:
             if not chosen and path.is_file():
                 chosen = [path.read_text(encoding="utf-8")]
         return [f"--trainer.precision={one}" for one in chosen[:1]]
+
+    def _forget_precision(self) -> None:
+        """Remove what was settled for runs that all died without a row: the machine may have been busy then."""
+        names = (f"{ROWS}_{setting.name}_{seed}" for setting, seed in self.jobs)
+        if (self.folder / PRECISION).is_file() and not self.rows() and all(map(self._is_free, names)):
+            (self.folder / PRECISION).unlink(missing_ok=True)
+
+    def _is_free(self, name: str) -> bool:
+        with self._claimed(name) as is_free:
+            return is_free
 
     def _test(self, setting: Setting, seed: int) -> Row:
         network = setting.values.get("model.net.class_path")

@@ -40,11 +40,16 @@ class Setting:
             values[name] = [*values.get(name, []), value] if name.endswith("+") else value
         return values
 
+    @property
+    def files(self) -> list[str]:
+        """The files of settings among the options."""
+        return [value for name, value in self._options() if name == "config"]
+
     def _given(self) -> Iterator[tuple[str, Any]]:
         """Yield each setting and its value, in the order in which ``fit`` takes them."""
         options = list(self._options())
         recipes = [value for name, value in options if name == "recipe"]
-        of_files = [recipe for name, value in options if name == "config" and (recipe := recipe_of(value))]
+        of_files = list(filter(None, map(recipe_of, self.files)))
         for recipe in (recipes or of_files)[-1:]:
             if recipe in RECIPES:
                 yield from _settings("config", str(RECIPES[recipe]))

@@ -22,6 +22,7 @@ from cifar_lit.commands.ranges import RANGES, Suggest, parse_ranges
 from cifar_lit.commands.setting import Setting, holding_out
 from cifar_lit.commands.trial import (
     LEFT_OUT,
+    MACHINE_OPTIONS,
     TRIAL_OPTIONS,
     add_machine_options,
     as_options,
@@ -52,13 +53,13 @@ def main(args: Sequence[str]) -> int:
         ranges = parse_ranges(options.set, given | machine.keys())
         for word in given & LEFT_OUT.keys():
             raise UserError(f"--{word} is not an option of sweep: {LEFT_OUT[word]}")
-        training = [*(["--recipe", options.recipe] if options.recipe else []), *training]
-        recipe = options.recipe or str(Setting("", training).values.get("recipe", "tutorial"))
-        # By the settings, too: another version, or a file that was changed, may have others under its name.
-        values = Setting("", ["--recipe", recipe, *training]).values
-        settings = hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:8]
-        searched = json.dumps([recipe, settings, sorted(options.set), training])
+        of_files = _settings_of_files(training)
+        recipe = options.recipe or str(of_files.get("recipe", "tutorial"))
+        # By its settings, and those of files, too: another version, or an editor, may give a name to others.
+        parts = [recipe, _digest(Setting("", ["--recipe", recipe]).values), sorted(options.set), training]
+        searched = json.dumps([*parts, *([_digest(of_files)] if of_files else [])])
         name = options.study or f"{recipe}-{hashlib.sha256(searched.encode()).hexdigest()[:8]}"
+        training = [*(["--recipe", options.recipe] if options.recipe else []), *training]
         storage = options.storage or _default_storage(machine.get("trainer.default_root_dir", "."))
         held_out = [] if "data.val_size" in given else holding_out(training)
         fit_options = [*training, *held_out, *as_options(machine)]
@@ -144,10 +145,8 @@ class Sweep:
         if done := len(self.trials("COMPLETE", "PRUNED")):
             name = printable(self.study.study_name)
             print(f"resuming study {name}: {done} of {self.num_trials} trials are done", flush=True)
-        if self.is_automatic and not self._precision():
-            precision = settled_precision(self.fit_options)
-            if not self._precision():  # another process may have been faster
-                self.study.set_user_attr("precision", precision)
+        if not self.trials("COMPLETE", "PRUNED", "RUNNING"):
+            self.study.set_user_attr("precision", None)  # of trials that all died: the machine may have been busy then
         while len(self.trials("COMPLETE", "PRUNED")) < self.num_trials:
             self.study.optimize(self._run_trial, n_trials=1)
 
@@ -158,6 +157,7 @@ class Sweep:
         tried = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
         head, title = f"trial {trial.number + 1:<4}", f"trial {trial.number + 1} of {self.num_trials}"
         try:
+            self._settle_precision(values)
             with tqdm(desc=title, unit="epoch", disable=None, leave=False) as bar, without_notices():
                 pruner = PruningCallback(trial, bar)
                 fit([*self.fit_options, *self._precision(), *as_options(values), *TRIAL_OPTIONS], pruner=pruner)
@@ -182,6 +182,13 @@ class Sweep:
             raise self.optuna.TrialPruned
         return pruner.best
 
+    def _settle_precision(self, values: dict[str, Any]) -> None:
+        """Settle a precision that is ``auto`` for all trials, if this one is the first."""
+        if self.is_automatic and not self._precision():
+            precision = settled_precision([*self.fit_options, *as_options(values)], TRIAL_OPTIONS)
+            if not self._precision():  # another process may have been faster
+                self.study.set_user_attr("precision", precision)
+
     def _precision(self) -> list[str]:
         """Return the option for a precision that is ``auto``: what it stands for in all trials."""
         precision = self.study.user_attrs.get("precision")
@@ -200,6 +207,17 @@ class Sweep:
             "",
             shlex.join(["cifar-lit", "fit", *self.fit_options, *self._precision(), *as_options(found)]),
         ]
+
+
+def _settings_of_files(args: Sequence[str]) -> dict[str, Any]:
+    """Return what the ``--config`` files among options set, but for what may differ between machines."""
+    files = [part for name in Setting("", args).files for part in ("--config", name)]
+    values = Setting("", files).values
+    return {name: value for name, value in values.items() if name not in MACHINE_OPTIONS}
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:8]
 
 
 def _default_storage(root: str) -> str:

@@ -17,7 +17,7 @@ from cifar_lit.cli.config import expand_homes
 from cifar_lit.cli.filters import filter_logs, without_notices
 from cifar_lit.cli.fit import fit
 from cifar_lit.cli.start import with_config
-from cifar_lit.cli.trainer import make_trainer
+from cifar_lit.cli.trainer import check_callbacks_of_trial, make_trainer
 from cifar_lit.errors import UserError
 from cifar_lit.evaluation.multiplications import count_multiplications
 from cifar_lit.evaluation.score import score
@@ -32,13 +32,24 @@ Row = dict[str, Any]
 MACHINE_OPTIONS = ("data.root", "data.cache_dir", "data.mirror", "trainer.default_root_dir", "trainer.accelerator")
 """Options of ``fit`` that may differ between the machines that share the runs."""
 OFF = ("enable_checkpointing", "logger", "enable_progress_bar", "enable_model_summary")
-TRIAL_OPTIONS = ["--no_report", *(f"--trainer.{name}=false" for name in OFF)]
+TRIAL_OPTIONS = ["--no_report", "--trainer.log_every_n_steps=0", *(f"--trainer.{name}=false" for name in OFF)]
 """Options of ``fit`` for a run whose result is kept elsewhere, and which leaves nothing else behind.
 
 They come last: a file of settings may have others.
 """
-LEFT_OUT = dict.fromkeys(("report", "no_report", *(f"trainer.{name}" for name in OFF)), "a run leaves only its result")
+LEFT_OUT = dict.fromkeys(
+    ("report", "no_report", *(f"trainer.{name}" for name in (*OFF, "log_every_n_steps"))),
+    "a run leaves only its result",
+)
 """What there is for these options, where somebody gives them."""
+RUN_OPTIONS = [
+    *TRIAL_OPTIONS,
+    # Validated once, at the end, by all images.
+    *("--trainer.limit_val_batches=0", "--trainer.limit_test_batches=null", "--trainer.fast_dev_run=false"),
+    *("--trainer.devices=1", "--trainer.num_nodes=1"),
+    f"--checkpoint.monitor={MONITORED[0]}",  # any other needs validation
+]
+"""Those of a run that is judged by its last weights."""
 
 
 def add_machine_options(parser: argparse.ArgumentParser, *others: str) -> None:
@@ -55,16 +66,19 @@ def as_options(values: Mapping[str, Any]) -> list[str]:
     return [f"--{name}={value}" for name, value in values.items()]
 
 
-def check(args: Sequence[str], own: Sequence[str] = TRIAL_OPTIONS) -> FitCLI:
+def check(args: Sequence[str], own: Sequence[str] = RUN_OPTIONS) -> FitCLI:
     """Refuse the options of a run that ``fit`` would refuse; the images are not read."""
     filter_logs()
     with without_notices():
-        return FitCLI(with_config(expand_homes([*args, *own])), is_trial=True)
+        cli = FitCLI(with_config(expand_homes([*args, *own])), is_trial=True)
+    if own:
+        check_callbacks_of_trial(cli)
+    return cli
 
 
-def settled_precision(args: Sequence[str]) -> str:
+def settled_precision(args: Sequence[str], own: Sequence[str] = RUN_OPTIONS) -> str:
     """Return what the precision ``auto`` among options of ``fit`` stands for on this machine, now."""
-    cli = check(args)
+    cli = check(args, own)
     settle(cli, None)
     return str(cli.trainer_options["precision"])
 
@@ -80,12 +94,9 @@ def train(args: Sequence[str], *, val_images: str | None, save: Path | None) -> 
         save: Where the last weights are saved, if they are.
     """
     watch = Watch(val_images)
-    # Validated once, at the end, by all images. A file of settings may name another metric, which needs validation.
-    limits = ["--trainer.limit_val_batches=0", "--trainer.limit_test_batches=null"]
-    own = [*TRIAL_OPTIONS, *limits, "--trainer.devices=1", f"--checkpoint.monitor={MONITORED[0]}"]
     try:
         with without_notices():
-            fit([*args, *own], pruner=watch)
+            fit([*args, *RUN_OPTIONS], pruner=watch)
             row = watch.result()
         if save:
             save.parent.mkdir(exist_ok=True)

@@ -70,7 +70,8 @@ class KnownImages(LightningDataModule):
         if self._trained is None or now == then or (split == "test" and not then):
             return
         name = {"train": "training", "val": "validation"}.get(split, split)
-        images = f"the {name} images are not those of the run (now {now or 'none'}; then {then or 'not known'})"
+        run = f" {trained['run']}" if "run" in trained else ""
+        images = f"the {name} images are not those of the run{run} (now {now or 'none'}; then {then or 'not known'})"
         if is_resumed:
             raise UserError(f"`root` {root}: {images}: give those, in the same order, or start a new run")
         if split == "val":

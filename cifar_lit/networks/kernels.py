@@ -44,15 +44,21 @@ def check_kernels(kernels: Any) -> None:
 
 
 def set_kernels(net: nn.Module, kernels: Kernels) -> None:
-    """Let the convolutions of a network take these kernels; a shape that none of them has is a ``UserError``."""
-    layers = [layer for layer in net.modules() if isinstance(layer, Conv3x3)]
-    known = {f"{layer.in_channels}x{layer.out_channels}" for layer in layers}
-    for shape in kernels if isinstance(kernels, dict) else ():
-        if shape.partition("@")[0] not in known:
+    """Let the convolutions of a network take these kernels."""
+    for layer in net.modules():
+        if isinstance(layer, Conv3x3):
+            layer.kernels = kernels
+
+
+def check_shapes(net: nn.Module, kernels: Kernels, sizes: Iterable[int]) -> None:
+    """Refuse kernels for a shape that no convolution has on images of these sizes."""
+    if not isinstance(kernels, dict) or not kernels:
+        return
+    known = {name for size in set(sizes) for name in _shapes(net, size, least=1)}
+    for shape in kernels:
+        if shape not in known:
             which = f"{type(net).__name__} has {', '.join(sorted(known)) or 'none with two kernels'}"
             raise UserError(f"`kernels` has {shape}, and the network no such convolution ({which}): give auto")
-    for layer in layers:
-        layer.kernels = kernels
 
 
 def dtype_of(precision: Any) -> torch.dtype | None:
@@ -159,10 +165,10 @@ def time_bfloat16(net: nn.Module, num_images: int, size: int, kernels: tuple[Ker
         return measure_share(lambda: step(nets[0], True), lambda: step(nets[1], False))
 
 
-def _shapes(net: nn.Module, size: int) -> dict[str, tuple[int, int, int]]:
+def _shapes(net: nn.Module, size: int, least: int = MIN_CHANNELS) -> dict[str, tuple[int, int, int]]:
     """Return the channels and the height of the convolutions that images of a size go through, by their names.
 
-    Those of few channels are left out: there Winograd's method never pays.
+    Those of less than ``least`` channels are left out: with few, Winograd's method never pays.
     """
     shapes: dict[str, tuple[int, int, int]] = {}
 
@@ -172,7 +178,7 @@ def _shapes(net: nn.Module, size: int) -> dict[str, tuple[int, int, int]]:
         shapes[layer.shape_at(height)] = (layer.in_channels, layer.out_channels, height)
 
     layers = [layer for layer in net.modules() if isinstance(layer, Conv3x3)]
-    layers = [layer for layer in layers if min(layer.in_channels, layer.out_channels) >= MIN_CHANNELS]
+    layers = [layer for layer in layers if min(layer.in_channels, layer.out_channels) >= least]
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
         if layers:

@@ -290,7 +290,7 @@ def test_it_saves_every_few_minutes(tiny_args: list[str]) -> None:
         (callback("ModelCheckpoint", save_last="true"), "ModelCheckpoint would overwrite last.ckpt of this run"),
         (
             callback("OnExceptionCheckpoint", dirpath=str(LAST.parent), filename="last"),
-            "OnExceptionCheckpoint would start from what it saved in another run: last.ckpt is saved on an",
+            "OnExceptionCheckpoint would start from what it saved in another run: leave it out, last.ckpt is saved",
         ),
         (
             callback("StochasticWeightAveraging", swa_lrs=0.1, device="cpu"),

@@ -10,7 +10,7 @@ import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from cifar_lit.cli.auto import settle
+from cifar_lit.cli.auto import TOLD, settle
 from cifar_lit.data.synthetic import Synthetic
 from cifar_lit.datamodule import CIFAR10DataModule
 from cifar_lit.main import main
@@ -149,6 +149,36 @@ def test_a_precision_that_was_not_measured_says_so_and_kernels_are_named_where_t
         assert f"precision {expected} {note}" in capsys.readouterr().out
 
 
+def test_what_is_measured_compiled_is_not_taken_for_others(
+    share: dict[int, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "has_fast_bfloat16", lambda: True)
+    shares, workbench = iter([0.5, 2.0]), Workbench()
+    monkeypatch.setattr(kernels, "time_bfloat16", lambda *_args: next(shares))
+    for compiled, expected in (("true", "bf16-mixed"), ("false", "32-true"), ("true", "bf16-mixed")):
+        workbench.parse("--model.net", "TutorialCNN", *AUTO, "--model.compile", compiled)
+        workbench.cli.instantiate_classes()
+        settle(workbench.cli, None)
+        assert workbench.cli.trainer_options["precision"] == expected
+
+
+def test_a_run_that_began_with_kernels_of_another_network_is_read_and_resumed(
+    tiny_args: list[str], share: dict[int, float], refused: Refused
+) -> None:
+    fit(tiny_args, "--model.kernels", str(CHOSEN))
+    other = {"64x999@8": "winograd"}
+    checkpoint = last()
+    checkpoint["hyper_parameters"]["kernels"] = other
+    torch.save(checkpoint, LAST)
+    config = read_config()
+    config["model"]["kernels"] = other
+    (RUN / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["test", str(LAST)]) == 0
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
+    code, line = refused(["fit", "--config", str(RUN / "config.yaml")])
+    assert (code, "--model.kernels has 64x999@8, and the network no such convolution" in line) == (2, True)
+
+
 def test_there_is_a_choice_on_a_cpu_in_types_that_it_computes_in(
     share: dict[int, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,8 +198,10 @@ def test_there_is_a_choice_on_a_cpu_in_types_that_it_computes_in(
     workbench.parse("--model.net", "FastCNN", *AUTO)
     workbench.cli.instantiate_classes()
     monkeypatch.setattr(rank_zero_only, "rank", 1)  # it waits for the choice of the first process
+    monkeypatch.setenv(TOLD, "64-true")
     settle(workbench.cli, None)
     assert workbench.cli.model.hparams["kernels"] == "auto"
+    assert workbench.cli.trainer_options["precision"] == "64-true"
     monkeypatch.setattr(rank_zero_only, "rank", 0)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

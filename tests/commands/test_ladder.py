@@ -164,6 +164,25 @@ def test_processes_that_begin_together_settle_auto_once(folder: Path, monkeypatc
     assert given == ["--trainer.precision=64-true"] * 2
 
 
+def test_what_was_settled_for_runs_that_died_is_settled_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, given = iter(["64-true", "32-true"]), []
+    settings = [Setting("only", [*options(folder)[:4], *SHORT[:4], "--trainer.precision=auto"])]
+
+    def die(args: list[str], **_options: object) -> dict[str, object]:
+        given.append([word for word in args if word.startswith("--trainer.precision")][-1])
+        raise UserError("died")
+
+    monkeypatch.setattr("cifar_lit.cli.auto.choose_precision", lambda *_args: next(answers))
+    monkeypatch.setattr("cifar_lit.commands.experiment.train", die)
+    for _ in range(2):
+        with pytest.raises(UserError, match="died"):
+            Experiment(Path("own"), settings, [0]).run()
+    with FileLock("own/.locks/runs.jsonl_only_0.lock"):  # another process trains
+        Experiment(Path("own"), settings, [0]).run()
+    assert given == ["--trainer.precision=64-true", "--trainer.precision=32-true"]
+    assert Path("own/precision.txt").read_text() == "32-true"
+
+
 def test_a_ladder_names_the_files_that_it_wrote(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     wild = ["--steps", "0", "--seeds", "1", "--model.lr", "1e30", *options(folder)]
@@ -217,6 +236,11 @@ def test_other_settings_are_not_mixed_in(folder: Path, refused: Refused) -> None
         (["--trainer.devices", "2"], "a run takes one device"),
         (["--trainer.limit_val_batches=4"], "a run is judged by all validation images"),
         (["--trainer.logger=true"], "--trainer.logger is not an option of ladder: a run leaves only its result"),
+        (["--trainer.fast_dev_run", "true"], "--trainer.fast_dev_run is not an option of ladder: give --epochs 1"),
+        (
+            ["--trainer.callbacks+=RichProgressBar"],
+            "--trainer.callbacks has RichProgressBar, and a run leaves only",
+        ),
         (["--no_report"], "--no_report is not an option of ladder: a run leaves only its result"),
         (["--trainer.default_root_dir", "x"], "--trainer.default_root_dir is not an option of ladder: give --to"),
         (["--steps", "1-3", "--test"], f"--steps is 1-3: must have 0 or {len(LADDER) - 1}, which --test scores"),

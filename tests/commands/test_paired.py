@@ -47,7 +47,8 @@ def test_what_a_file_says_of_the_best_epoch_does_not_count(tiny: list[str]) -> N
 
 
 def test_a_file_changes_nothing_of_what_a_run_is_judged_by_or_leaves(tiny: list[str]) -> None:
-    whole = {"logger": True, "devices": 2, **dict.fromkeys(("enable_checkpointing", "limit_val_batches"))}
+    none = dict.fromkeys(("enable_checkpointing", "limit_val_batches"))
+    whole = {"logger": True, "devices": 999, "num_nodes": 2, "log_every_n_steps": 5, "fast_dev_run": True, **none}
     for limit in (None, 0):
         Path("mine.yaml").write_text(json.dumps({"trainer": whole | {"limit_test_batches": limit}, "report": True}))
         assert main(["paired", "--second", "--config mine.yaml", *tiny, "--seeds", "1", "--to", f"to{limit}"]) == 0

@@ -180,11 +180,15 @@ def test_a_trial_starts_from_the_recipe_of_a_file_and_leaves_nothing(
     monkeypatch.setattr(PruningCallback, "on_fit_start", noting)
     sweep("--config", "mine.yaml", *LRS, *tiny_args, *SHORT, "--trainer.precision=32-true", "--trials", "1")
     assert seen == [(0.03, 1e-4)]
-    assert the_study().study_name.startswith("tuned-")
+    name = the_study().study_name
+    assert name.startswith("tuned-")
     assert not list(Path("lightning_logs").glob("version_*"))
     assert main([*shlex.split(capsys.readouterr().out.splitlines()[-1])[1:], "--no_report"]) == 0
     assert seen == [(0.03, 1e-4)]
     assert read_results()["recipe"] == "tuned"
+    Path("mine.yaml").write_text(Path("mine.yaml").read_text().replace("report", "model: {momentum: 0.5}, report"))
+    sweep("--config", "mine.yaml", *LRS, *tiny_args, *SHORT, "--trainer.precision=32-true", "--trials", "1")
+    assert len(optuna.get_all_study_names(STORAGE)) == 2
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cifar_lit.errors import UserError
 from cifar_lit.networks import FastCNN, TutorialCNN, kernels, measuring
-from cifar_lit.networks.kernels import check_kernels, choose_kernels, choose_precision, part_size, set_kernels
+from cifar_lit.networks.kernels import check_kernels, check_shapes, choose_kernels, choose_precision, part_size
 from cifar_lit.networks.winograd import Conv3x3, Kernels
 
 FILE = Path("home/.cache/cifar_lit/measured.json")  # the home folder of each test
@@ -230,9 +230,12 @@ def test_other_kernels_are_refused(given: object) -> None:
 
 def test_a_shape_that_the_network_has_not_is_refused() -> None:
     net = FastCNN(10, widths=[64])
-    set_kernels(net, {"64x64@8": "direct", "24x64@31": "direct"})
-    expected = "`kernels` has 64x56@8, and the network no such convolution (FastCNN has 24x64, 64x64): give auto"
-    with pytest.raises(UserError, match=re.escape(expected)):
-        set_kernels(net, {"64x64@8": "direct", "64x56@8": "direct"})
+    check_shapes(net, {"64x64@8": "direct", "64x64@16": "direct", "24x64@16": "direct"}, [16, 32])
+    check_shapes(TutorialCNN(10), "direct", [32])
+    check_shapes(TutorialCNN(10), {}, [32])
+    for shape in ("64x56@8", "64x64@16"):
+        expected = f"`kernels` has {shape}, and the network no such convolution (FastCNN has 24x64@16, 64x64@8): give"
+        with pytest.raises(UserError, match=re.escape(expected)):
+            check_shapes(net, {"64x64@8": "direct", shape: "direct"}, [16])
     with pytest.raises(UserError, match=r"\(TutorialCNN has none with two kernels\): give auto"):
-        set_kernels(TutorialCNN(10), {"3x32@32": "direct"})
+        check_shapes(TutorialCNN(10), {"3x32@32": "direct"}, [32])
