@@ -158,7 +158,8 @@ def _check_zip(path: Path) -> None:
     if not start:
         raise UserError(f"{path} is not a checkpoint of this project: it is empty")
     if start != b"PK\3\4":
-        raise UserError(f"{path} is not a checkpoint of this project: it is another kind of file")
+        what = "another kind of file, or of torch before 1.6: in that case load it with torch and save it again"
+        raise UserError(f"{path} is not a checkpoint of this project: it is {what}")
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = sum(part.file_size for part in archive.infolist())

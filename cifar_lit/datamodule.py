@@ -31,7 +31,7 @@ class CIFAR10DataModule(KnownImages):
     A batch is a tuple of images ``(N, 3, size, size)``, uint8 in [0, 255], channels last in memory, and labels
     ``(N,)``, int64. With ``image_sizes``, training images are float32 in [0, 1], of another size; with ``mixup`` or
     ``cutmix``, training labels are float32 ``(N, num_classes)``. Images are not normalised: that is part of the model.
-    The test images are read only by ``trainer.test``.
+    The test images are scored only by ``trainer.test``; before, ``duplicates`` drop reads them for copies.
 
     Which images are held out depends on the pixels of each image, and not on its name or position. A checkpoint holds
     fingerprints of the training and validation images: to resume with other ones is a ``UserError``, to validate on

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from cifar_lit.errors import UserError, require
@@ -68,10 +69,16 @@ def _polynomial(gram: Tensor) -> Tensor:
 def make_optimizer(
     parameters: Iterable[nn.Parameter], *, muon_lr: float, muon_momentum: float, **options: Any
 ) -> torch.optim.SGD:
-    """Return SGD for the parameters that are not frozen; unless ``muon_lr`` is 0, ``Muon`` with the filters apart."""
+    """Return SGD for the parameters that are not frozen; unless ``muon_lr`` is 0, ``Muon`` with the filters apart.
+
+    A network without filters is warned of: there ``muon_lr`` does nothing.
+    """
+    parameters = list(parameters)
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if muon_lr == 0:
         return torch.optim.SGD(trained, **options)
+    if all(parameter.ndim != 4 for parameter in parameters):
+        rank_zero_warn(f"muon_lr {muon_lr} does nothing: it is for filters of convolutions, and the network has none")
     filters = [parameter for parameter in trained if parameter.ndim == 4]
     others = [parameter for parameter in trained if parameter.ndim != 4]
     return Muon(filters, others, muon_lr=muon_lr, muon_momentum=muon_momentum, **options)

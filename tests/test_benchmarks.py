@@ -113,6 +113,7 @@ def test_the_images_are_those_of_torchvision() -> None:
         (["--only", "xyz"], "--only is 'xyz': give some of the letters abcdef"),
         (["--out", "/dev/null/out"], "--out is /dev/null/out: cannot be written"),
         (["--out", "/proc"], "--out is /proc: cannot be written"),
+        (["--gpu", "--num_images", "5000"], "--num_images is 5000, and does nothing beside --gpu"),
         (["--minutes", "5"], "--minutes is 5.0, and does nothing without --gpu"),
         (["--source", "images", "--root", "nowhere"], "nowhere"),  # before anything is measured
     ],

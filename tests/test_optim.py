@@ -95,6 +95,14 @@ def test_muon_is_its_formula_for_filters_and_sgd_for_the_rest() -> None:
         assert torch.equal(ours[1], theirs)
 
 
+def test_a_network_without_filters_is_warned_of() -> None:
+    options = {"muon_lr": 0.2, "muon_momentum": 0.6, "lr": 0.1}
+    with pytest.warns(UserWarning, match=r"muon_lr 0.2 does nothing: it is for filters of convolutions"):
+        make_optimizer(nn.Linear(2, 2).parameters(), **options)
+    frozen = nn.Conv2d(2, 2, 3).requires_grad_(False)
+    make_optimizer([*frozen.parameters(), *nn.Linear(2, 2).parameters()], **options)
+
+
 def test_muon_resumes_from_its_state() -> None:
     def fresh() -> tuple[list[Tensor], Muon]:
         generator = torch.Generator().manual_seed(2)

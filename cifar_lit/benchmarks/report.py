@@ -42,7 +42,8 @@ def main(args: Sequence[str] | None = None) -> int:
     options = parser.parse_args(args)
     data = Data(options.source, options.root, options.num_images)
     try:
-        for name in ("only", "repeats") if options.gpu else ("minutes", "device"):
+        of_cpu = ("only", "repeats", *(["num_images"] if options.device == "cuda" else []))  # a GPU takes all images
+        for name in of_cpu if options.gpu else ("minutes", "device"):
             if (value := getattr(options, name)) != parser.get_default(name):
                 raise UserError(f"--{name} is {value}, and does nothing {'beside' if options.gpu else 'without'} --gpu")
         with exit_on_signals():  # also out of a stage, which runs in a session of its own, and must not be left

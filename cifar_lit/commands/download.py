@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 from cifar_lit.cli.parser import CommandParser, naming_options
@@ -26,7 +27,10 @@ def main(args: Sequence[str]) -> int:
     with naming_options(parser.names):
         datamodule = CIFAR10DataModule(**given(options, "data"))
         datamodule.prepare_data()
-    print(f"{datamodule.source.title} is in {datamodule.hparams['root']}")
+    places = datamodule.hparams
+    is_decoded = source == "torchvision"  # and the originals may be gone
+    place = f"decoded in {Path(places['cache_dir']).expanduser()}" if is_decoded else f"in {places['root']}"
+    print(f"{datamodule.source.title} is {place}")
     return 0
 
 

@@ -115,7 +115,8 @@ def writing(folder: Path, run: Run, model: ImageClassifier) -> Iterator[None]:
                 file.unlink(missing_ok=True)
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Windows keeps an open file; the next export takes it
+            Path(lock.lock_file).unlink()
         lock.release()
 
 

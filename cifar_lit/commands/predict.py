@@ -39,6 +39,8 @@ cifar-lit predict lightning_logs/version_0 - < cat.jpg
 """
 Images = tuple[Path | None, list[str]]
 """An archive and the names of images in it, or None and names of files, where ``-`` is standard input."""
+Content = tuple[str, bytes | Path | UserError]
+"""Name of an image, and its content, the file that it can be read from, or what is wrong with it."""
 Prediction = tuple[str, list[tuple[str, float]]]
 """The name of an image and its most probable classes, the most probable first, each with its probability."""
 
@@ -132,7 +134,7 @@ def predict(
     decode = partial(_decode, size=model.image_size, resize=model.hparams["resize"])
     contents = itertools.chain.from_iterable(itertools.starmap(_read, images))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while batch := list(itertools.islice(contents, BATCH_SIZE)):
+        for batch in _batches(contents):
             names, decoded = [], []
             for (name, _), image in zip(batch, pool.map(decode, batch), strict=True):
                 if isinstance(image, Exception):
@@ -140,6 +142,7 @@ def predict(
                 else:
                     names.append(name)
                     decoded.append(image)
+            batch.clear()  # before the next files are read
             if decoded:
                 pixels = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
                 probabilities, labels = model.predict(pixels).topk(top_k)
@@ -147,7 +150,7 @@ def predict(
                     yield name, [(model.classes[i], p) for i, p in zip(columns, row, strict=True)]
 
 
-def _read(archive: Path | None, names: list[str]) -> Iterator[tuple[str, bytes | Path | UserError]]:
+def _read(archive: Path | None, names: list[str]) -> Iterator[Content]:
     """Yield each image's name, and its content, the file that it can be read from, or what is wrong with it."""
     if archive is not None:
         for name, content in read_each(archive, dict.fromkeys(names)):  # in order, and quick to search
@@ -157,7 +160,20 @@ def _read(archive: Path | None, names: list[str]) -> Iterator[tuple[str, bytes |
         yield name, sys.stdin.buffer.read(MAX_BYTES) if name == "-" else Path(name)
 
 
-def _decode(item: tuple[str, bytes | Path | UserError], *, size: int, resize: Resize) -> NDArray[np.uint8] | UserError:
+def _batches(contents: Iterator[Content]) -> Iterator[list[Content]]:
+    """Gather images, at most ``BATCH_SIZE``, and fewer large files of an archive, which are in memory together."""
+    batch: list[Content] = []
+    num_bytes = 0
+    for name, content in contents:
+        batch.append((name, content))
+        num_bytes += len(content) if isinstance(content, bytes) else 0
+        if len(batch) == BATCH_SIZE or num_bytes >= MAX_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+    yield batch
+
+
+def _decode(item: Content, *, size: int, resize: Resize) -> NDArray[np.uint8] | UserError:
     _, content = item
     try:
         if isinstance(content, UserError):

@@ -72,14 +72,15 @@ def uploads_folder() -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            Path(f"{folder}.lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # Windows keeps an open file; the next demo removes it
+                Path(f"{folder}.lock").unlink()
 
 
 def _remove(lock: Path) -> None:
-    """Remove the folder of a lock that no process holds, if this user made it."""
+    """Remove the folder of a lock that no process holds, if this user made it, and the lock."""
     with contextlib.suppress(OSError, Timeout):
         found = lock.lstat()
         if stat.S_ISREG(found.st_mode) and found.st_uid == getattr(os, "getuid", lambda: found.st_uid)():
             with FileLock(lock, timeout=0):
                 shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-                lock.unlink()
+            lock.unlink(missing_ok=True)

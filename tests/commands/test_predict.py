@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cifar_lit import Run
-from cifar_lit.commands.predict import _move, find_images, predict, write
+from cifar_lit.commands.predict import Content, _batches, _move, find_images, predict, write
 from cifar_lit.errors import UserError
 from cifar_lit.main import main
 from cifar_lit.module import ImageClassifier
@@ -71,6 +71,13 @@ def test_a_broken_image_does_not_stop_the_others(predicted: Predicted) -> None:
     assert code == 1
     assert [line[0] for line in lines] == ["odd/b.jpg", "odd/c.png", "odd/d.webp"]
     assert [line for line in err.splitlines() if line.startswith("error")] == ["error: odd/a.jpg is not an image"]
+
+
+def test_few_large_files_of_an_archive_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cifar_lit.commands.predict.MAX_BYTES", 25)
+    contents: list[Content] = [(str(i), bytes(10)) for i in range(7)]
+    assert [[name for name, _ in batch] for batch in _batches(iter(contents))] == [list("012"), list("345"), ["6"]]
+    assert [len(batch) for batch in _batches((str(i), Path("x")) for i in range(300))] == [256, 44]
 
 
 def test_any_name_and_damaged_archives(predicted: Predicted) -> None:

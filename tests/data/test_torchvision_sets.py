@@ -65,7 +65,7 @@ def known() -> set[str]:
 
 def test_one_is_downloaded_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["download", "--data.source", "torchvision", "--data.dataset", "Toy"]) == 0
-    assert capsys.readouterr().out == f"Toy is in {ROOT.resolve()}\n"
+    assert capsys.readouterr().out == f"Toy is decoded in {Path.home() / '.cache/cifar_lit'}\n"
 
 
 def test_the_sets_with_classes_are_found_and_no_others() -> None:

@@ -36,6 +36,13 @@ def test_a_card_names_the_dataset(tmp_path: Path) -> None:
     assert "# TutorialCNN on EMNIST/letters\n" in card
 
 
+def test_a_class_without_test_images_has_no_accuracy(tmp_path: Path) -> None:
+    metrics = {"Accuracy/test": 0.75, "Confusion/test": [[0, 0, 0], [1, 2, 0], [0, 0, 1]]}
+    metrics |= {f"ClassAccuracy/test/{name}": value for name, value in (("a", 0.0), ("b", 0.667), ("c", 1.0))}
+    card = card_of(tmp_path, list("abc"), {"source": "images"}, make_results(metrics))
+    assert "|---|---|\n| b | 0.667 |\n| c | 1.000 |\n" in card
+
+
 def test_the_card_of_a_run_is_what_the_hub_reads(run: str) -> None:
     assert main(["export", str(RUN), "--to", "safetensors"]) == 0
     card = (FOLDER / "README.md").read_text()
