@@ -157,7 +157,7 @@ class FitCLI(LightningCLI):
             self.model, self.datamodule = self.config_init["model"], self.config_init["data"]
             sizes = self.datamodule.hparams["image_sizes"]
             check_network(self.model, sizes)
-            if self.config["ckpt_path"] is None:  # an older run may have others, which did nothing
+            if "--model.kernels" in self.given:  # the file of a run may have those of other sizes, which do nothing
                 check_shapes(self.model.net, self.model.hparams["kernels"], sizes or [self.model.image_size])
 
     def settle(self, *, kernels: Kernels, precision: Any) -> None:

@@ -50,23 +50,23 @@ def _choose(cli: FitCLI, given: Any, precision: Any) -> tuple[Any, Any, bool]:
     on_cpu = computes_on_cpu(cli.trainer_options["accelerator"])
     keep_freed_memory()
     is_first, is_measured = rank_zero_only.rank == 0, True  # type: ignore[attr-defined]
+    option: Any = "direct" if model.hparams["compile"] else given  # compiled, convolutions are torch's
 
     @functools.cache
     def kernels_in(precision: Any) -> Choice:
-        return model.choose_kernels(sizes, batch_size, precision, on_cpu=on_cpu) if given == "auto" else (given, True)
+        return model.choose_kernels(sizes, batch_size, precision, on_cpu=on_cpu) if option == "auto" else (option, True)
 
     if precision == "auto" and not is_first and TOLD in os.environ:
         precision = os.environ[TOLD]
     elif precision == "auto" and on_cpu:
         (in_bfloat16, is_one), (in_float32, is_other) = kernels_in("bf16-mixed"), kernels_in("32-true")
         both = in_bfloat16, in_float32
-        option: Any = "direct" if model.hparams["compile"] else given
         chosen = choose_precision(model.net, max(sizes), batch_size, both, option) if is_one and is_other else None
         precision, is_measured = chosen or "32-true", chosen is not None
     elif precision == "auto":
         has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16-mixed" if has_bfloat16 else "32-true"
-    kernels, are_measured = kernels_in(precision) if is_first else (given, True)
+    kernels, are_measured = kernels_in(precision) if is_first and given == "auto" else (given, True)
     return kernels, precision, is_measured and are_measured
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelSummary
+from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ModelSummary
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -65,9 +65,11 @@ def _open(cli: FitCLI, resumed: Run | None) -> RunWriter:
 
 
 def check_callbacks_of_trial(cli: FitCLI) -> None:
-    """Refuse callbacks that save, log or draw in a run of which only the result is kept."""
-    for callback in _as_list(cli.trainer_options["callbacks"]):
-        if isinstance(callback, Checkpoint | LightningProgressBar | LearningRateMonitor):
+    """Refuse callbacks that save, log or draw in a run of which only the result is kept, and those of no use to any."""
+    callbacks = _as_list(cli.trainer_options["callbacks"])
+    check_callbacks(callbacks, has_val=cli.has_val)
+    for callback in callbacks:
+        if isinstance(callback, Checkpoint | LightningProgressBar | LearningRateMonitor | DeviceStatsMonitor):
             name = type(callback).__name__
             raise UserError(f"--trainer.callbacks has {name}, and a run leaves only its result here: leave it out")
 

@@ -140,7 +140,7 @@ class Experiment:
 
     def _forget_precision(self) -> None:
         """Remove what was settled for runs that all died without a row: the machine may have been busy then."""
-        names = (f"{ROWS}_{setting.name}_{seed}" for setting, seed in self.jobs)
+        names = [path.name.removesuffix(".lock") for path in (self.folder / LOCKS).glob(f"{ROWS}_*.lock")]
         if (self.folder / PRECISION).is_file() and not self.rows() and all(map(self._is_free, names)):
             (self.folder / PRECISION).unlink(missing_ok=True)
 

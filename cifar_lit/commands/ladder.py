@@ -32,7 +32,7 @@ INSTEAD = {
     "ckpt_path": "the same command resumes",
     "checkpoint.monitor": "a run is judged by the accuracy of its last epoch",
     "trainer.default_root_dir": "give --to",
-    "trainer.fast_dev_run": "give --epochs 1, or `trainer.limit_train_batches`",
+    "trainer.fast_dev_run": "give --trainer.limit_train_batches",
     **LEFT_OUT,
     **dict.fromkeys(
         tuple(

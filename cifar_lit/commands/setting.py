@@ -41,15 +41,15 @@ class Setting:
         return values
 
     @property
-    def files(self) -> list[str]:
-        """The files of settings among the options."""
-        return [value for name, value in self._options() if name == "config"]
+    def files(self) -> list[tuple[str, str]]:
+        """The options that name a file of settings, and the file."""
+        return [(name, value) for name, value in self._options() if _is_file(name, value)]
 
     def _given(self) -> Iterator[tuple[str, Any]]:
         """Yield each setting and its value, in the order in which ``fit`` takes them."""
         options = list(self._options())
         recipes = [value for name, value in options if name == "recipe"]
-        of_files = list(filter(None, map(recipe_of, self.files)))
+        of_files = [recipe for name, file in self.files if name == "config" and (recipe := recipe_of(file))]
         for recipe in (recipes or of_files)[-1:]:
             if recipe in RECIPES:
                 yield from _settings("config", str(RECIPES[recipe]))
@@ -73,13 +73,17 @@ def holding_out(args: Sequence[str]) -> list[str]:
 
 def _settings(name: str, text: str) -> Iterator[tuple[str, Any]]:
     """Yield the settings of an option by their full names."""
-    is_file = name == "config" or (name == "model.net" and os.path.isfile(text))  # noqa: PTH113 (Path's may raise)
+    is_file = _is_file(name, text)
     value = read_yaml(Path(text)) if is_file else parse_yaml(text)
     is_group = is_file or name in ("model", "data", "trainer") or name.startswith("model.net")
     content = {name: value}
     if is_group and isinstance(value, dict):
         content = _flat(value, "" if name == "config" else f"{name}.")
     yield from ((_full_name(key), part) for key, part in content.items())
+
+
+def _is_file(name: str, text: str) -> bool:
+    return name == "config" or (name == "model.net" and os.path.isfile(text))  # noqa: PTH113 (Path's may raise)
 
 
 def _takes(net: Any, name: str) -> bool:

@@ -210,8 +210,8 @@ class Sweep:
 
 
 def _settings_of_files(args: Sequence[str]) -> dict[str, Any]:
-    """Return what the ``--config`` files among options set, but for what may differ between machines."""
-    files = [part for name in Setting("", args).files for part in ("--config", name)]
+    """Return what the files among options set, but for what may differ between machines."""
+    files = [part for name, file in Setting("", args).files for part in (f"--{name}", file)]
     values = Setting("", files).values
     return {name: value for name, value in values.items() if name not in MACHINE_OPTIONS}
 

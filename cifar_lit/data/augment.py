@@ -101,7 +101,7 @@ class Augmentation:
             params["flips"] = torch.randint(2, (num_images,), generator=generator_for(seed, 0, 2)) ^ (epoch % 2)
         if self.cutout:
             params["holes"] = torch.randint(size, (num_images, 2), generator=generator)
-        # The others have generators of their own, so that an option moves no random numbers of another one.
+        # The others have generators of their own (the mixing ones together), so that they move no numbers of these.
         if self.trivial_augment:
             params["operations"] = sample_operations(num_images, generator_for(seed, epoch, 3))
         if self.brightness or self.contrast or self.saturation:

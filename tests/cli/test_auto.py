@@ -153,13 +153,21 @@ def test_what_is_measured_compiled_is_not_taken_for_others(
     share: dict[int, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "has_fast_bfloat16", lambda: True)
-    shares, workbench = iter([0.5, 2.0]), Workbench()
-    monkeypatch.setattr(kernels, "time_bfloat16", lambda *_args: next(shares))
+    workbench = Workbench()
+    measured: list[object] = []
+
+    def time_bfloat16(_net: object, _num_images: int, _size: int, of_both: object) -> float:
+        measured.append(of_both)
+        return 0.5 if len(measured) == 1 else 2.0
+
+    monkeypatch.setattr(kernels, "time_bfloat16", time_bfloat16)
     for compiled, expected in (("true", "bf16-mixed"), ("false", "32-true"), ("true", "bf16-mixed")):
-        workbench.parse("--model.net", "TutorialCNN", *AUTO, "--model.compile", compiled)
+        workbench.parse("--model.net", "FastCNN", *AUTO[2:], "--model.compile", compiled)
         workbench.cli.instantiate_classes()
         settle(workbench.cli, None)
         assert workbench.cli.trainer_options["precision"] == expected
+        assert workbench.cli.config["model"]["kernels"] == "winograd"
+    assert measured == [("direct", "direct"), ("winograd", "winograd")]
 
 
 def test_a_run_that_began_with_kernels_of_another_network_is_read_and_resumed(
@@ -175,7 +183,9 @@ def test_a_run_that_began_with_kernels_of_another_network_is_read_and_resumed(
     (RUN / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(["test", str(LAST)]) == 0
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
-    code, line = refused(["fit", "--config", str(RUN / "config.yaml")])
+    workbench = Workbench()
+    workbench.build("--config", str(RUN / "config.yaml"))
+    code, line = refused(["fit", *tiny_args, *NET, "--model.kernels", str(other)])
     assert (code, "--model.kernels has 64x999@8, and the network no such convolution" in line) == (2, True)
 
 

@@ -177,9 +177,11 @@ def test_what_was_settled_for_runs_that_died_is_settled_again(folder: Path, monk
     for _ in range(2):
         with pytest.raises(UserError, match="died"):
             Experiment(Path("own"), settings, [0]).run()
-    with FileLock("own/.locks/runs.jsonl_only_0.lock"):  # another process trains
+    with FileLock("own/.locks/runs.jsonl_only_0.lock"):  # another process trains, other seeds than this one
         Experiment(Path("own"), settings, [0]).run()
-    assert given == ["--trainer.precision=64-true", "--trainer.precision=32-true"]
+        with pytest.raises(UserError, match="died"):
+            Experiment(Path("own"), settings, [1]).run()
+    assert given == [f"--trainer.precision={one}" for one in ("64-true", "32-true", "32-true")]
     assert Path("own/precision.txt").read_text() == "32-true"
 
 
@@ -236,11 +238,12 @@ def test_other_settings_are_not_mixed_in(folder: Path, refused: Refused) -> None
         (["--trainer.devices", "2"], "a run takes one device"),
         (["--trainer.limit_val_batches=4"], "a run is judged by all validation images"),
         (["--trainer.logger=true"], "--trainer.logger is not an option of ladder: a run leaves only its result"),
-        (["--trainer.fast_dev_run", "true"], "--trainer.fast_dev_run is not an option of ladder: give --epochs 1"),
+        (["--trainer.fast_dev_run", "true"], "--trainer.fast_dev_run is not an option of ladder: give --trainer.limit"),
         (
             ["--trainer.callbacks+=RichProgressBar"],
             "--trainer.callbacks has RichProgressBar, and a run leaves only",
         ),
+        (["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=1"], "trains a further epoch"),
         (["--no_report"], "--no_report is not an option of ladder: a run leaves only its result"),
         (["--trainer.default_root_dir", "x"], "--trainer.default_root_dir is not an option of ladder: give --to"),
         (["--steps", "1-3", "--test"], f"--steps is 1-3: must have 0 or {len(LADDER) - 1}, which --test scores"),

@@ -189,6 +189,10 @@ def test_a_trial_starts_from_the_recipe_of_a_file_and_leaves_nothing(
     Path("mine.yaml").write_text(Path("mine.yaml").read_text().replace("report", "model: {momentum: 0.5}, report"))
     sweep("--config", "mine.yaml", *LRS, *tiny_args, *SHORT, "--trainer.precision=32-true", "--trials", "1")
     assert len(optuna.get_all_study_names(STORAGE)) == 2
+    for width in (8, 16):
+        Path("net.yaml").write_text(f"class_path: FastCNN\ninit_args: {{widths: [{width}]}}\n")
+        sweep("--model.net", "net.yaml", *LRS, *tiny_args, *SHORT, "--trials", "1")
+    assert len(optuna.get_all_study_names(STORAGE)) == 4
 
 
 @pytest.mark.parametrize(
