@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 
 from cifar_lit import ImageClassifier, Run
+from cifar_lit.commands.trial import LEFT_OUT
 from cifar_lit.data.synthetic import Synthetic
 from cifar_lit.main import COMMANDS, main
 from tests.helpers.images import tiny_files, write_files
@@ -158,15 +159,19 @@ def shorten(args: list[str]) -> list[str]:
     for option, most in MOST.items():
         places = [place + 1 for place, word in enumerate(args[:-1]) if word == option]
         args = [str(min(int(word), most)) if place in places else word for place, word in enumerate(args)]
+    if "--data.mirror" in args:  # the tiny images have none
+        place = args.index("--data.mirror")
+        args = [*args[:place], *args[place + 2 :]]
+    kept = [word for word in SHORT if word.partition("=")[0].removeprefix("--") not in LEFT_OUT]  # in trials
     if args[0] == "ladder":
         # A run is judged by all validation images.
-        short = [word for word in SHORT[:-1] if not word.startswith(("--trainer.limit_val", "--trainer.limit_test"))]
+        short = [word for word in kept if not word.startswith(("--trainer.limit_val", "--trainer.limit_test"))]
         return [*args, *TINY, *short, *([] if "--steps" in args else ["--steps", "0,1"])]
     if "--ckpt_path" in args:  # the run's own settings count; one that has finished needs more epochs, as is said there
         return args
     epochs = [] if "--trainer.max_epochs" in args else ["--trainer.max_epochs", "1"]
     held_out = ["--data.val_size", "0.2"] * ("quick" in args)  # it wants 5,000; others hold out what they say
-    short = [*TINY, *held_out, *SHORT, *epochs, *NARROW * (not LARGE.isdisjoint(args))]
+    short = [*TINY, *held_out, *(SHORT if args[0] == "fit" else kept), *epochs, *NARROW * (not LARGE.isdisjoint(args))]
     if args[0] != "fit" or "--config" in args:
         return [*args, *short]
     return [args[0], *short, *args[1:]]

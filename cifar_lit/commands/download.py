@@ -8,6 +8,7 @@ from typing import get_args
 from cifar_lit.cli.parser import CommandParser, naming_options
 from cifar_lit.commands.options import given
 from cifar_lit.data import SourceName
+from cifar_lit.data.options import check_mirror
 from cifar_lit.datamodule import CIFAR10DataModule
 
 EXAMPLES = """
@@ -25,6 +26,7 @@ def main(args: Sequence[str]) -> int:
         print(f"--data.source {source} needs no download")
         return 0
     with naming_options(parser.names):
+        check_mirror(vars(options).get("data.mirror"), source)
         datamodule = CIFAR10DataModule(**given(options, "data"))
         datamodule.prepare_data()
     places = datamodule.hparams

@@ -22,8 +22,6 @@ def check_options(options: dict[str, Any]) -> None:
     source, dataset, sizes, image_size = (options[n] for n in ("source", "dataset", "image_sizes", "image_size"))
     check("source", dataset is None or source == "torchvision", f"torchvision for `dataset` {dataset}")
     check("dataset", dataset or source != "torchvision", "the name of one of torchvision's, such as MNIST")
-    has_archive = source in ("cifar10", "cifar100")
-    check("mirror", options["mirror"] is None or has_archive, f"left out: source {source} has no archive to download")
     check_image_size(image_size, options["resize"])
     check("crop_padding", options["crop_padding"] < image_size, f"less than {image_size}, the image size")
     check("cutout", options["cutout"] <= image_size, f"at most {image_size}, the image size")
@@ -39,6 +37,12 @@ def check_options(options: dict[str, Any]) -> None:
         check(name, 0 <= options[name] <= 1, "from 0 to 1")
     for name in ("mixup", "cutmix"):
         check(name, options[name] == 0 or 0.01 <= options[name] <= 100, "0, or from 0.01 to 100")
+
+
+def check_mirror(mirror: str | None, source: str) -> None:
+    """Raise a ``UserError`` for a mirror of a source that downloads no archive of ours."""
+    is_used = mirror is None or source in ("cifar10", "cifar100")
+    require("mirror", mirror, is_used, f"left out: source {source} has no archive to download")
 
 
 def check_image_size(image_size: int, resize: str) -> None:
