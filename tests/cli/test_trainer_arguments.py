@@ -117,6 +117,7 @@ TABLE: dict[str, list[Row]] = {
         sets("precision", "64-true", "64-true"),
         sets("precision", "32", "32-true"),
         refused("99", "--trainer.precision is 99: must be one of 64, 32, 16, transformer-engine, "),
+        refused("foo", "bf16, auto, null (--help lists all options)"),
         refused("transformer-engine", "pip install -U 'transformer_engine>="),
     ],
     "logger": [
