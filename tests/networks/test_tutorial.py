@@ -244,11 +244,12 @@ def with_another_layer(net: TutorialCNN, images: Tensor) -> Tensor:
     return logits
 
 
-def with_hooks_before_a_layer(net: TutorialCNN, images: Tensor) -> Tensor:
+def hooked(net: TutorialCNN, images: Tensor, layer: nn.Module) -> Tensor:
+    """Return the logits, and see that hooks before a layer, forward and backward, are called with ordinary features."""
     means: list[Tensor] = []
     hooks = [
-        net.layers[2].register_forward_pre_hook(lambda _, inputs: means.append(inputs[0].view(-1).mean())),
-        net.layers[2].register_full_backward_pre_hook(lambda *args: means.append(args[1][0].view(-1).mean())),
+        layer.register_forward_pre_hook(lambda _, inputs: means.append(inputs[0].view(-1).mean())),
+        layer.register_full_backward_pre_hook(lambda *args: means.append(args[1][0].view(-1).mean())),
     ]
     logits: Tensor = net(images)
     logits.sum().backward()  # type: ignore[no-untyped-call]
@@ -256,6 +257,14 @@ def with_hooks_before_a_layer(net: TutorialCNN, images: Tensor) -> Tensor:
         hook.remove()
     assert len(means) == 2
     return logits
+
+
+def with_hooks_before_a_layer(net: TutorialCNN, images: Tensor) -> Tensor:
+    return hooked(net, images, net.layers[2])
+
+
+def with_hooks_of_all_layers_together(net: TutorialCNN, images: Tensor) -> Tensor:
+    return hooked(net, images, net.layers)
 
 
 def traced(net: TutorialCNN, images: Tensor) -> Tensor:
@@ -286,20 +295,6 @@ def with_a_hook_of_all_modules(net: TutorialCNN, images: Tensor) -> Tensor:
     finally:
         hook.remove()
     assert set(net.layers) < set(seen)
-    return logits
-
-
-def with_hooks_of_all_layers_together(net: TutorialCNN, images: Tensor) -> Tensor:
-    seen: list[Tensor] = []
-    hooks = [
-        net.layers.register_forward_hook(lambda *args: seen.append(args[2])),
-        net.layers.register_full_backward_pre_hook(lambda *args: seen.append(args[1][0])),
-    ]
-    logits: Tensor = net(images)
-    logits.sum().backward()  # type: ignore[no-untyped-call]
-    for hook in hooks:
-        hook.remove()
-    assert len(seen) == 2
     return logits
 
 
