@@ -65,7 +65,7 @@ def _open(cli: FitCLI, resumed: Run | None) -> RunWriter:
 
 
 def check_callbacks_of_trial(cli: FitCLI) -> None:
-    """Refuse callbacks that save, log or draw in a run of which only the result is kept, and those of no use to any."""
+    """Refuse callbacks that save, log or draw, as only the result of the run is kept, and those that fit refuses."""
     callbacks = _as_list(cli.trainer_options["callbacks"])
     check_callbacks(callbacks, has_val=cli.has_val)
     for callback in callbacks:

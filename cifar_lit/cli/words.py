@@ -168,7 +168,7 @@ def in_english(types: Iterable[str]) -> str:
         else:
             kind = text.rpartition(".")[2]
             words.append(TYPES.get(kind, TYPES.get(kind.partition("[")[0], text)))
-    if "a number" in words or any(choice.isdecimal() for choice in choices):  # these are all of the whole numbers
+    if "a number" in words or any(choice.isdecimal() for choice in choices):  # all whole numbers are among them
         words = [word for word in words if word != "a whole number"]
     if choices:
         others = {"true or false": ("true", "false"), "null": ("null",)}
