@@ -51,7 +51,7 @@ class ImageClassifier(FineTuning):
         schedule: How the learning rate decreases at each step after the warm-up: not at all, linearly or as a cosine.
         warmup_epochs: Epochs (or a fraction of one) in which the learning rate increases linearly to ``lr``.
         mean: Mean of each colour channel in [0, 1], which is subtracted.
-        std: Standard deviation of each colour channel, by which is divided after that; each above 0.
+        std: Standard deviation of each colour channel, by which is divided after that; each from 1e-6 to 1.
         label_smoothing: Share of the target that is spread evenly over all classes in training, from 0 to below 1
             (arXiv 1512.00567); validation and test losses are without it.
         muon_lr: Peak learning rate of Muon for the filters of the convolutions; ``lr`` is then that of all other

@@ -58,7 +58,7 @@ class FitCLI(LightningCLI):
             parser_class=FitParser,
             parser_kwargs={
                 "usage": "cifar-lit fit [options]",
-                "description": "Train, keep the checkpoint that is best on validation, and test it once.",
+                "description": "Train, and test the checkpoint that is best on validation, or the last, once.",
                 "epilog": EXAMPLES,
             },
             args=list(args),

@@ -64,7 +64,7 @@ def format_help() -> str:
     return "\n".join(
         (
             "usage: cifar-lit fit [options]\n",
-            "Train, keep the checkpoint that is best on validation, and test it once.\n",
+            "Train, and test the checkpoint that is best on validation, or the last, once.\n",
             *rows,
             "",
             *_fill(f"recipes: {', '.join(RECIPES)}. In [...] is the default, of the recipe tutorial."),
