@@ -14,19 +14,9 @@ import torch
 from filelock import Timeout
 
 from cifar_lit.benchmarks.board import PLOT, README, RECORD_SEEDS, draw
-from cifar_lit.benchmarks.entries import (
-    FIXED,
-    MIN_SEEDS,
-    NAME,
-    ROW,
-    Entry,
-    check_head,
-    checksum,
-    count,
-    problems,
-    settings_of,
-)
+from cifar_lit.benchmarks.entries import NAME, ROW, Entry, checksum, settings_of
 from cifar_lit.benchmarks.processes import run
+from cifar_lit.benchmarks.rules import FIXED, MIN_SEEDS, check_head, count, problems
 from cifar_lit.cli.parser import CommandParser, naming_options
 from cifar_lit.commands.experiment import Experiment
 from cifar_lit.commands.setting import Setting
@@ -101,7 +91,7 @@ def _make(args: list[str]) -> int:
             raise UserError(found[0])
 
         def work(args: Sequence[str]) -> Row:
-            return {"data": head["data"], **time_fit(args)}
+            return {"data": head["data"], "environment": head["environment"], **time_fit(args)}
 
         experiment = Experiment(folder, [setting], range(options.seeds), machine=machine, work=work)
         try:
@@ -161,11 +151,11 @@ def _rows(experiment: Experiment, setting: Setting) -> list[Row]:
 
 
 def _check_rows(entry: Entry, rows: Sequence[Row]) -> None:
-    """Refuse rows that are not of the machine, versions and images of the entry."""
+    """Refuse rows that are not of the machine, environment, versions and images of the entry."""
     for row in rows:
-        for name in ("data", "machine", "versions"):
-            if row[name] != entry.head[name]:
-                other = f"has a seed {row['seed']} of another {name} ({row[name]}) than here and now"
+        for name in ("data", "machine", "environment", "versions"):
+            if (value := row.get(name, {})) != entry.head[name]:
+                other = f"has a seed {row['seed']} of another {name} ({value}) than here and now"
                 raise UserError(f"`to` is {entry.path.parent}, which {other}, {entry.head[name]}: give another folder")
 
 
