@@ -49,7 +49,7 @@ class Summary:
 
     @property
     def is_candidate(self) -> bool:
-        """Whether it may be a record, and is compared with others: not for images that are there to try the commands."""
+        """Whether it may be a record, and is compared with others; generated images are there to try the commands."""
         return self.num_seeds >= RECORD_SEEDS and self.name not in NO_RECORDS and self.images != "synthetic"
 
     def cell(self, cost: str, others: Sequence["Summary"]) -> str:

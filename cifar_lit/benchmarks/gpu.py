@@ -1,6 +1,7 @@
 """``scripts/bench.py --gpu``: stages in order of value, each in a process with a time limit; files and table."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -55,8 +56,12 @@ STAGES: dict[str, Stage] = {
 """In order of value: what the time does not suffice for is at the end."""
 
 
-def report(data: Data, options: argparse.Namespace) -> None:
-    """Run the stages, or in a process of its own one stage; print a line for each and the table; write the files."""
+def report(data: Data, options: argparse.Namespace) -> int:
+    """Run the stages, or in a process of its own one stage; print a line for each and the table; write the files.
+
+    Returns:
+        The exit code: 1 if a stage, or something in it, failed.
+    """
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(
@@ -65,7 +70,7 @@ def report(data: Data, options: argparse.Namespace) -> None:
         )
     if options.stage:
         write_rows(STAGES[options.stage].rows(Setting(data, device)), options.out)
-        return
+        return 0
     for name, least in {"num_images": 24, "minutes": 0.01}.items():
         value = getattr(options, name)
         if not least <= value < math.inf:  # nan is neither
@@ -84,6 +89,8 @@ def report(data: Data, options: argparse.Namespace) -> None:
     text = table(results)
     write_atomic(options.out / "bench_gpu.md", text)
     print(f"\n{text}\nwritten to {options.out}: bench_gpu.json, bench_gpu.md, bench_gpu.log")
+    stages = results["stages"].values()
+    return int(any(stage["status"] == "failed" or any("error" in row for row in stage["rows"]) for stage in stages))
 
 
 def write_rows(rows: Iterator[Row], folder: Path) -> None:
@@ -117,7 +124,7 @@ def run_stage(name: str, limit: float, deadline: float, data: Data, options: arg
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)  # with the processes that compile
                 process.wait()
-    found = [json.loads(line) for line in _lines(rows)[num_before:]]
+    found = list(_parsed(_lines(rows)[num_before:]))
     outcome = {"status": status, "seconds": time.monotonic() - started, "rows": found}
     if status == "failed":
         outcome["error"] = (_lines(options.out / "bench_gpu.log") or [""])[-1][:300]
@@ -129,6 +136,13 @@ def command_of(name: str, data: Data, options: argparse.Namespace) -> list[str]:
     command = [sys.executable, "-m", "cifar_lit.benchmarks.report", "--gpu", "--stage", name]
     command += ["--device", options.device, "--out", str(options.out), "--num_images", str(data.num_images)]
     return [*command, "--source", data.source, "--root", data.root]
+
+
+def _parsed(lines: list[str]) -> Iterator[Row]:
+    """Parse the rows of a stage; a line that was being written when its process died is none."""
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
 
 
 def _lines(path: Path) -> list[str]:

@@ -61,15 +61,13 @@ def _what_it_says(source: str) -> str:
 
 
 def _ratios(rows: Sequence[Row]) -> list[list[str]]:
-    """Return the cells of the speeds, with the ratio to the first row of the network."""
-    first: dict[str, float] = {}
-    for row in rows:
-        first.setdefault(row["network"], row["images_per_second"])
+    """Return the cells of the speeds, with the ratio to the network's float32; empty where that was not measured."""
+    plain = {row["network"]: row["images_per_second"] for row in rows if row["precision"] == "float32"}
     return [
         [
             *(str(row[name]) for name in SPEED_COLUMNS),
             f"{row['images_per_second']:,.0f}",
-            f"{row['images_per_second'] / first[row['network']]:.2f}",
+            f"{row['images_per_second'] / plain[row['network']]:.2f}" if row["network"] in plain else "",
         ]
         for row in rows
     ]

@@ -47,22 +47,22 @@ def main(args: Sequence[str] | None = None) -> int:
             if (value := getattr(options, name)) != parser.get_default(name):
                 raise UserError(f"--{name} is {value}, and does nothing {'beside' if options.gpu else 'without'} --gpu")
         with exit_on_signals():  # also out of a stage, which runs in a session of its own, and must not be left
-            _run(data, options)
+            return _run(data, options)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
-    return 0
 
 
-def _run(data: Data, options: argparse.Namespace) -> None:
+def _run(data: Data, options: argparse.Namespace) -> int:
     if options.gpu:
         from cifar_lit.benchmarks.gpu import report  # which imports the command line of Lightning
 
-        report(data, options)
-    elif options.measure:
+        return report(data, options)
+    if options.measure:
         print(json.dumps(MEASURES[options.measure](data)))
     else:
         _report(data, options)
+    return 0
 
 
 def _report(data: Data, options: argparse.Namespace) -> None:

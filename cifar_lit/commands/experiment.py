@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from cifar_lit.commands.setting import Setting
 from cifar_lit.commands.trial import Row, as_options, check, score_test, settled_precision, train
 from cifar_lit.errors import UserError
-from cifar_lit.files import printable, write_atomic
+from cifar_lit.files import printable, shorten, write_atomic
 
 ROWS, TESTS, SETTINGS, WEIGHTS, LOCKS = "runs.jsonl", "test.jsonl", "settings.json", "weights", ".locks"
 PRECISION = "precision.txt"
@@ -61,7 +61,7 @@ class Experiment:
     def rows(self, file: str = ROWS) -> list[Row]:
         """Return the rows of all runs that are done; a line that was being written when its process died is none."""
         path = self.folder / file
-        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+        lines = _whole_lines(path.read_bytes()).split(b"\n")[:-1] if path.is_file() else []
         try:
             rows = [json.loads(line) for line in lines]
         except (ValueError, RecursionError) as error:
@@ -75,6 +75,10 @@ class Experiment:
         """Do the runs that nobody has done or does, seed by seed, so that early rows already make pairs."""
         self._forget_precision()
         done = self._done(ROWS)
+        if num_done := len(self.jobs) - self.num_left:
+            print(
+                f"{num_done} of {len(self.jobs)} runs are there already, in {shorten(self.folder / ROWS)}", flush=True
+            )
         left = {setting.name: setting for setting, seed in self.jobs if (setting.name, seed) not in done}
         for setting in left.values() if len(left) > 1 else ():
             check([*setting.args, *as_options(self.machine)])  # before the first is trained, perhaps for hours
@@ -163,7 +167,10 @@ class Experiment:
         with self.locked(SETTINGS), self.locked(file), (self.folder / file).open("a+b") as stream:
             self._note_settings()  # another process may have begun with others, and have been first
             stream.seek(0)
-            stream.truncate(stream.read().rfind(b"\n") + 1)  # the beginning of a line, of a process that died
+            content = stream.read()
+            whole = _whole_lines(content)
+            stream.truncate(min(len(whole), len(content)))  # without the beginning of a line, of a process that died
+            stream.write(b"\n" * (len(whole) - len(content) > 0))
             stream.write(json.dumps(row).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -173,7 +180,7 @@ class Experiment:
         path = self.folder / SETTINGS
         known = _read_settings(path) if path.is_file() and self.rows() else {}
         for setting in self.settings:
-            values = json.loads(json.dumps(setting.values))
+            values = json.loads(json.dumps(setting.identity))
             before = known.setdefault(setting.name, values)
             for name in sorted(before.keys() | values.keys()):
                 if before.get(name) != values.get(name):
@@ -196,6 +203,16 @@ class Experiment:
             yield True
         finally:
             lock.release()
+
+
+def _whole_lines(content: bytes) -> bytes:
+    """Return the lines of a file; a last one without its end counts if it is whole: an editor may leave it so."""
+    tail = content[content.rfind(b"\n") + 1 :]
+    try:
+        json.loads(tail)
+    except (ValueError, RecursionError):
+        return content[: len(content) - len(tail)]
+    return content + b"\n"
 
 
 def _is_row(row: Any, measured: Collection[str]) -> bool:
@@ -222,6 +239,6 @@ def _read_settings(path: Path) -> dict[str, dict[str, Any]]:
 def _check_links(folder: Path) -> None:
     """Refuse links, pipes and the like in place of what is written to, locked or read."""
     for pattern in (ROWS, TESTS, SETTINGS, PRECISION, LOCKS, WEIGHTS, f"{LOCKS}/*", f"{WEIGHTS}/*"):
-        for path in folder.glob(pattern):
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+        for path in (folder / pattern, *folder.glob(pattern)):  # a glob misses a link to nothing
+            if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
                 raise UserError(f"`to` is {folder}: {path.name} in it is a link, or no file; give another folder")

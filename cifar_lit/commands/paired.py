@@ -38,7 +38,7 @@ def main(args: Sequence[str]) -> int:
         settings = [Setting(name, [*args, *holding_out(args)]) for name, args in of_each.items()]
         if settings[0].values == settings[1].values:
             raise UserError("`first` and `second` set the same: they must differ in a setting")
-        searched = json.dumps([setting.values for setting in settings], sort_keys=True)
+        searched = json.dumps([setting.identity for setting in settings], sort_keys=True)
         folder = Path(options.to or f"{LOGS}/paired_{hashlib.sha256(searched.encode()).hexdigest()[:8]}")
         experiment = Experiment(folder, settings, parse_seeds(options.seeds), machine=machine_options(options))
         experiment.run()  # in turn: each seed with the first setting, then with the second
@@ -69,17 +69,25 @@ def summarise(experiment: Experiment) -> list[str]:
     for name, rows in zip(NAMES, of_both, strict=True):
         done = [row for row in rows.values() if row["accuracy"] is not None]
         accuracy = in_percent(mean_interval([row["accuracy"] for row in done]))
-        num_diverged = len(rows) - len(done)
-        lines.append(f"{name:<12}{accuracy:>15}{_costs(done)}" + f"  {num_diverged} diverged" * (num_diverged > 0))
+        diverged = f"  {len(rows) - len(done)} diverged" * (len(rows) > len(done))
+        lines.append(f"{name:<12}{accuracy:>15}{_costs(done)}{diverged}")
     difference = paired_interval(*accuracies)
-    ratios = [seconds[1][seed] / seconds[0][seed] for seed in seconds[0] if seed in seconds[1] and seconds[0][seed]]
+    alike = [seed for seed in seconds[0] if seed in seconds[1] and len({_place(rows[seed]) for rows in of_both}) == 1]
+    ratios = [seconds[1][seed] / seconds[0][seed] for seed in alike if seconds[0][seed]]
+    num_diverged = sum(row["accuracy"] is None for rows in of_both for row in rows.values())
     ratio = f"{statistics.median(ratios):.2f} x" if ratios else ""
-    lines += [f"{'difference':<12}{in_percent(difference, signed=True):>15}{ratio:>10}", "", _verdict(difference)]
+    lines += [
+        f"{'difference':<12}{in_percent(difference, signed=True):>15}{ratio:>10}",
+        "",
+        _verdict(difference, num_diverged),
+    ]
     nums = sorted({row["num_val"] for rows in of_both for row in rows.values() if "num_val" in row})
+    num_pairs = len(accuracies[0].keys() & accuracies[1].keys())
     lines.append(
-        f"{len(ratios)} pairs of equal seeds, the last epoch on {', '.join(f'{n:,}' for n in nums) or 'no'} validation "
+        f"{num_pairs} pairs of equal seeds, the last epoch on {', '.join(f'{n:,}' for n in nums) or 'no'} validation "
         "images; 95 % intervals; the median of the seconds"
     )
+    lines.append(f"on {'; '.join(sorted({_place(row) for rows in of_both for row in rows.values()}))}")
     if experiment.num_left:
         lines.append(f"{experiment.num_left} runs are being done by other processes")
     return [*lines, f"rows  {shorten(experiment.folder / 'runs.jsonl')}"]
@@ -93,11 +101,21 @@ def _costs(rows: Sequence[Row]) -> str:
     )
 
 
-def _verdict(difference: Estimate) -> str:
+def _place(row: Row) -> str:
+    """Return on what a run was trained."""
+    versions = row.get("versions")
+    return f"{row.get('device')}, torch {versions.get('torch') if isinstance(versions, dict) else 'unknown'}"
+
+
+def _verdict(difference: Estimate, num_diverged: int) -> str:
     """Say what the interval of the difference allows to say, and no more."""
     mean, half_width = difference
+    if num_diverged:
+        return f"{num_diverged} runs diverged: the pairs that are left do not show which one is better."
     if math.isnan(half_width):
         return "Fewer than two pairs do not show which one is better: give more --seeds."
+    if half_width == 0 != mean:
+        return "All differences are the same, so that their spread is not known: give more --seeds."
     if abs(mean) <= half_width:
         return "The interval of the difference holds 0: so many pairs do not show which one is better."
     return f"The {NAMES[mean > 0]} setting is better: the interval of the difference does not hold 0."

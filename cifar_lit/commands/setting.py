@@ -11,11 +11,11 @@ from typing import Any
 
 from cifar_lit import networks
 from cifar_lit.cli.start import recipe_of
-from cifar_lit.networks.finding import is_network, is_ours
+from cifar_lit.networks.finding import digest_of_code, is_network, is_ours
 from cifar_lit.recipes import RECIPES
 from cifar_lit.schema import parse_yaml, read_yaml
 
-NET, OF_NET = "model.net.class_path", "model.net.init_args."
+NET, OF_NET, CODE = "model.net.class_path", "model.net.init_args.", "model.net (its file)"
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,12 @@ class Setting:
                 values = {key: old for key, old in values.items() if _takes(value, key)}
             values[name] = [*values.get(name, []), value] if name.endswith("+") else value
         return values
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The values, and a digest of the network's code if that is in the working folder: it may change."""
+        code = digest_of_code(str(self.values.get(NET)))
+        return self.values | ({CODE: code} if code else {})
 
     @property
     def files(self) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from cifar_lit.cli.filters import without_notices
 from cifar_lit.cli.fit import fit
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
 from cifar_lit.commands.ranges import RANGES, Suggest, parse_ranges
-from cifar_lit.commands.setting import Setting, holding_out
+from cifar_lit.commands.setting import CODE, Setting, holding_out
 from cifar_lit.commands.trial import (
     LEFT_OUT,
     MACHINE_OPTIONS,
@@ -57,7 +57,8 @@ def main(args: Sequence[str]) -> int:
         recipe = options.recipe or str(of_files.get("recipe", "tutorial"))
         # By its settings, and those of files, too: another version, or an editor, may give a name to others.
         parts = [recipe, _digest(Setting("", ["--recipe", recipe]).values), sorted(options.set), training]
-        searched = json.dumps([*parts, *([_digest(of_files)] if of_files else [])])
+        code = Setting("", training).identity.get(CODE)
+        searched = json.dumps([*parts, *([_digest(of_files)] if of_files else []), *([code] if code else [])])
         name = options.study or f"{recipe}-{hashlib.sha256(searched.encode()).hexdigest()[:8]}"
         training = [*(["--recipe", options.recipe] if options.recipe else []), *training]
         storage = options.storage or _default_storage(machine.get("trainer.default_root_dir", "."))
@@ -233,7 +234,7 @@ def _parser() -> CommandParser:
     parser = CommandParser(
         "sweep",
         "--set NAME=RANGE [options of fit]",
-        "Search for the hyper-parameters that are best on validation. The test images are not used.",
+        "Search for the hyper-parameters that are best on validation. The test images are not scored.",
         EXAMPLES,
     )
     parser.add_argument(

@@ -126,10 +126,11 @@ def format_tests(steps: Sequence[Step]) -> list[str]:
 
 def plot_ladder(steps: Sequence[Step], *, title: str) -> bytes:
     """Return a PNG: accuracies with intervals, the difference to the step before, and what a training costs."""
-    steps = [step for step in steps if step.accuracies]
+    shown = [(step, gain) for step, gain in zip(steps, differences(steps), strict=True) if step.accuracies]
+    steps = [step for step, _ in shown]
     figure = Figure(figsize=(10, 1.3 + 0.34 * len(steps)), facecolor="white", layout="constrained")
     accuracy, seconds, products = figure.subplots(1, 3, sharey=True, width_ratios=(3.4, 1, 1))
-    _plot_accuracies(accuracy, steps)
+    _plot_accuracies(accuracy, steps, [gain for _, gain in shown])
     _plot_costs(seconds, [step.seconds for step in steps], "seconds of training")
     _plot_costs(products, [step.multiplications / 1e12 for step in steps], "10¹² multiplications")
     accuracy.set_yticks(range(len(steps)), [f"{step.title}  {step.number:>2}" for step in steps])
@@ -141,7 +142,7 @@ def plot_ladder(steps: Sequence[Step], *, title: str) -> bytes:
     return buffer.getvalue()
 
 
-def _plot_accuracies(axes: Axes, steps: Sequence[Step]) -> None:
+def _plot_accuracies(axes: Axes, steps: Sequence[Step], gains: Sequence[Estimate | None]) -> None:
     means = [100 * step.accuracy.mean for step in steps]
     widths = [100 * (0 if math.isnan(step.accuracy.half_width) else step.accuracy.half_width) for step in steps]
     right = max((mean + width for mean, width in zip(means, widths, strict=True)), default=1)
@@ -149,7 +150,7 @@ def _plot_accuracies(axes: Axes, steps: Sequence[Step]) -> None:
     places = range(len(steps))
     axes.plot(means, places, color=LINE, linewidth=1, zorder=1)
     axes.errorbar(means, places, xerr=widths, fmt="o", markersize=4, color=INK, elinewidth=1.5, capsize=2.5, zorder=2)
-    for place, (mean, difference) in enumerate(zip(means, differences(steps), strict=True)):
+    for place, (mean, difference) in enumerate(zip(means, gains, strict=True)):
         text = in_percent(difference, signed=True) or f"{mean:.1f}"
         is_clear = difference is not None and abs(difference.mean) > difference.half_width
         colour = INK if not is_clear or difference is None else GAIN if difference.mean > 0 else LOSS

@@ -1,5 +1,6 @@
 """Where a network's class is found: in this package, in installed ones, or in the working folder."""
 
+import hashlib
 import importlib
 import re
 import sys
@@ -102,6 +103,16 @@ def is_network(value: object) -> TypeGuard[type[nn.Module]]:
 def is_ours(class_path: str) -> bool:
     """Return whether a network of this name is one of this project's."""
     return class_path.startswith(f"{OURS}.")
+
+
+def digest_of_code(class_path: str) -> str:
+    """Return a digest of the file or package of a network in the working folder, without importing it; else nothing."""
+    top, dot, _ = class_path.partition(".")
+    if not dot or is_ours(class_path):
+        return ""
+    files = [Path(f"{top}.py")] if Path(f"{top}.py").is_file() else sorted(Path(top).rglob("*.py"))
+    contents = [hashlib.sha256(file.read_bytes()).digest() for file in files]
+    return hashlib.sha256(b"".join(contents)).hexdigest()[:8] if files else ""
 
 
 def find_network(class_path: str) -> object:

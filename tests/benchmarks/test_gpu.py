@@ -3,6 +3,7 @@
 import argparse
 import json
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from cifar_lit.benchmarks.report import main
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import TutorialCNN
 from cifar_lit.recipes import RECIPES
+from tests.helpers.processes import wait_for
 
 TRIAL = ["--gpu", "--device", "cpu", "--num_images", "24", "--source", "images"]
 SPEED = {"network": "FastCNN", "batch_size": 2000, "layout": "channels_last", "mode": "eager"}
@@ -63,6 +65,18 @@ def test_the_table_has_speeds_trainings_and_what_is_missing() -> None:
     speed = describe(RESULTS["stages"]["speed FastCNN"])
     assert speed.startswith("done, 250,000 images/s with bf16-mixed, channels_last, eager, failed: ")
     assert "CUDA graphs: RuntimeError: no" in speed
+
+
+def test_without_float32_there_is_no_ratio() -> None:
+    stage = RESULTS["stages"]["speed FastCNN"]
+    others = {"speed FastCNN": stage | {"rows": stage["rows"][1:]}}
+    line = "| FastCNN | 2000 | bf16-mixed | channels_last | eager | 250,000 |  |"
+    assert line in table(RESULTS | {"stages": others}).splitlines()
+
+
+def test_the_beginning_of_a_row_does_not_end_the_report(tmp_path: Path) -> None:
+    (tmp_path / "bench_gpu.rows.jsonl").write_text('{"recipe": "a"}\n{"rec')
+    assert list(gpu._parsed(gpu._lines(tmp_path / "bench_gpu.rows.jsonl"))) == [{"recipe": "a"}]
 
 
 def test_other_images_than_the_official_ones_claim_no_94_percent() -> None:
@@ -211,16 +225,26 @@ def test_each_stage_has_a_limit_and_the_file_has_what_was_done_before(
     def command_of(name: str, data: Data, options: argparse.Namespace) -> list[str]:
         return SCRIPTS[name](name, options.out / "bench_gpu.rows.jsonl")
 
+    pid, wait = tmp_path / "bench_gpu.pid", subprocess.Popen.wait
+
+    def wait_or_pass(process: "subprocess.Popen[bytes]", timeout: float | None = None) -> int:
+        """Let three seconds be over as soon as the third stage has written its files, and not before."""
+        if timeout != 3:
+            return wait(process, timeout)
+        wait_for(lambda: pid.exists() and pid.read_text())
+        raise subprocess.TimeoutExpired("third", timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait_or_pass)
     limits = {"first": 60.0, "second": 60.0, "third": 3.0 / gpu.SLOWER, "fourth": 60.0}
     monkeypatch.setattr(gpu, "STAGES", {name: Stage(limit, STAGES["smoke"].rows) for name, limit in limits.items()})
     monkeypatch.setattr(gpu, "command_of", command_of)
     monkeypatch.setattr(Data, "load", lambda _: None)
-    assert main([*TRIAL, "--out", str(tmp_path)]) == 0
+    assert main([*TRIAL, "--out", str(tmp_path)]) == 1  # the second one failed
     stages = json.loads((tmp_path / "bench_gpu.json").read_text())["stages"]
     assert [stage["status"] for stage in stages.values()] == ["done", "failed", "stopped after 3 s", "done"]
     assert [[row["recipe"] for row in stage["rows"]] for stage in stages.values()] == [[name] for name in limits]
     assert stages["second"]["error"] == "the reason"
-    child = Path("/proc", (tmp_path / "bench_gpu.pid").read_text(), "status")
+    child = Path("/proc", pid.read_text(), "status")
     assert not child.exists() or "zombie" in child.read_text()  # with the processes that it started
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed[:4]] == list(limits)

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from cifar_lit.commands.experiment import Experiment
+from cifar_lit.commands.paired import _verdict, summarise
 from cifar_lit.commands.setting import Setting, holding_out
+from cifar_lit.commands.trial import Row
+from cifar_lit.errors import UserError
 from cifar_lit.evaluation.paired import Estimate, mean_interval
 from cifar_lit.main import main
 from tests.helpers.images import tiny_files, write_files
@@ -102,12 +106,83 @@ def test_a_run_that_diverges_is_counted_and_makes_no_pair(tiny: list[str], capsy
         (Estimate(-0.01, 0.005), "The first setting is better"),
         (Estimate(0.01, 0.02), "do not show"),
         (Estimate(0.01, float("nan")), "Fewer than two pairs"),
+        (Estimate(0.0002, 0.0), "All differences are the same, so that their spread is not known"),
+        (Estimate(0.0, 0.0), "do not show"),
     ],
 )
 def test_the_verdict_says_no_more_than_the_interval(estimate: Estimate, expected: str) -> None:
-    from cifar_lit.commands.paired import _verdict
+    assert expected in _verdict(estimate, 0)
+    assert _verdict(estimate, 2).startswith("2 runs diverged: the pairs that are left do not show")
 
-    assert expected in _verdict(estimate)
+
+SETTINGS = [Setting("first", ["--model.lr=0.1"]), Setting("second", ["--model.lr=0.2"])]
+
+
+def stand_in(args: list[str], device: str = "cpu (x)") -> Row:
+    """Make a row without a training: the second setting is better by a little more with each seed, and half as fast."""
+    seed, is_second = int(args[-1].removeprefix("--seed_everything=")), "--model.lr=0.2" in args
+    accuracy = 0.5 + is_second * (0.01 + 0.001 * seed)
+    of_run = {"accuracy": accuracy, "seconds": 1.0 + is_second, "multiplications": 10**12, "epochs": 1, "num_val": 10}
+    return of_run | {"device": device, "versions": {"torch": "2.0"}}
+
+
+def test_runs_of_another_device_give_no_ratio_of_seconds(tmp_path: Path) -> None:
+    Experiment(tmp_path, SETTINGS, range(2), work=stand_in).run()
+    text = "\n".join(summarise(Experiment(tmp_path, SETTINGS, range(2))))
+    assert "2.00 x" in text
+    assert "\non cpu (x), torch 2.0\n" in text
+    rows = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row | {"device": row["setting"]}) + "\n" for row in rows))
+    text = "\n".join(summarise(Experiment(tmp_path, SETTINGS, range(2))))
+    assert " x\n" not in text
+    assert "2 pairs of equal seeds" in text
+    assert "\non first, torch 2.0; second, torch 2.0\n" in text
+
+
+def test_a_seed_that_diverged_leaves_no_winner(tmp_path: Path) -> None:
+    def diverge(args: list[str]) -> Row:
+        row = stand_in(args)
+        return {"accuracy": None, "device": "cpu"} if args[-1].endswith("=0") and "--model.lr=0.2" in args else row
+
+    experiment = Experiment(tmp_path, SETTINGS, range(4), work=diverge)
+    experiment.run()
+    text = "\n".join(summarise(experiment))
+    assert "1 diverged" in text
+    assert "1 runs diverged: the pairs that are left do not show which one is better." in text
+    assert "is better:" not in text
+
+
+def test_a_last_line_without_its_end_is_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Experiment(tmp_path, SETTINGS, range(1), work=stand_in).run()
+    rows = tmp_path / "runs.jsonl"
+    rows.write_text(rows.read_text().removesuffix("\n"))
+    capsys.readouterr()
+    Experiment(tmp_path, SETTINGS, range(2), work=stand_in).run()
+    assert capsys.readouterr().out.startswith("2 of 4 runs are there already, in ")
+    assert [json.loads(line)["seed"] for line in rows.read_text().splitlines()] == [0, 0, 1, 1]
+    rows.write_text(rows.read_text() + '{"setting": "first", "se')
+    Experiment(tmp_path, SETTINGS, range(3), work=stand_in).run()
+    assert [json.loads(line)["seed"] for line in rows.read_text().splitlines()] == [0, 0, 1, 1, 2, 2]
+
+
+def test_an_edited_network_is_another_setting(tmp_path: Path) -> None:
+    setting = Setting("mine", ["--model.net", "my_net.MyNet"])
+    assert setting.identity == setting.values  # it may be an installed one
+    Path("my_net.py").write_text("raise AssertionError('it is imported')")
+    before = setting.identity
+    Experiment(tmp_path / "to", [setting], range(1), work=stand_in).run()
+    Path("my_net.py").write_text("raise AssertionError('it was edited')")
+    assert setting.identity != before
+    with pytest.raises(UserError, match=r"mine has \w{8} for --model.net \(its file\) and not \w{8}: give another"):
+        Experiment(tmp_path / "to", [setting], range(1), work=stand_in)
+    Path("nets/inner").mkdir(parents=True)
+    Path("nets/inner/one.py").write_text("1")
+    package = Setting("", ["--model.net", "nets.inner.one.Net"])
+    before = package.identity
+    Path("nets/inner/one.py").write_text("2")
+    assert before != package.identity != package.values
+    ours = Setting("", ["--model.net", "cifar_lit.networks.FastCNN"])
+    assert ours.identity == ours.values
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,21 @@
 """The table and the plot of the ladder."""
 
 import io
+from typing import Any
 
+import pytest
 from PIL import Image
 
-from cifar_lit.evaluation.ladder import Step, differences, format_ladder, format_tests, markdown_ladder, plot_ladder
+from cifar_lit.evaluation import ladder
+from cifar_lit.evaluation.ladder import (
+    Step,
+    differences,
+    format_ladder,
+    format_tests,
+    in_percent,
+    markdown_ladder,
+    plot_ladder,
+)
 
 
 def step(number: int, title: str, *accuracies: float | None) -> Step:
@@ -55,6 +66,15 @@ def test_what_was_not_counted_is_left_out() -> None:
     steps = [Step.of(0, "Own", rows, [])]
     assert format_ladder(steps).splitlines()[1].split() == ["0", "Own", "50.00", "10"]
     assert plot_ladder(steps, title="a title")
+
+
+def test_the_plot_has_the_differences_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(ladder, "_plot_accuracies", lambda _axes, _steps, gains: shown.extend(gains))
+    steps = [step(0, "First", 0.5, 0.52), step(1, "Lost", None, None), step(2, "Third", 0.6, 0.65)]
+    plot_ladder(steps, title="a title")
+    assert [in_percent(gain) for gain in shown] == ["", ""]  # the step before the third has no accuracy
+    assert [row[3] for row in ladder.cells(steps)] == ["", "", ""]
 
 
 def test_differences_are_those_of_equal_seeds() -> None:
