@@ -24,6 +24,7 @@ class Results:
         num_val: Validation images that were scored, as ``num_test``; 0 for none.
         total_val: Validation images that there are, where only a part was scored, as ``total_test``; None for all.
         checkpoint: The checkpoint that was scored; None for weights that were not saved.
+        step: The optimizer steps of this checkpoint, as the file has them; None for results of older versions.
         best_epoch: The epoch of the best checkpoint, counted from 1.
         monitor: The metric that it is the best of.
         duplicates: Which images are in two splits or in two classes; None where nobody looked.
@@ -45,6 +46,7 @@ class Results:
     total_val: int | None = None
     total_test: int | None = None
     checkpoint: str | None = None
+    step: int | None = None
     recipe: str | None = None
     seed: int | None = None
     epochs: int | None = None

@@ -150,8 +150,8 @@ def about(model: ImageClassifier, run: Run, tested: Tested | None) -> str:
     """Return what is known of the model, its accuracy and its classes, in Markdown."""
     results, text = None, ""
     with contextlib.suppress(UserError):  # of a damaged results.json
-        results = run.results
-    if results is not None and Path(results.checkpoint or "").name == run.file.name:
+        results = run.own_results
+    if results is not None:
         text = headline(results)
     elif tested is not None:
         correct = tested[0].correct

@@ -52,7 +52,7 @@ def main(args: Sequence[str]) -> int:
         net = _network(options, parser.instantiate_classes(options)["model"]["net"], num_classes)
         check_forward(net)
         shape = (3, options["height"], options["width"])
-        layers = explain_layers(net, torch.zeros(1, *shape))
+        layers = explain_layers(net, torch.zeros(2, *shape))  # 2, since 1 may be squeezed
         print(format_layers(layers, shape, sum(parameter.numel() for parameter in net.parameters())))
         if layers and layers[-1].problem:
             return 1

@@ -1,29 +1,26 @@
 """Export of a run to a file for use elsewhere, checked against the model."""
 
 import argparse
-import contextlib
 import json
 import logging
-import re
-import shutil
 import statistics
 import tempfile
 import timeit
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from cifar_lit.checkpoint import save_safetensors
 from cifar_lit.cli.parser import CommandParser, naming_options
+from cifar_lit.commands.export_folder import folder_of, publish, writing
 from cifar_lit.data.augment import resize, to_float
 from cifar_lit.data.synthetic import Synthetic
 from cifar_lit.errors import UserError, import_extra
-from cifar_lit.evaluation.card import card_fingerprint, fingerprint, write_card
+from cifar_lit.evaluation.card import fingerprint, write_card
 from cifar_lit.files import printable, shorten, write_atomic
 from cifar_lit.module import ImageClassifier
 from cifar_lit.run import Run
@@ -33,8 +30,6 @@ PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": (), "safetenso
 NUM_CHECKED = 1000
 TOLERANCE = 1e-4
 """Largest allowed difference of a logit, relative to the largest logit (or to 1, if that is larger)."""
-LEFT_OVER = re.compile(r"\.lock|\.export\w{8}|\.(README\.md|config\.json|model\.\w+)\.\w+\.part")
-"""Names of what an export writes on its way."""
 BATCH_SIZE = 100
 NUM_TIMED = 9
 EXAMPLES = """
@@ -57,8 +52,8 @@ def main(args: Sequence[str]) -> int:
             import_extra(package, extra="export")
         run = Run(options.run, trust=options.trust)
         model = run.model()
-        folder = Path(options.output or (run.folder or run.file.parent) / "export")
-        with writing(folder, run, model):
+        folder = folder_of(run, options.output)
+        with writing(folder, run):
             write_all(run, model, formats, folder, options)
     return 0
 
@@ -66,58 +61,23 @@ def main(args: Sequence[str]) -> int:
 def write_all(
     run: Run, model: ImageClassifier, formats: Sequence[str], folder: Path, options: argparse.Namespace
 ) -> None:
-    """Write and check a file for each format, with the card, and print a table."""
+    """Write and check a file for each format, print a table, and put them into the folder, with the card."""
     images, title = images_to_check(run, model.image_size)
     images = to_float(images).contiguous() if options.input == "float" else images
     print(f"checked against the model: {title}\n\n{'':<20}{'bytes':>12}{'difference':>12}", flush=True)
-    data_options, results = run.checkpoint.get("datamodule_hyper_parameters", {}), run.results
-    if results and Path(results.checkpoint or "").name != run.file.name:
-        results = None  # of another checkpoint of the run
-    write_card(folder, model, data_options, results)  # first: it marks the folder as an export
+    data_options, results = run.checkpoint.get("datamodule_hyper_parameters", {}), run.own_results
     computed_by: dict[str, Logits] = {"PyTorch": model}
-    for kind in formats:
-        difference, computed_by[f"model.{kind}"] = export(model, kind, images, folder)
-        size = (folder / f"model.{kind}").stat().st_size
-        print(f"model.{kind:<14}{size:>12,}{difference:>12.1e}", flush=True)
-    print("\nThe difference is the largest of a logit; all predicted classes are equal.")
-    write_card(folder, model, data_options, results)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export") as name:
+        place = Path(name)
+        for kind in formats:
+            difference, computed_by[f"model.{kind}"] = export(model, kind, images, place)
+            size = (place / f"model.{kind}").stat().st_size
+            print(f"model.{kind:<14}{size:>12,}{difference:>12.1e}", flush=True)
+        print("\nThe difference is the largest of a logit; all predicted classes are equal.")
+        publish(place, folder, fingerprint(model), partial(write_card, folder, model, data_options, results))
     if options.benchmark:
         print_speeds(computed_by, images)
     print(f"\nfolder  {printable(shorten(folder))}")
-
-
-@contextlib.contextmanager
-def writing(folder: Path, run: Run, model: ImageClassifier) -> Iterator[None]:
-    """Create the folder, and keep other exports out of it; it may hold an export, or what a killed one left behind.
-
-    Files of another model are removed.
-    """
-    if folder.resolve() == run.file.parent.resolve():
-        raise UserError(f"`output` is {folder}, the folder of the model itself: give another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"`output` is {folder}: cannot be created ({error.strerror})") from error
-    if card_fingerprint(folder) is None and not all(LEFT_OVER.fullmatch(path.name) for path in folder.iterdir()):
-        raise UserError(f"`output` is {folder}, which holds other files than an export: give another folder")
-    lock = FileLock(folder / ".lock")
-    with contextlib.suppress(NotImplementedError):  # a file system without locks
-        lock.acquire()
-    try:
-        for left_over in (path for path in folder.iterdir() if LEFT_OVER.fullmatch(path.name)):
-            if left_over.is_dir() and not left_over.is_symlink():
-                shutil.rmtree(left_over)
-            elif left_over.name != ".lock":
-                left_over.unlink()
-        if card_fingerprint(folder) not in (None, fingerprint(model)):
-            print(f"files of another model are removed from {printable(shorten(folder))}")
-            for file in (*folder.glob("model.*"), folder / "config.json"):
-                file.unlink(missing_ok=True)
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # Windows keeps an open file; the next export takes it
-            Path(lock.lock_file).unlink()
-        lock.release()
 
 
 def images_to_check(run: Run, size: int) -> tuple[Tensor, str]:

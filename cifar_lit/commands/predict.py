@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -37,8 +38,11 @@ cifar-lit predict lightning_logs/version_0 pictures/ 'more/*.webp'
 cifar-lit predict lightning_logs/version_0 archive.zip --format csv
 cifar-lit predict lightning_logs/version_0 - < cat.jpg
 """
-Images = tuple[Path | None, list[str]]
-"""An archive and the names of images in it, or None and names of files, where ``-`` is standard input."""
+Images = tuple[Path | None, dict[str, int]]
+"""An archive and the names of images in it, or None and names of files, where ``-`` is standard input.
+
+With each name how often it occurs there: in a tar archive a later file may replace one of the same name.
+"""
 Content = tuple[str, bytes | Path | UserError]
 """Name of an image, and its content, the file that it can be read from, or what is wrong with it."""
 Prediction = tuple[str, list[tuple[str, float]]]
@@ -100,27 +104,38 @@ def _move(model: ImageClassifier, device: str) -> None:
 
 
 def find_images(paths: Sequence[str]) -> list[Images]:
-    """Return the images at files, folders (with all below them), globs and archives, sorted in each of them."""
-    images = []
+    """Return the images at files, folders (with all below them), globs and archives, sorted in each of them.
+
+    One that is found several times, as by ``**`` in its folder and by its own name, is returned once.
+    """
+    images: list[Images] = []
+    seen: set[tuple[Path | None, Path]] = set()
     for path in paths:
         found = _find(path)
         if not any(names for _, names in found):
             raise UserError(f"{path}: no such image, and no folder or archive with one")
-        images += found
+        for archive, names in found:
+            new = {name: times for name, times in names.items() if (archive, Path(name)) not in seen}
+            seen.update((archive, Path(name)) for name in new)
+            images.append((archive, new))
     return images
 
 
 def _find(path: str) -> list[Images]:
     file, is_there = Path(path), os.path.exists(path)  # noqa: PTH110 (a Path raises for a name that is too long)
-    if path == "-" or (is_there and not file.is_dir() and not is_archive(file)):
-        return [(None, [path])]
+    is_dangling = not is_there and os.path.islink(path)  # noqa: PTH114
+    if path == "-" or is_dangling or (is_there and not file.is_dir() and not is_archive(file)):
+        return [(None, {path: 1})]
     if not is_there:
         matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (a Path takes no absolute pattern)
         return [images for match in matches for images in _find(match)]
     found = list_images(file)
     if passed_over := found.describe():
         say(passed_over)
-    return [(None, [(file / name).as_posix() for name in found.images])] if file.is_dir() else [(file, found.images)]
+    if file.is_dir():
+        return [(None, {(file / name).as_posix(): 1 for name in found.images})]
+    times = Counter(found.names)
+    return [(file, {name: times[name] for name in found.images})]
 
 
 def predict(
@@ -150,14 +165,28 @@ def predict(
                     yield name, [(model.classes[i], p) for i, p in zip(columns, row, strict=True)]
 
 
-def _read(archive: Path | None, names: list[str]) -> Iterator[Content]:
-    """Yield each image's name, and its content, the file that it can be read from, or what is wrong with it."""
+def _read(archive: Path | None, names: dict[str, int]) -> Iterator[Content]:
+    """Yield each image's name, and its content, the file that it can be read from, or what is wrong with it.
+
+    Of a name that occurs several times in an archive the last file counts, as in a training.
+    """
     if archive is not None:
-        for name, content in read_each(archive, dict.fromkeys(names)):  # in order, and quick to search
-            yield (archive / name).as_posix(), content
+        left = dict(names)
+        for name, content in read_each(archive, names):
+            left[name] = left.get(name, 1) - 1
+            if not left[name] or isinstance(content, UserError):
+                yield (archive / name).as_posix(), content
         return
     for name in names:
-        yield name, sys.stdin.buffer.read(MAX_BYTES) if name == "-" else Path(name)
+        if os.path.islink(name) and not os.path.exists(name):  # noqa: PTH110, PTH114
+            yield name, UserError("is a link to nothing")
+        else:
+            yield name, _standard_input() if name == "-" else Path(name)
+
+
+def _standard_input() -> bytes | UserError:
+    content = sys.stdin.buffer.read(MAX_BYTES + 1)
+    return content if len(content) <= MAX_BYTES else UserError(f"has more than {MAX_BYTES:,} bytes")
 
 
 def _batches(contents: Iterator[Content]) -> Iterator[list[Content]]:

@@ -3,13 +3,13 @@
 import argparse
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from cifar_lit.callbacks.progress import ProgressBar
 from cifar_lit.cli.filters import filter_logs
 from cifar_lit.cli.options import check_devices
 from cifar_lit.cli.parser import CommandParser, naming_options, reader_may_leave
+from cifar_lit.cli.resume import is_tested
 from cifar_lit.cli.trainer import make_trainer
 from cifar_lit.commands import compare
 from cifar_lit.commands.options import OF_COMPARE, OPTIONS, add_options, given
@@ -23,6 +23,8 @@ from cifar_lit.networks.base import needed_trust
 from cifar_lit.results import Results
 from cifar_lit.run import REPORT, RESULTS, Run
 
+OF_TRAINING = ("best_epoch", "epochs", "train_seconds", "images_per_second", "multiplications", "command")
+"""What results say of the training that they were written after."""
 EXAMPLES = """
 cifar-lit test lightning_logs/version_0
 cifar-lit test lightning_logs/version_0 --report
@@ -76,13 +78,14 @@ def score_run(options: argparse.Namespace, *, splits: tuple[str, ...]) -> None:
     metrics = score(trainer, model, datamodule, splits=splits)
     if not trainer.is_global_zero:
         return
-    results = describe(model, datamodule, metrics, checkpoint=shorten(run.file))
+    step = run.checkpoint.get("global_step")
+    results = describe(model, datamodule, metrics, checkpoint=shorten(run.file), step=step)
     is_part = before is not None and (results.num_val < before.num_val or results.num_test < before.num_test)
     if folder is not None and not is_part:
         assert datamodule.test is not None
-        results = _merge(before, results)
-        write_report(folder / REPORT, results, model, datamodule.test.images)
+        results = _merge(run, results)
         write_atomic(folder / RESULTS, results.to_json())
+        write_report(folder / REPORT, results, model, datamodule.test.images)
     with reader_may_leave():
         shown = shorten(folder) if folder else None
         print("\n" + format_table(results, run=shown, trust=needed_trust(model.net)))
@@ -90,12 +93,13 @@ def score_run(options: argparse.Namespace, *, splits: tuple[str, ...]) -> None:
         raise UserError(f"`report`: fewer images than before were scored, so {RESULTS} is kept", exit_code=1)
 
 
-def _merge(before: Results | None, results: Results) -> Results:
-    """Keep what only the training knows."""
+def _merge(run: Run, results: Results) -> Results:
+    """Keep what only the training knows, as far as the results before are of this training."""
+    before = run.results
     known = {name: value for name, value in vars(results).items() if value not in (None, 0)}
-    known |= {"total_val": results.total_val, "total_test": results.total_test}
-    if before and before.checkpoint and Path(before.checkpoint).name != Path(results.checkpoint or "").name:
-        known["best_epoch"] = None
+    known |= {"total_val": results.total_val, "total_test": results.total_test, "step": results.step}
+    if before and before.checkpoint and run.own_results is None:
+        known |= dict.fromkeys(("best_epoch",) if is_tested(run) else OF_TRAINING)
     return dataclasses.replace(before or results, **known)
 
 

@@ -28,6 +28,8 @@ Shown = tuple[NDArray[np.uint8], str, str, float]
 """An image, its true class, the predicted one, and the confidence."""
 NUM_ERRORS = 30
 """Most confident errors that are shown."""
+NUM_FILTERS = 100
+"""Filters that TensorBoard shows: drawing takes 0.1 s for each, and matplotlib refuses an image of some thousands."""
 MAX_COUNTS = 30
 """Classes up to which the cells of a confusion matrix show their counts."""
 IMAGES_PER_ROW = 10
@@ -171,7 +173,8 @@ def _shown(predictions: Predictions, images: Tensor, classes: Sequence[str], row
 
 def first_filters(net: nn.Module) -> list[NDArray[np.uint8]]:
     """Return the filters of the first convolution over colours as images, each scaled to 0..255; [] without one."""
-    layer = next((layer for layer in net.modules() if isinstance(layer, nn.Conv2d) and layer.in_channels == 3), None)
+    convs = (layer for layer in net.modules() if isinstance(layer, nn.Conv2d))
+    layer = next((layer for layer in convs if (layer.in_channels, layer.groups) == (3, 1)), None)
     if layer is None:
         return []
     weights = layer.weight.detach().float().cpu()
@@ -195,7 +198,7 @@ def log_figures(
                 pairs = zip(map(drawable, true), map(drawable, predicted), confidences, strict=True)
                 titles = [f"{true}\npredicted {predicted}, {confidence:.2f}" for true, predicted, confidence in pairs]
                 figures["Errors/test"] = draw_images(images_of, titles)
-            filters = first_filters(model.net)
+            filters = first_filters(model.net)[:NUM_FILTERS]
             if filters:
                 figures["Filters"] = draw_images(filters, [""] * len(filters))
         for name, figure in figures.items():

@@ -23,6 +23,7 @@ def score(
     if splits == ("val",) and not datamodule.has_val:
         raise UserError("`val_size` is 0: there are no validation images to score; use cifar-lit test")
     return_freed_memory()  # of a training, which needed more: other images are read now
+    restore_nothing(trainer)
     metrics: dict[str, Any] = {}
     if "val" in splits and datamodule.has_val:
         trainer.validate(model, datamodule=datamodule, verbose=False)
@@ -37,6 +38,15 @@ def score(
         trainer.test(model, datamodule=datamodule, verbose=False)
         metrics |= model.predictions.metrics(model.classes) if model.predictions else {}
     return metrics
+
+
+def restore_nothing(trainer: Trainer) -> None:
+    """Let the Trainer take the weights that it is given, and load no file that we do not name.
+
+    In a SLURM job it would load ``hpc_ckpt_*.ckpt``, of the moment when some job was put into the queue again.
+    """
+    connector = trainer._checkpoint_connector
+    connector._ckpt_path, connector._user_managed = None, True  # the user has set a path: none
 
 
 def describe(

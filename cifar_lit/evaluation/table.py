@@ -1,5 +1,6 @@
 """The table that a run ends with."""
 
+import shlex
 from pathlib import Path
 
 from cifar_lit.files import printable
@@ -17,10 +18,11 @@ TITLES = {
 """The metric of each row."""
 
 
-def format_table(results: Results, *, run: str | None = None, trust: str = "") -> str:
+def format_table(results: Results, *, run: str | None = None, trust: str = "", has_report: bool = True) -> str:
     """Return the metrics as a table for a terminal of 80 columns; what is not known has no row.
 
-    ``trust`` is what ``needed_trust`` returns of the network.
+    ``trust`` is what ``needed_trust`` returns of the network. Without ``has_report`` a report in the run's folder is of
+    other results.
     """
     lines = [f"{'':<20}{'validation':>12}{'test':>12}"]
     for title, name in TITLES.items():
@@ -35,7 +37,10 @@ def format_table(results: Results, *, run: str | None = None, trust: str = "") -
         f"  {printable(name)[:29]:<30}{_format(value) if number else 'no images':>12}"
         for (name, value), number in zip(per_class.items(), num_images, strict=False)
     ]
-    lines += ["", *(f"{title:<12}{printable(text)}" for title, text in _describe(results, run, trust).items())]
+    rows = _describe(results, run, trust)
+    if run is not None and has_report and Path(run, REPORT).is_file():
+        rows["report"] = f"{run}/{REPORT}"
+    lines += ["", *(f"{title:<12}{printable(text)}" for title, text in rows.items())]
     return "\n".join(lines)
 
 
@@ -77,9 +82,7 @@ def _describe(results: Results, run: str | None, trust: str) -> dict[str, str]:
     if run is not None:
         rows["run"] = run
         if any(Path(run).glob("events.out.tfevents.*")):
-            rows["curves"] = f"tensorboard --logdir {Path(run).parent}"
+            rows["curves"] = f"tensorboard --logdir {shlex.quote(str(Path(run).parent))}"
         if results.checkpoint:
-            rows["test again"] = f"cifar-lit test {run}{trust}"
-        if Path(run, REPORT).is_file():
-            rows["report"] = f"{run}/{REPORT}"
+            rows["test again"] = f"cifar-lit test {shlex.quote(run)}{trust}"
     return rows

@@ -53,7 +53,7 @@ class TorchvisionNet(Network):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(N, 3, height, width)`` to logits ``(N, num_classes)``."""
-        if _size_option(self.name, 0) and images.shape[-1] != self.image_size:
+        if _size_option(self.name, 0) and {*images.shape[-2:]} != {self.image_size}:
             raise UserError(f"`net`.name is {self.name}, which takes only images of its `image_size` {self.image_size}")
         logits: Tensor = self.model(images)
         return logits

@@ -19,6 +19,7 @@ from PIL import Image
 from cifar_lit import ImageClassifier
 from cifar_lit import Run as SavedRun
 from cifar_lit.commands.demo import Tested, about, classify, errors_as, make_page, predict_test_images, write_examples
+from cifar_lit.commands.serving import OwnHosts, own_names
 from cifar_lit.data.decoding import read_image
 from cifar_lit.main import main
 from tests.helpers.images import TINY_CLASSES, tiny_image
@@ -182,6 +183,9 @@ def test_the_page_says_what_the_model_is_and_how_good(tested: tuple[ImageClassif
     last = SavedRun(RUN / "checkpoints/last.ckpt")  # not the checkpoint of the results
     correct = 100 * float(predictions[0].correct.double().mean())
     assert about(model, last, predictions).startswith(f"It classifies {correct:.1f} % of 24 test images correctly.\n")
+    changed = SavedRun(RUN)
+    changed.checkpoint["global_step"] += 1  # it was replaced since by that of a longer training
+    assert about(model, changed, None) == "Classes: bright, dark, green"
     model.classes = ["<b>", "*two*\nlines\x1b", "c"]
     assert about(model, last, None) == r"Classes: \<b\>, \*two\* lines\x1b, c"
 
@@ -241,6 +245,8 @@ def test_who_can_reach_it_is_said(
     monkeypatch.setattr("cifar_lit.commands.demo.threading", ENDS_AT_ONCE)
     assert main(["demo", str(RUN), "--host", "0.0.0.0", "--max_upload_mb", "2"]) == 0
     assert (launched["server_name"], launched["max_file_size"], launched["share"]) == ("0.0.0.0", 2 * 2**20, False)
+    (guard,) = launched["app_kwargs"]["middleware"]
+    assert (guard.cls, guard.kwargs) == (OwnHosts, {"names": own_names("0.0.0.0")})
     assert "--host 0.0.0.0: everybody who can reach this machine can use the page" in capsys.readouterr().out
 
 

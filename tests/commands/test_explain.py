@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from torch import Tensor, nn
 
 from cifar_lit.main import main
+from cifar_lit.networks import Network
 from tests.helpers.runs import RUN, Refused
 
 
@@ -22,6 +24,25 @@ def test_options_change_the_network_and_the_image(capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert out.startswith("image 3 x 16 x 32\n")
     assert "3*16 = 48" in out
+
+
+class Squeezing(Network):
+    """Would take a batch of one image for the features of one."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.last = nn.Linear(3, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.last(images.mean((2, 3)).squeeze())
+        return logits
+
+
+def test_a_network_is_explained_as_it_is_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "--model.net", "tests.commands.test_explain.Squeezing"]) == 0
+    out = capsys.readouterr().out
+    assert "between the layers: 3 x 32 x 32 -> 3\n" in out
+    assert out.endswith("  output          10\n\n40 parameters, 30 multiplications per image\n")
 
 
 def test_a_layer_that_does_not_fit_ends_with_1_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from cifar_lit import Run
 from cifar_lit.commands import export as exporting
-from cifar_lit.commands.export import check, export, writing
+from cifar_lit.commands.export import check, export
+from cifar_lit.commands.export_folder import writing
 from cifar_lit.errors import UserError
 from cifar_lit.main import main
 from cifar_lit.module import ImageClassifier
@@ -31,6 +32,13 @@ FOLDER = RUN / "export"
 @pytest.fixture(autouse=True)
 def _fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "NUM_CHECKED", 100)  # of 1,000
+
+
+NUM_CHECKED = exporting.NUM_CHECKED
+
+
+def test_as_many_images_are_checked_as_the_readme_says() -> None:
+    assert NUM_CHECKED == 1000
 
 
 def exported(*args: str) -> None:
@@ -119,7 +127,7 @@ def test_a_file_that_computes_something_else_is_not_kept(
     code, line = refused(["export", str(RUN), "--to", "pt2"])
     assert code == 1
     assert re.search(r"model.pt2 is not kept: it predicts another class for \d+ of 100 images", line)
-    assert [file.name for file in FOLDER.iterdir()] == ["README.md"]  # the card, which marks it as an export
+    assert list(FOLDER.iterdir()) == []
 
 
 def test_the_comparison() -> None:
@@ -193,7 +201,7 @@ def test_a_folder_of_something_else_is_left_alone(run: str, refused: Refused) ->
 
 
 def test_what_a_killed_export_left_behind_refuses_no_other(tmp_path: Path) -> None:
-    model, folder = a_model(), tmp_path / "out"
+    folder = tmp_path / "out"
     run = cast(Run, SimpleNamespace(file=tmp_path / "last.ckpt"))
     (folder / ".exportab_12345").mkdir(parents=True)
     (folder / ".exportab_12345/model.onnx").touch()
@@ -202,7 +210,7 @@ def test_what_a_killed_export_left_behind_refuses_no_other(tmp_path: Path) -> No
     (folder / ".exportlinked_1").symlink_to(mine)
     for name in (".README.md.0123abcd.part", ".model.pt2.0123abcd.part", ".config.json.0123abcd.part", ".lock"):
         (folder / name).touch()
-    with writing(folder, run, model):
+    with writing(folder, run):
         assert [path.name for path in folder.iterdir()] == [".lock"]
         with pytest.raises(Timeout):
             FileLock(folder / ".lock", timeout=0).acquire()
@@ -214,7 +222,7 @@ def test_what_a_killed_export_left_behind_refuses_no_other(tmp_path: Path) -> No
         other.mkdir()
         for left_over in (name, ".exportab_12345"):
             (other / left_over).touch()
-        with pytest.raises(UserError, match="holds other files than an export"), writing(other, run, model):
+        with pytest.raises(UserError, match="holds other files than an export"), writing(other, run):
             pass
         assert len(list(other.iterdir())) == 2
 
@@ -224,6 +232,13 @@ def test_the_card_has_the_scores_of_the_exported_checkpoint_only(run: str) -> No
     assert "Accuracy on test, of one run" in (FOLDER / "README.md").read_text()
     assert main(["export", str(RUN / "checkpoints/last.ckpt"), "--to", "safetensors", "--output", "last"]) == 0
     assert "Not known: there are no results of a test." in Path("last/README.md").read_text()
+
+
+def test_the_scores_of_earlier_weights_are_not_in_the_card(run: str) -> None:
+    checkpoint = torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)
+    torch.save({**checkpoint, "global_step": checkpoint["global_step"] + 6}, RUN / "checkpoints/best.ckpt")
+    exported("--to", "safetensors")
+    assert "Not known: there are no results of a test." in (FOLDER / "README.md").read_text()
 
 
 def test_a_folder_holds_one_model(run: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,6 +252,75 @@ def test_a_folder_holds_one_model(run: str, capsys: pytest.CaptureFixture[str]) 
     assert "files of another model are removed from out" in capsys.readouterr().out
     assert {path.name for path in Path("out").iterdir()} == {"model.safetensors", "config.json", "README.md"}
     assert "pt2" not in Path("out/README.md").read_text()
+
+
+def test_an_export_that_fails_leaves_the_earlier_one_and_what_is_not_ours(
+    run: str, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported("--to", "safetensors", "pt2", "--output", "out")
+    Path("out/model.tflite").write_text("mine")
+    Path("out/model.onnx.data").write_text("of a large model")
+    files = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    checkpoint = torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)
+    next(iter(checkpoint["state_dict"].values())).add_(1e-3)
+    torch.save(checkpoint, "other.ckpt")
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "TOLERANCE", -1.0)
+        assert refused(["export", "other.ckpt", "--to", "safetensors", "--output", "out"])[0] == 1
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == files
+    assert main(["export", "other.ckpt", "--to", "safetensors", "--output", "out"]) == 0
+    names = {"model.safetensors", "model.tflite", "config.json", "README.md"}
+    assert {path.name for path in Path("out").iterdir()} == names
+    assert "tflite" not in Path("out/README.md").read_text()
+
+
+def test_a_card_that_was_edited_stays(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exported("--to", "safetensors")
+    card, new = FOLDER / "README.md", FOLDER / "README.new.md"
+    edited = card.read_text().replace("library_name", "license: mit\nlibrary_name", 1)
+    card.write_text(edited)
+    assert "README.md was edited" not in capsys.readouterr().out
+    exported("--to", "pt2")
+    says = "README.md was edited, and stays as it is: the card of these files is README.new.md\n"
+    assert capsys.readouterr().out.count(says) == 1
+    assert card.read_text() == edited
+    assert "model.pt2" in new.read_text()
+    new.replace(card)  # its owner takes it
+    exported("--to", "pt2")
+    assert not new.exists()
+    assert "README.new.md" not in capsys.readouterr().out
+    card.write_text(edited)
+    checkpoint = torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)
+    next(iter(checkpoint["state_dict"].values())).add_(1e-3)
+    torch.save(checkpoint, RUN / "checkpoints/best.ckpt")
+    exported("--to", "safetensors")
+    exported("--to", "pt2")  # of the same model as the new card
+    assert {"model.safetensors", "model.pt2"} < {path.name for path in FOLDER.iterdir()}
+    assert card.read_text() == edited
+
+
+@pytest.mark.parametrize("name", ["export", "export/.lock", "export/model.pt2"])
+def test_nothing_is_written_through_a_link(name: str, run: str, refused: Refused) -> None:
+    Path("elsewhere").mkdir()
+    Path("alone").mkdir()
+    (RUN / "checkpoints/best.ckpt").rename("alone/best.ckpt")
+    for folder, source in ((RUN, RUN), (Path("alone"), Path("alone/best.ckpt"))):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(Path("elsewhere").absolute())
+        code, line = refused(["export", str(source), "--to", "safetensors"])
+        assert (code, f"{folder / name} is a link to " in line) == (2, True), line
+        assert "nothing is written in there; " in line
+    assert list(Path("elsewhere").iterdir()) == []
+    if name == "export/.lock":
+        _, line = refused(["export", str(RUN), "--to", "safetensors", "--output", str(RUN / "export")])
+        assert line == f"error: --output is {RUN}/export, whose .lock is a link: remove it, or give another folder"
+
+
+def test_links_of_a_trusted_run_are_its_owners(run: str) -> None:
+    Path("elsewhere").mkdir()
+    FOLDER.symlink_to(Path("elsewhere").absolute())
+    exported("--to", "safetensors", "--trust_run")
+    assert Path("elsewhere/model.safetensors").exists()
 
 
 def test_a_package_that_is_missing_is_named(run: str, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import tarfile
 import zipfile
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from cifar_lit import Run
-from cifar_lit.commands.predict import Content, _batches, _move, find_images, predict, write
+from cifar_lit.commands.predict import Content, _batches, _move, _read, find_images, predict, write
 from cifar_lit.errors import UserError
 from cifar_lit.main import main
 from cifar_lit.module import ImageClassifier
@@ -107,6 +108,59 @@ def test_any_name_and_damaged_archives(predicted: Predicted) -> None:
     code, lines, err = predicted("cut.tar", str(paths[0]))
     assert (code, len(lines)) == (1, 6)
     assert "error: cut.tar is not a complete .tar, .tar.gz or .zip archive: empty header" in err
+
+
+def test_a_link_to_nothing_does_not_stop_the_others(predicted: Predicted) -> None:
+    Path("pictures").mkdir()
+    tiny_image("dark", 1).save("pictures/a.png")
+    Path("pictures/b.png").symlink_to("nowhere")
+    Path("pictures/c.png").symlink_to("c.png")
+    for paths in (["pictures/*.png"], ["pictures/a.png", "pictures/b.png", "pictures/c.png"]):
+        code, lines, err = predicted(*paths)
+        assert (code, [line[0] for line in lines]) == (1, ["pictures/a.png"])
+        errors = [line for line in err.splitlines() if line.startswith("error")]
+        assert errors == [f"error: pictures/{name}.png is a link to nothing" for name in "bc"]
+
+
+def test_each_picture_is_classified_once(predicted: Predicted) -> None:
+    _, expected, _ = predicted("tiny/test")
+    for paths in (["tiny/test/**"], ["tiny/test", "./tiny/test/dark"], ["tiny/test/", *(line[0] for line in expected)]):
+        assert predicted(*paths)[:2] == (0, expected)
+
+
+@pytest.mark.parametrize("name", ["images.tar", "images.tar.gz", "images.zip"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_of_a_name_that_is_twice_in_an_archive_the_later_counts(name: str) -> None:
+    model = ImageClassifier(classes=["a", "b"], net=TutorialCNN)
+    files = [(f"{i % 3}.png", encode(tiny_image("dark", i), ".png")) for i in range(5)]
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(name, "w") as packed:
+            for file, content in files:
+                packed.writestr(file, content)
+    else:
+        with tarfile.open(name, "w:gz" if name.endswith("gz") else "w") as tar:
+            for file, content in files:
+                member = tarfile.TarInfo(file)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    found = find_images([name])
+    contents = dict(itertools.chain.from_iterable(itertools.starmap(_read, found)))
+    assert contents == {f"{name}/{file}": content for file, content in files}
+    assert len(list(predict(model, found))) == 3
+
+
+def test_more_than_is_read_of_a_file_is_not_read_of_standard_input(
+    predicted: Predicted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = Path("tiny/test/dark/101.png").read_bytes()
+    for size, expected in (
+        (len(content), ""),
+        (len(content) - 1, f"error: - has more than {len(content) - 1:,} bytes"),
+    ):
+        monkeypatch.setattr("cifar_lit.commands.predict.MAX_BYTES", size)
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        code, lines, err = predicted("-")
+        assert (code, len(lines), err.strip()) == ((1, 0, expected) if expected else (0, 1, ""))
 
 
 def test_standard_input(predicted: Predicted, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """``test``: the metrics of a run, from wherever its checkpoint is."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -11,7 +12,9 @@ import torch
 
 from cifar_lit.main import main
 from cifar_lit.networks import TutorialCNN
+from tests.helpers.processes import environment
 from tests.helpers.runs import FEW_EPOCHS, RUN, Refused, read_results, table_of
+from tests.helpers.stored import changed
 from tests.helpers.trainers import note_precisions
 
 
@@ -103,6 +106,24 @@ def test_a_report_of_a_run_that_died_before_its_test(run: str) -> None:
     assert f"with the weights in {RUN}/checkpoints/best.ckpt." in (RUN / "report.html").read_text()
     assert main(["test", str(RUN / "checkpoints/last.ckpt"), "--report"]) == 0
     assert "with the last weights." in (RUN / "report.html").read_text()
+
+
+def test_a_report_says_nothing_of_an_earlier_training(run: str) -> None:
+    before = read_results()
+    with changed("best.ckpt") as checkpoint:  # as a longer training that was stopped before its test leaves it
+        checkpoint["global_step"] += 6
+    assert main(["test", str(RUN), "--report"]) == 0
+    after = read_results()
+    assert (after["step"], after["seed"]) == (before["step"] + 6, before["seed"])
+    assert [after[name] for name in ("best_epoch", "epochs", "train_seconds", "command")] == [None] * 4
+
+
+def test_a_report_that_cannot_be_drawn_loses_no_results(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (RUN / "results.json").unlink()
+    monkeypatch.setattr("cifar_lit.commands.test.write_report", lambda *_: 1 / 0)
+    with contextlib.suppress(ZeroDivisionError):
+        main(["test", str(RUN), "--report"])
+    assert read_results()["Accuracy/test"] is not None
 
 
 @pytest.mark.filterwarnings("ignore:.*images are not those of the run")
@@ -197,8 +218,7 @@ def test_a_reader_that_leaves_is_no_error(run: str) -> None:
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "cifar_lit", "test", str(RUN)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120, env=environment())
     os.close(write)
     assert done.returncode == 0
     assert "error" not in done.stderr.lower()
@@ -209,8 +229,7 @@ def test_a_reader_that_leaves_is_no_error(run: str) -> None:
 def test_two_processes_score_the_same_and_one_prints(run: str) -> None:
     options = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     command = [sys.executable, "-m", "cifar_lit", "test", str(RUN), *options]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment())
     assert done.returncode == 0, done.stderr
     assert table_of(done.stdout) == table_of(run)
     assert done.stdout.count("test accuracy per class") == 1

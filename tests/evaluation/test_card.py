@@ -16,6 +16,7 @@ from cifar_lit.evaluation.card import card_fingerprint, fingerprint, write_card
 from cifar_lit.main import main
 from cifar_lit.networks import ResNet18
 from cifar_lit.results import Results
+from tests.helpers.networks import WideNet
 from tests.helpers.results import make_results
 from tests.helpers.runs import RUN
 
@@ -154,6 +155,24 @@ def test_the_weights_that_a_training_started_from_are_in_the_card(tmp_path: Path
     sentence = "The training started from the weights my\\_net.pth, and so knows what they were trained on.\n\n- "
     assert f" parameters. {sentence}" in card
     assert "/home" not in card
+
+
+def test_the_card_of_a_network_of_ones_own_says_what_its_code_needs(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    for net, needs_trust in ((WideNet, True), (ResNet18, False)):
+        write_card(tmp_path, ImageClassifier(classes=["a", "b"], net=net).eval(), {}, None)
+        card = (tmp_path / "README.md").read_text()
+        assert ('model = Run(".", trust=True).model()' in card) == needs_trust
+        assert ('model = Run(".").model()' in card) != needs_trust
+        assert ("The network is of the module `tests.helpers.networks`" in card) == needs_trust
+        assert "\n\n\n" not in card
+
+
+def test_files_that_are_not_of_the_export_are_not_in_its_card(tmp_path: Path) -> None:
+    for name in ("model.pt2", "model.tflite", "model.onnx.data"):
+        (tmp_path / name).touch()
+    card = card_of(tmp_path, ["a", "b"], {}, None)
+    assert re.findall("^- `(.*)`, 0 bytes$", card, re.MULTILINE) == ["model.onnx.data", "model.pt2"]
 
 
 def test_the_options_of_the_network_are_in_the_card(tmp_path: Path) -> None:

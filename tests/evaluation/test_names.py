@@ -8,9 +8,10 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_lit.evaluation.card import write_card
-from cifar_lit.evaluation.plots import drawable, log_figures
+from cifar_lit.evaluation.plots import draw_confusion, drawable, log_figures
 from cifar_lit.evaluation.report import write_report
 from cifar_lit.evaluation.table import format_table
 from cifar_lit.files import printable
@@ -93,6 +94,11 @@ def test_figures_show_names_as_text(
     logger = TensorBoardLogger(str(tmp_path), name="", version="")
     log_figures(logger, results, model, 1, images)  # a warning of matplotlib would be an error here
     logger.experiment.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert sorted(events.Tags()["images"]) == ["ConfusionMatrix/test", "Errors/test", "Filters"]
+    axes = draw_confusion(results.metrics["Confusion/test"], NAMES).axes[0]
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in labels] == [drawable(name) for name in NAMES]
 
 
 def test_a_character_that_no_font_has_is_drawn_as_its_code() -> None:

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from cifar_lit.evaluation.plots import draw_confusion, draw_curve, first_filters, log_figures
+from cifar_lit.evaluation.plots import NUM_FILTERS, draw_confusion, draw_curve, first_filters, log_figures
 from cifar_lit.evaluation.report import read_curves, write_report
 from cifar_lit.metrics import Predictions
 from cifar_lit.module import ImageClassifier
@@ -143,6 +145,27 @@ def test_a_model_without_errors_filters_and_curves(model: ImageClassifier, tmp_p
     assert "does not fit: it expects 3 features, and gets 32, from the image\n" in page
 
 
+class Bare(torch.nn.Module):
+    """Calls none of its modules, and begins with a convolution of groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 6, 3, groups=3)
+        self.last = torch.nn.Linear(6, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = torch.nn.functional.conv2d(images, self.conv.weight, self.conv.bias, groups=3).mean((2, 3))
+        return torch.nn.functional.linear(features, self.last.weight, self.last.bias)
+
+
+def test_a_network_that_calls_none_of_its_modules_has_a_report(model: ImageClassifier, tmp_path: Path) -> None:
+    model.net = Bare()
+    write_report(tmp_path / "report.html", results_of(model), model, IMAGES)
+    page = (tmp_path / "report.html").read_text()
+    assert '<tr><th scope="row">not called</th><td></td><td>5</td>' in page  # which the results have
+    assert "Filters" not in page
+
+
 class Untraceable(torch.nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         raise KeyError("<no> such layer")
@@ -204,6 +227,25 @@ def test_filters_span_the_whole_range() -> None:
     assert {int(filter_.min()) for filter_ in filters} == {0}
     assert {int(filter_.max()) for filter_ in filters} == {255}
     assert first_filters(torch.nn.Linear(3, 3)) == []
+    grouped = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3, groups=3), torch.nn.Conv2d(3, 2, 1))
+    assert [filter_.shape for filter_ in first_filters(grouped)] == [(1, 1, 3)] * 2  # of the first over all colours
+
+
+def test_tensorboard_draws_no_more_filters_than_are_seen(
+    model: ImageClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def draw(images: Sequence[object], _: object) -> Figure:
+        drawn.append(len(images))
+        return Figure()
+
+    monkeypatch.setattr("cifar_lit.evaluation.plots.draw_images", draw)
+    model.net = torch.nn.Conv2d(3, 5000, 1)  # of which matplotlib would refuse the figure
+    logger = TensorBoardLogger(str(tmp_path), name="", version="")
+    log_figures(logger, results_of(model), model, 1, IMAGES)
+    logger.experiment.close()
+    assert drawn == [3, NUM_FILTERS]
 
 
 @pytest.mark.parametrize("num_classes", [3, 31])

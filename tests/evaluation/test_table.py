@@ -65,6 +65,19 @@ def test_a_report_is_named_if_there_is_one(results: Results, tmp_path: Path) -> 
     assert format_table(results, run=str(tmp_path)).splitlines()[-1] == f"report      {tmp_path}/report.html"
 
 
+def test_a_report_of_other_results_is_not_named(results: Results, tmp_path: Path) -> None:
+    (tmp_path / "report.html").touch()
+    assert "report" not in format_table(results, run=str(tmp_path), has_report=False).splitlines()[-1].split()
+
+
+def test_commands_can_be_pasted_wherever_the_run_is(results: Results) -> None:
+    Path("my runs/version 0").mkdir(parents=True)
+    Path("my runs/version 0/events.out.tfevents.1").touch()
+    lines = format_table(results, run="my runs/version 0", trust=" --trust_run").splitlines()
+    assert "curves      tensorboard --logdir 'my runs'" in lines
+    assert lines[-1] == "test again  cifar-lit test 'my runs/version 0' --trust_run"
+
+
 def test_what_is_not_known_has_no_row(results: Results) -> None:
     results.metrics = {**METRICS, "Accuracy/val": None, "Loss/val": None, "Loss/test": None}
     results.num_val, results.epochs, results.train_seconds, results.checkpoint = 0, 1, 1.25, None

@@ -114,8 +114,9 @@ def test_what_does_not_exist_is_refused(options: dict[str, Any], expected: str) 
 def test_a_transformer_takes_the_size_that_it_was_built_for_alone() -> None:
     with torch.device("meta"):
         net = TorchvisionNet(5, 64, name="vit_b_32")
-        with pytest.raises(UserError, match="takes only images of its `image_size` 64"):
-            net(torch.zeros(2, 3, 32, 32))
+        for height, width in ((32, 32), (32, 64), (64, 32)):
+            with pytest.raises(UserError, match="takes only images of its `image_size` 64"):
+                net(torch.zeros(2, 3, height, width))
 
 
 def test_weights_of_imagenet_are_loaded_but_for_the_head(hub: Path) -> None:
