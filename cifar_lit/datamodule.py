@@ -45,7 +45,7 @@ class CIFAR10DataModule(KnownImages):
             torchvision: one of its datasets of classified images, chosen by dataset, and downloaded to root if missing.
         root: For cifar10 and cifar100, the folder of the archive. For images, the folder, .tar, .tar.gz or .zip file.
         mirror: For cifar10 and cifar100, a download URL to try before the known ones.
-        batch_size: Number of images in a training batch, per device.
+        batch_size: Number of images in a training batch, per device. A last batch of one image is left out.
         val_size: Number of training images to hold out for validation (stratified by class), or a fraction of them
             below 1; 0 for none. By default 5,000; for images and torchvision a tenth of each class, at least one. With
             a fraction, images that are added move no other, and the number is approximate. Ignored with a val split.
@@ -82,7 +82,7 @@ class CIFAR10DataModule(KnownImages):
         val: The validation split, after ``setup("fit")``; None without validation.
         test: The test split, after ``setup("test")`` or ``setup("predict")``.
         fingerprints: The number and a hash of the images of each split that is loaded.
-        copies: What was said of the training and test images that have copies; None if nobody looked for them.
+        copies: What was said of the images of each split that have copies; None if nobody looked for them.
     """
 
     train: Split | None = None
@@ -121,9 +121,9 @@ class CIFAR10DataModule(KnownImages):
         options["val_size"] = default_val_size(source) if val_size is None else whole_number(options["val_size"])
         check_options(options | {"val_size": options["val_size"] or 0})
         folder, cache = expand_home("root", root), expand_home("cache_dir", cache_dir)
-        # The default cache stays as it is: another folder for each user.
-        saved = {"root": folder, **({} if cache_dir == CACHE_DIR else {"cache_dir": cache})}
-        self.save_hyperparameters(options | {name: os.path.abspath(path) for name, path in saved.items()})  # noqa: PTH100
+        is_default = cache == expand_home("cache_dir", CACHE_DIR)  # another for each user, though a file expands its ~
+        saved = {name: os.path.abspath(path) for name, path in (("root", folder), ("cache_dir", cache))}  # noqa: PTH100
+        self.save_hyperparameters(options | saved | ({"cache_dir": CACHE_DIR} if is_default else {}))
         self.augmentation = Augmentation(**{name: options[name] for name in vars(Augmentation())})
         self.copies: dict[str, str | None] = {}
         given = {name: options[name] for name in ("mirror", "image_size", "resize", "dataset")}
@@ -171,6 +171,8 @@ class CIFAR10DataModule(KnownImages):
             val = self._take_fingerprint("val", val, hashes[is_val])
             hashes = hashes[~is_val]
         is_used, self.copies["train"] = check_copies("train", train, {"val": val}, self.source, self.hparams)
+        if val is not None:
+            _, self.copies["val"] = check_copies("val", val, {}, self.source, self.hparams)
         train, hashes = train.part(is_used), hashes[is_used]
         self._take_fingerprint("train", train, hashes)
         batch_size, num_train = self.hparams["batch_size"], len(train.labels)

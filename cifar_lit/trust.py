@@ -1,6 +1,6 @@
 """What a run from elsewhere may do: hold data. What imports, writes elsewhere or reaches the network needs trust."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cifar_lit.checkpoint import plain_value
 from cifar_lit.data.cifar10 import CIFAR10
+from cifar_lit.data.listing import say
 from cifar_lit.data.options import check_image_size
 from cifar_lit.data.torchvision_sets import TorchvisionSet
 from cifar_lit.datamodule import CACHE_DIR, CIFAR10DataModule
@@ -66,12 +67,18 @@ def check_network(options: Mapping[str, Any], weights: Mapping[str, Tensor], *, 
             raise UserError(f"the weights do not match the network: net.{name} is missing, or has another shape")
 
 
-def limit_data(options: dict[str, Any]) -> None:
-    """Drop the settings of the data that reach the network or write elsewhere, which the user has to give."""
+def limit_data(options: dict[str, Any], *, given: Collection[str] = ()) -> None:
+    """Drop the settings of the data that reach the network or write elsewhere, which the user has to give.
+
+    A ``cache_dir`` that is dropped is said, unless it is among the options that are ``given``.
+    """
     options["mirror"] = None
     cache_dir = options.get("cache_dir")
     if cache_dir and not is_inside(cache_dir, Path()) and not is_inside(cache_dir, Path(CACHE_DIR).expanduser()):
         del options["cache_dir"]  # so that it is the default
+        if "cache_dir" not in given:
+            way_out = "give --trust_run or, to fit, test, validate and compare, --data.cache_dir"
+            say(f"the run's cache_dir {cache_dir:.200} is not used, as only a file names it: {way_out}")
 
 
 def only_read(datamodule: CIFAR10DataModule) -> None:

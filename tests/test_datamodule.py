@@ -393,6 +393,8 @@ def test_a_home_folder_is_expanded_before_it_is_used_and_saved(
     assert (data.hparams["root"], data.hparams["cache_dir"]) == (str(home / "tiny"), str(home / "kept"))
     assert list((home / "kept").iterdir())
     assert not Path("~").exists()
+    for name in ("~/.cache/cifar_lit", str(home / ".cache/cifar_lit")):  # the default is another for each user
+        assert CIFAR10DataModule(source="synthetic", cache_dir=name).hparams["cache_dir"] == "~/.cache/cifar_lit"
     for name in ("root", "cache_dir"):
         with pytest.raises(
             UserError, match=f"`{name}` is ~nobody-here/x: must be a complete path: there is no such home"

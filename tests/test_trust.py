@@ -17,6 +17,7 @@ import yaml
 from cifar_lit.checkpoint import load_checkpoint, save_safetensors
 from cifar_lit.cli.trust import check_config_of_run
 from cifar_lit.data.cifar10 import CLASSES
+from cifar_lit.data.listing import say
 from cifar_lit.errors import UserError
 from cifar_lit.main import main
 from cifar_lit.module import ImageClassifier
@@ -67,7 +68,10 @@ def test_the_network_of_another_package_needs_trust(refused: Refused, monkeypatc
     assert Run(path).model()  # now it is imported
 
 
-def test_data_settings_that_reach_the_network_or_write_elsewhere_are_the_users(tmp_path: Path) -> None:
+def test_data_settings_that_reach_the_network_or_write_elsewhere_are_the_users(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say.cache_clear()
     Path("work").mkdir()
     os.chdir("work")
     checkpoint = stored()
@@ -83,7 +87,11 @@ def test_data_settings_that_reach_the_network_or_write_elsewhere_are_the_users(t
         Run(path).datamodule().prepare_data()
     assert not Path(elsewhere).exists()
     assert Run(path, trust=True).datamodule().hparams["mirror"] == settings["mirror"]
+    line = f"the run's cache_dir {elsewhere} is not used, as only a file names it: give --trust_run or, to fit, test, "
+    assert capsys.readouterr().err == f"{line}validate and compare, --data.cache_dir\n"
+    say.cache_clear()
     given = Run(path).datamodule(root="mine", mirror="http://127.0.0.1:9/y", cache_dir=elsewhere)
+    assert capsys.readouterr().err == ""
     assert (given.hparams["mirror"], given.hparams["cache_dir"]) == ("http://127.0.0.1:9/y", elsewhere)
     assert given.source.may_write  # type: ignore[attr-defined]
 

@@ -1,6 +1,7 @@
 """What a training starts from: the settings of the run that is resumed, or else a recipe."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from cifar_lit.cli.network import import_named
 from cifar_lit.cli.trust import check_config_of_run, given_options
 from cifar_lit.errors import UserError
 from cifar_lit.recipes import RECIPES
-from cifar_lit.run import CHECKPOINTS, CONFIG, LAST, LOGS, run_folder
+from cifar_lit.run import CHECKPOINTS, CONFIG, LAST, LOGS, Run, run_folder
 from cifar_lit.schema import read_yaml
 
 WHOLE = {"seed_everything", "trainer", "model", "data", "ckpt_path", "report"}
@@ -17,7 +18,11 @@ WHOLE = {"seed_everything", "trainer", "model", "data", "ckpt_path", "report"}
 
 
 def with_config(args: Sequence[str]) -> list[str]:
-    """Put one ``--config`` before all other options: that of the run that is resumed, or else the recipe."""
+    """Put one ``--config`` before all other options: that of the run that is resumed, or else the recipe.
+
+    After that of a run come the folders of its images, as its checkpoint has them: its file may have them relative to
+    the working folder of that day.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in ("--recipe", "--ckpt_path", "--trainer.default_root_dir"):
         parser.add_argument(option, nargs="?", dest=option)
@@ -32,10 +37,12 @@ def with_config(args: Sequence[str]) -> list[str]:
         if folder := run_folder(file):
             if given["--recipe"]:
                 raise UserError("--recipe belongs to a new run: leave it out beside --ckpt_path")
-            if "--trust_run" not in args:
-                check_config_of_run(folder / CONFIG, given_options(args))
+            names, trust = given_options(args), "--trust_run" in args
+            if not trust:
+                check_config_of_run(folder / CONFIG, names)
             import_named((), [folder / CONFIG])
-            return ["--config", str(folder / CONFIG), *args]
+            places = Run(file, trust=trust).data_places(given={name.removeprefix("--data.") for name in names})
+            return ["--config", str(folder / CONFIG), f"--data={json.dumps(places, ensure_ascii=False)}", *args]
     recipe = given["--recipe"] or next(filter(None, map(recipe_of, reversed(given["config"]))), "tutorial")
     return ["--config", str(RECIPES[recipe]), *args] if recipe in RECIPES else list(args)
 

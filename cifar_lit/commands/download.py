@@ -22,11 +22,11 @@ def main(args: Sequence[str]) -> int:
     parser = _parser()
     options = parser.parse_args(args)
     source = vars(options).get("data.source", "cifar10")
-    if source in ("images", "synthetic"):
-        print(f"--data.source {source} needs no download")
-        return 0
     with naming_options(parser.names):
         check_mirror(vars(options).get("data.mirror"), source)
+        if source in ("images", "synthetic"):
+            print(f"--data.source {source} needs no download")
+            return 0
         datamodule = CIFAR10DataModule(**given(options, "data"))
         datamodule.prepare_data()
     places = datamodule.hparams
@@ -41,7 +41,7 @@ def _parser() -> CommandParser:
         "download",
         "[--data.source NAME]",
         "Download a dataset, verify and extract it, and say from where and how fast. What is there is not downloaded "
-        "again, and a download that was stopped resumes.",
+        "again, and a download that was stopped resumes, but for torchvision's own, which begins again.",
         EXAMPLES,
     )
     default = argparse.SUPPRESS

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
-from cifar_lit.data.cifar10 import ARCHIVES, CIFAR10
+from cifar_lit.data.cifar10 import ARCHIVES, CIFAR10, Archive
 from cifar_lit.data.decoding import Resize
 from cifar_lit.data.image_folder import ImageFolder
 from cifar_lit.data.listing import looks_like_images
@@ -48,9 +48,7 @@ def make_source(
     """Return a source by name; only the names of its classes are read. Arguments as for ``CIFAR10DataModule``."""
     if name in ARCHIVES:
         archive = ARCHIVES[name]
-        if root.is_file() or looks_like_images(root):
-            way_out = f"set `source` to images as well, or give another folder for {archive.title}"
-            raise UserError(f"`root` {root} looks like images of your own: {way_out}")
+        _check_root(root, archive)
         return CIFAR10(root, mirror=mirror, archive=archive)
     if name == "images":
         return ImageFolder(root, cache_dir=cache_dir, image_size=image_size, resize=resize)
@@ -59,6 +57,17 @@ def make_source(
     if name == "synthetic":
         return Synthetic()
     raise UserError(f"`source` is {name}: must be one of {', '.join(get_args(SourceName))}")
+
+
+def _check_root(root: Path, archive: Archive) -> None:
+    """Refuse what is no folder for an archive: images of the user, unless it is there, or what lies in its folder."""
+    if (root / archive.name).is_file() or (root / archive.folder).is_dir():
+        return
+    if root.exists() and root.name in (archive.name, archive.folder):
+        raise UserError(f"`root` {root} is {archive.title} itself: give its folder, {root.parent}")
+    if root.is_file() or looks_like_images(root):
+        way_out = f"set `source` to images as well, or give another folder for {archive.title}"
+        raise UserError(f"`root` {root} looks like images of your own: {way_out}")
 
 
 def expand_home(name: str, path: str) -> str:

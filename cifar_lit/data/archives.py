@@ -141,5 +141,5 @@ def writing(folder: Path, name: str, *, mode: int = 0o777) -> Iterator[None]:
         folder.mkdir(mode, exist_ok=True)
         with FileLock(folder / ".lock"):
             yield
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter is filelock's, where there are no locks
         raise UserError(f"{name} cannot be written ({error}); give another folder", exit_code=1) from error

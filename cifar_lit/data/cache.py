@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cifar_lit.data.archives import writing
 from cifar_lit.data.listing import say
-from cifar_lit.errors import UserError
+from cifar_lit.errors import UserError, explain_failure
 from cifar_lit.files import write_atomic
 
 
@@ -42,7 +42,9 @@ class Cache:
             is_sound = entry.pop("checksum") == _checksum(entry)
         except FileNotFoundError:
             return None
-        except Exception:  # torch.load has no closed list of what it raises for a file that is none of its own
+        except Exception as error:  # torch.load has no closed list of what it raises for a file that is none of its own
+            if explain_failure(error):  # the file may be sound, and not to be read, or memory full
+                raise
             is_sound = False
         if is_sound:
             return dict(entry)

@@ -2,7 +2,6 @@
 
 import hashlib
 import pickle
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from cifar_lit.data.archives import read_files, writing
 from cifar_lit.data.download import download, file_md5
+from cifar_lit.data.listing import say
 from cifar_lit.data.split import Split, SplitName
 from cifar_lit.errors import UserError
 from cifar_lit.files import write_atomic
@@ -122,9 +122,21 @@ class CIFAR10:
                 if md5 == other.md5 != self.archive.md5:
                     raise UserError(f"`root`: {path} is the archive of {other.title}: rename it to {other.name}")
             if md5 != self.archive.md5:
-                urls = (self.mirror, *self.archive.urls) if self.mirror else self.archive.urls
-                download(urls, path, md5=self.archive.md5)
+                self._download(path, md5)
             extract(path, self.archive)
+
+    def _download(self, path: Path, md5: str) -> None:
+        """Download the archive; one that is there has another MD5, which is said."""
+        urls = (self.mirror, *self.archive.urls) if self.mirror else self.archive.urls
+        damage = f"{path} is damaged, or another file: its MD5 is {md5}, not {self.archive.md5}"
+        if md5:
+            say(f"{damage}: it is downloaded")
+        try:
+            download(urls, path, md5=self.archive.md5)
+        except UserError as error:
+            if md5:
+                raise UserError(f"{damage}; {error.args[0]}", exit_code=error.exit_code) from error
+            raise
 
     def load(self, split: SplitName) -> Split:
         """Return a split, in the order of the files."""
@@ -148,7 +160,8 @@ class CIFAR10:
 def extract(path: Path, archive: Archive) -> None:
     """Extract the known files of an archive, whose checksum matches; no other member is written anywhere."""
     folder = path.parent / archive.folder
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
+    for left_over in (file for name in archive.members for file in folder.glob(f".{name}.*.part")):
+        left_over.unlink(missing_ok=True)  # of a process that was killed: this one has the lock
     for member, content in read_files(path, [f"{archive.folder}/{name}" for name in archive.members]):
         write_atomic(path.parent / member, content)

@@ -90,10 +90,12 @@ def fit_image(image: Image.Image, size: int = 32, resize: Resize = "squash") -> 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Turn an open image upright, and convert it to RGB."""
+    has_16_bits = image.mode != "I" or image.format in ("PNG", "PPM")  # which Pillow scales to 16 bits
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         pixels = np.asarray(image)
-        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+        is_known = has_16_bits or pixels.max() > 255 or not pixels.any()  # else perhaps 8 bits, as NumPy's integers
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535 or not is_known:
             raise UserError("has pixels of more than 16 bits, whose range is unknown: convert it to 8 bits")
         # Pillow clips 16-bit grey to 8 bits instead of scaling it.
         image = Image.fromarray((pixels // 257).astype(np.uint8))

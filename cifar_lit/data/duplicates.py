@@ -108,7 +108,8 @@ def check_copies(
     """Say which images of a split are in others, too, or in two classes; ``options`` are those of the data module.
 
     Return which images are used, a mask ``(N,)``, bool, or all, and what was said: empty for nothing, None where nobody
-    looked, because the images are not the user's own and none are to be dropped.
+    looked, because the images are not the user's own and none are to be dropped. Only training images are dropped: all
+    runs are judged on the same, and resume with the same.
     """
     drop = options["duplicates"] == "drop" and name == "train"
     if not (drop or options["source"] == "images"):
@@ -131,7 +132,8 @@ def check_copies(
         text += ": left out" if drop else "; --data.duplicates drop leaves them out"
     is_used = ~(found.exact | found.near | found.relabelled)
     if text:
-        pairs = _pairs(found.hashes[~is_used], source, (name, *known))
+        files_of = {name, *known} | ({"train"} if name == "val" and not source.has_val else set())
+        pairs = _pairs(found.hashes[~is_used], source, files_of)
         line, text = (", as ".join(filter(None, (text, ", ".join(pairs[:number])))) for number in (2, MAX_PAIRS))
         say(line)
     for label in set(split.labels.tolist()) if drop else ():

@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,15 +17,15 @@ from tqdm import tqdm
 
 from cifar_lit.data.archives import read_each, reading, walk
 from cifar_lit.data.cache import Cache
-from cifar_lit.data.decoding import Resize, read_rgb, to_square
+from cifar_lit.data.decoding import Resize, is_named_image, read_rgb, to_square
 from cifar_lit.data.layout import Listing, find_dataset
-from cifar_lit.data.listing import is_archive, say
+from cifar_lit.data.listing import is_archive, is_hidden, say
 from cifar_lit.data.split import Split, SplitName, hash_images, hold_out_test
 from cifar_lit.data.stored import StoredImages, fits, room_for
 from cifar_lit.data.unpacking import MAX_BYTES
 from cifar_lit.errors import UserError
 
-FORMAT = 4  # of decoding and cache: raise it when one of them changes, so that no older cache is used
+FORMAT = 5  # of decoding and cache: raise it when one of them changes, so that no older cache is used
 SMALL: tuple[int, Resize] = (32, "squash")  # the form in which images are hashed
 MAX_HASHED = 1 << 30  # bytes of an archive; a larger one has changed if its size or time has
 MAX_NAMED = 10  # broken images that are named
@@ -38,6 +39,7 @@ class ImageFolder:
     WebP, BMP, GIF, TIFF, AVIF or PPM files of any size. Without test, ``hold_out_test`` chooses its images from the
     others. They become squares of ``image_size`` pixels. Decoded images are kept in ``cache_dir``, one entry per root
     and size, until the root changes: the names, sizes or times of the files of a folder, the content of an archive.
+    What ``is_hidden`` does not count. A root that changes while it is read is a ``UserError``.
     """
 
     def __init__(self, root: Path, *, cache_dir: Path, image_size: int = 32, resize: Resize = "squash") -> None:
@@ -45,6 +47,10 @@ class ImageFolder:
             raise UserError(f"`root` {root}: no such folder or archive")
         if not (root.is_dir() or is_archive(root)):
             raise UserError(f"`root` {root} is neither a folder nor a complete .tar, .tar.gz or .zip archive")
+        inside = cache_dir.resolve()
+        if inside.is_relative_to(root.resolve()) and not is_hidden(inside.relative_to(root.resolve()).as_posix()):
+            way_out = "give another folder, or one whose name begins with a dot"
+            raise UserError(f"`cache_dir` {cache_dir} lies among the images of `root` {root}: {way_out}")
         self.root = root
         self.title = f"images from {root}"
         self._form = (image_size, resize)
@@ -58,7 +64,14 @@ class ImageFolder:
 
     @functools.cached_property
     def _dataset(self) -> tuple[Listing, str]:
-        return find_dataset(self.root)
+        dataset = find_dataset(self.root)
+        self._check_unchanged()
+        return dataset
+
+    def _check_unchanged(self) -> None:
+        """Refuse images that may not be those of the cache's fingerprint."""
+        if _fingerprint(self.root) != self._cache.fingerprint:
+            raise UserError(f"`root` {self.root} changed meanwhile: start again", exit_code=1)
 
     def _make_index(self) -> dict[str, Any]:
         listing, passed_over = self._dataset  # says what is wrong with it before a cache is made
@@ -124,6 +137,7 @@ class ImageFolder:
             for chunk in _chunks(read_each(self.root, position)):
                 list(pool.map(decode, (chunk[i::num_cores] for i in range(num_cores))))
                 bar.update(len(chunk))
+        self._check_unchanged()
         if broken:
             shown = "; ".join(f"{name} {error}".strip() for name, error in sorted(broken.items())[:MAX_NAMED])
             more = f"; and {len(broken) - MAX_NAMED:,} more" if len(broken) > MAX_NAMED else ""
@@ -149,11 +163,21 @@ def _fingerprint(root: Path) -> str:
         if root.is_file() and root.stat().st_size <= MAX_HASHED:
             with root.open("rb") as file:
                 hashlib.file_digest(file, lambda: digest)
+        elif root.is_file():
+            digest.update(_version(root.stat()))
         else:
-            for name, status in walk(root) if root.is_dir() else [("", root.stat())]:
-                if status is not None:  # else a link to nothing
-                    digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"))
+            for name, status in walk(root):
+                if status is None or is_hidden(name):
+                    continue  # a link to nothing, or what no image depends on, such as a run that is being written
+                if stat.S_ISDIR(status.st_mode):
+                    digest.update(os.fsencode(f"{name}/\n"))
+                elif "/" in name or is_named_image(name):  # no class has others that lie in the root, such as a log
+                    digest.update(os.fsencode(f"{name}\0") + _version(status))
     return digest.hexdigest()
+
+
+def _version(status: os.stat_result) -> bytes:
+    return f"{status.st_size}\0{status.st_mtime_ns}\n".encode()
 
 
 def _chunks(contents: Iterator[tuple[str, bytes | UserError]]) -> Iterator[list[tuple[str, bytes | UserError]]]:

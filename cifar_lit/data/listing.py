@@ -24,6 +24,10 @@ SPLITS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 """The names of a split's folder, in any case, and the split."""
+RUNS = "lightning_logs"
+"""The folder of the runs, which may lie among the images."""
+OF_WINDOWS = {"thumbs.db", "desktop.ini"}
+"""Files that Windows puts into folders of pictures."""
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz")
 
 
@@ -52,23 +56,31 @@ class Found:
         return f"passed over in {self.root}: {'; '.join(reasons)}" if reasons else ""
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is none of the user's images by its name: hidden, of the system, or of runs."""
+    parts = PurePosixPath(name).parts
+    is_odd = any(part.startswith((".", "__")) or part == RUNS for part in parts)
+    return is_odd or not OF_WINDOWS.isdisjoint(part.lower() for part in parts[-1:])
+
+
 def list_images(root: Path) -> Found:
     """List the images in a folder or archive, by one rule for training and prediction.
 
-    An image is what has the name of one, and what has another name and the content of an image.
+    An image is what has the name of one, and what has another name and the content of an image. Runs are not counted.
     """
     found = Found(root)
+    links = "links to nothing or in a circle, pipes" if root.is_dir() else "links in an archive (unpack it)"
     passed_over = defaultdict(list)
     try:
         for member in members(root):
             is_folder = member.name.endswith("/")
-            if any(part.startswith((".", "__")) for part in PurePosixPath(member.name).parts):
-                if not is_folder:
+            if is_hidden(member.name):
+                if not is_folder and RUNS not in PurePosixPath(member.name).parts:
                     passed_over["hidden"].append(member.name)
             elif is_folder:
                 found.names.append(member.name)
             elif member.open is None:
-                passed_over["links to nothing or in a circle, pipes"].append(member.name)
+                passed_over[links].append(member.name)
             elif is_named_image(member.name) or (member.size <= MAX_BYTES and is_image(member.open)):
                 found.names.append(member.name)
             else:
@@ -109,7 +121,7 @@ def looks_like_images(root: Path) -> bool:
 
     with contextlib.suppress(OSError):
         with os.scandir(root) as entries:
-            folders = [e.path for e in entries if e.is_dir() and not e.name.startswith(".")]
+            folders = [e.path for e in entries if e.is_dir() and not is_hidden(e.name)]
         is_unpacked = any(os.path.isfile(f"{folder}.tgz") for folder in folders[:1000])  # noqa: PTH113
         return holds(root) or (0 < len(folders) < 1000 and not is_unpacked and all(map(holds, folders)))
     return False

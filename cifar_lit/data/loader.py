@@ -13,14 +13,25 @@ from cifar_lit.data.stored import StoredImages, fits
 from cifar_lit.errors import UserError
 
 
+def num_trained(num_images: int, batch_size: int, world_size: int = 1) -> int:
+    """Return how many images of an epoch are trained; those that are left out are others in each epoch.
+
+    A last batch with one image on a rank is left out, as BatchNorm fails there or normalises the image by itself,
+    unless there is no other batch, or ``batch_size`` is 1; one with no image on a rank always is.
+    """
+    num_last = num_images % (batch_size * world_size)
+    fewest = world_size if num_last == num_images else world_size * min(2, batch_size)
+    return num_images - num_last if num_last < fewest else num_images
+
+
 @dataclass(eq=False, repr=False)
 class BatchLoader:
     """Selects batches by index from images and augments them whole, on the device and without workers.
 
     With several ranks a shuffled loader yields the same number of batches on each: the ranks share each global batch of
-    ``batch_size * world_size`` images, and a last global batch with fewer images than ranks is dropped. A loader
-    without shuffling, for evaluation, yields each image exactly once over all ranks, so that one rank may have a batch
-    more than another. The augmentation of an image in an epoch does not depend on the ranks.
+    ``batch_size * world_size`` images. A last one with fewer than two images per rank is left out, as ``num_trained``
+    says. A loader without shuffling, for evaluation, yields each image exactly once over all ranks, so that one rank
+    may have a batch more than another. The augmentation of an image in an epoch does not depend on the ranks.
 
     Each iteration is an epoch: it begins the next one, unless ``set_epoch`` was called since the last one began, which
     the Trainer does for each epoch. It is no ``torch.utils.data.DataLoader``: in a loop of your own, with
@@ -30,7 +41,7 @@ class BatchLoader:
         images: ``(N, height, width, 3)``, uint8, contiguous; height and width are equal. A tensor is held in the memory
             of the device; so are ``StoredImages`` if they fit, and else their batches alone are read.
         labels: ``(N,)``, int64.
-        batch_size: Images per batch and rank; the last batch of an epoch may have fewer.
+        batch_size: Images per batch and rank; the last batch of an epoch may have fewer, in training not only one.
         shuffle: Use a new random order for each epoch.
         augmentation: Augmentation of the images; by default none.
         seed: Seed of the orders and augmentations, at least 0.
@@ -92,12 +103,12 @@ class BatchLoader:
 
     def indices(self) -> list[Tensor]:
         """Return the positions in ``images`` of each batch of the current epoch, one int64 tensor per batch."""
-        num_images = len(self.labels)
-        generator = generator_for(self.seed, self.epoch)
-        order = torch.randperm(num_images, generator=generator) if self.shuffle else torch.arange(num_images)
+        order = torch.arange(len(self.labels))
+        if self.shuffle:
+            order = torch.randperm(len(self.labels), generator=generator_for(self.seed, self.epoch))
+            order = order[: num_trained(len(self.labels), self.batch_size, self.world_size)]
         global_batches = torch.split(order.to(self.labels.device), self.batch_size * self.world_size)
-        fewest = self.world_size if self.shuffle else self.rank + 1  # images in the last global batch
-        return [batch[self.rank :: self.world_size] for batch in global_batches if len(batch) >= fewest]
+        return [batch[self.rank :: self.world_size] for batch in global_batches if len(batch) > self.rank]
 
     def __len__(self) -> int:
         return len(self.indices())

@@ -22,6 +22,7 @@ def check_options(options: dict[str, Any]) -> None:
     source, dataset, sizes, image_size = (options[n] for n in ("source", "dataset", "image_sizes", "image_size"))
     check("source", dataset is None or source == "torchvision", f"torchvision for `dataset` {dataset}")
     check("dataset", dataset or source != "torchvision", "the name of one of torchvision's, such as MNIST")
+    check_mirror(options["mirror"], source)
     check_image_size(image_size, options["resize"])
     check("crop_padding", options["crop_padding"] < image_size, f"less than {image_size}, the image size")
     check("cutout", options["cutout"] <= image_size, f"at most {image_size}, the image size")

@@ -93,10 +93,17 @@ class TorchvisionSet:
             return {split: kind(str(self.root), **options, **download) for split, options in self._splits.items()}
 
         unfinished = self.root / f".{self._kind.__name__}.unfinished"
-        with contextlib.suppress(*FAILURES):
-            if not unfinished.exists():
-                return each(self._kind, download=False)
+
+        def find() -> dict[str, Any] | None:
+            with contextlib.suppress(*FAILURES):
+                return None if unfinished.exists() else each(self._kind, download=False)
+            return None
+
+        if datasets := find():
+            return datasets
         with writing(self.root, f"`root` {self.root}"):
+            if datasets := find():  # another process had the lock, and may be reading what would be written again
+                return datasets
             unfinished.touch()
             try:
                 socket.setdefaulttimeout(TIMEOUT_SECONDS)  # torchvision has none

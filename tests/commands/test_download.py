@@ -35,6 +35,14 @@ def test_what_needs_no_download_says_so(source: str, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == f"--data.source {source} needs no download\n"
 
 
+@pytest.mark.parametrize("source", ["images", "synthetic"])
+def test_a_mirror_of_what_has_none_is_refused(source: str, refused: Refused) -> None:
+    code, line = refused(["download", "--data.source", source, "--data.mirror", "https://mirror.example/"])
+    assert code == 2
+    expected = f"must be left out: source {source} has no archive to download"
+    assert line == f"error: --data.mirror is https://mirror.example/: {expected}"
+
+
 def test_an_archive_under_the_name_of_another_is_named_and_kept(
     refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:

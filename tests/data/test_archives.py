@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from cifar_lit.data import archives, unpacking
 from cifar_lit.data.archives import members, read_each, read_file, read_files
@@ -163,6 +164,16 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(UserError, match=r"a cannot be read \(.*Permission denied"):
         list(members(root))
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(_: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(FileLock, "acquire", none)
+    with pytest.raises(UserError, match=r"`root` x cannot be written \(FileSystem does not .*\); give another folder"):  # noqa: SIM117
+        with archives.writing(tmp_path, "`root` x"):
+            pass
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:

@@ -76,12 +76,12 @@ def test_two_processes_have_the_weighted_mean_of_all_their_images(monkeypatch: p
     for labels in (hard, shares):
         halves = [(logits[part], labels[part]) for part in (slice(3), slice(3, 6))]
         total = (weights[labels] if labels is hard else labels @ weights).sum()
-        monkeypatch.setattr(distributed, "is_initialized", lambda: True)
-        monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
-        monkeypatch.setattr(distributed, "all_reduce", lambda part, total=total: part.copy_(total))
-        parts = [mean_cross_entropy(*half, weights) * share_of_process(half[1], weights) for half in halves]
+        with monkeypatch.context() as patch:
+            patch.setattr(distributed, "is_initialized", lambda: True)
+            patch.setattr(distributed, "get_world_size", lambda: 2)
+            patch.setattr(distributed, "all_reduce", lambda part, total=total: part.copy_(total))
+            parts = [mean_cross_entropy(*half, weights) * share_of_process(half[1], weights) for half in halves]
         assert float(sum(parts)) / 2 == pytest.approx(float(mean_cross_entropy(logits, labels, weights)), rel=1e-6)
-    monkeypatch.undo()
     assert share_of_process(hard, weights) == 1
 
 

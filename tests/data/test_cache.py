@@ -1,5 +1,6 @@
 """The cache of decoded images: damage is noticed, and other users are kept out."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,25 @@ def test_a_flipped_bit_in_the_file_is_noticed(root: Path, capsys: pytest.Capture
     path.write_bytes(content)
     assert torch.equal(load(root).load("train").images, expected)
     assert "is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EIO, "Input/output error"), MemoryError()],
+)
+def test_a_failure_of_the_machine_is_not_taken_for_damage(
+    error: Exception, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(root)
+
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", failing)
+    capsys.readouterr()
+    with pytest.raises(type(error)):
+        load(root)
+    assert "damaged" not in capsys.readouterr().err
 
 
 def test_it_is_private_and_what_is_not_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """A small archive in the official format: download, repair, refuse, read."""
 
+import dataclasses
 import hashlib
 import pickle
 import tarfile
@@ -108,6 +109,28 @@ def test_a_damaged_file_of_an_earlier_extraction_is_repaired(damage: str, small:
     assert path.read_bytes() == expected
 
 
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_repair_leaves_what_else_is_in_the_folder(is_link: bool, small: tuple[Path, Archive], tmp_path: Path) -> None:
+    root, archive = small
+    folder = tmp_path / "elsewhere" if is_link else root / archive.folder
+    folder.mkdir()
+    if is_link:
+        (root / archive.folder).symlink_to(folder)
+    for name in ("notes.txt", "batches.meta", ".test_batch.0123.part"):  # the last of a process that was killed
+        (folder / name).write_text("mine")
+    CIFAR10(root, archive=archive).prepare()
+    assert {path.name for path in folder.iterdir()} == {*small_files(), "notes.txt"}
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert len(CIFAR10(root, archive=archive).load("test").labels) == 4
+
+
+def test_what_is_in_the_way_of_the_folder_is_named(small: tuple[Path, Archive]) -> None:
+    root, archive = small
+    (root / archive.folder).symlink_to("nowhere")
+    with pytest.raises(UserError, match=rf"`root` {root} cannot be written .*{archive.folder}"):
+        CIFAR10(root, archive=archive).prepare()
+
+
 def test_a_damaged_file_is_not_read(small: tuple[Path, Archive]) -> None:
     root, archive = small
     source = CIFAR10(root, archive=archive)
@@ -127,6 +150,22 @@ def test_a_wrong_archive_put_there_by_hand_is_replaced_by_a_download(small: tupl
     assert (root / archive.name).read_bytes() == content
 
 
+def test_a_damaged_archive_put_there_by_hand_is_named_and_again_if_the_download_fails(
+    small: tuple[Path, Archive], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, archive = small
+    path = root / archive.name
+    path.write_bytes(path.read_bytes()[:-100])
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    expected = f"{path} is damaged, or another file: its MD5 is {md5}, not {archive.md5}"
+    with pytest.raises(UserError) as raised:
+        CIFAR10(root, archive=dataclasses.replace(archive, urls=("ftp://none",))).prepare()
+    assert capsys.readouterr().err.startswith(f"{expected}: it is downloaded")
+    assert str(raised.value).startswith(f"{expected}; {archive.name} could not be downloaded. Tried ftp://none: ")
+    assert "`mirror` URL" in str(raised.value)
+    assert raised.value.exit_code == 1
+
+
 def link(kind: bytes) -> tarfile.TarInfo:
     member = tarfile.TarInfo("cifar-10-batches-py/data_batch_9")
     member.type, member.linkname = kind, "/etc/hostname"
@@ -136,16 +175,16 @@ def link(kind: bytes) -> tarfile.TarInfo:
 @pytest.mark.parametrize(
     "extra",
     [
-        lambda: link(tarfile.SYMTYPE),
-        lambda: link(tarfile.LNKTYPE),
-        lambda: tarfile.TarInfo("../outside"),
-        lambda: tarfile.TarInfo("cifar-10-batches-py/../../outside"),
-        lambda: tarfile.TarInfo("/tmp/outside"),
+        lambda _: link(tarfile.SYMTYPE),
+        lambda _: link(tarfile.LNKTYPE),
+        lambda _: tarfile.TarInfo("../outside"),
+        lambda _: tarfile.TarInfo("cifar-10-batches-py/../../outside"),
+        lambda folder: tarfile.TarInfo(f"{folder}/outside"),
     ],
     ids=["symbolic link", "hard link", "..", "inner ..", "absolute"],
 )
-def test_only_the_known_files_are_extracted(extra: Callable[[], tarfile.TarInfo], tmp_path: Path) -> None:
-    content, archive = pack(small_files(), [extra()])
+def test_only_the_known_files_are_extracted(extra: Callable[[Path], tarfile.TarInfo], tmp_path: Path) -> None:
+    content, archive = pack(small_files(), [extra(tmp_path)])
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / archive.name).write_bytes(content)
     CIFAR10(tmp_path / "data", archive=archive).prepare()

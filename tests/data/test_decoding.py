@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 import cifar_lit
 from cifar_lit.data.decoding import Resize, fit_image, load_images, read_image
@@ -78,7 +78,7 @@ def test_exif_turns_an_image_upright() -> None:
     assert result[31, 0].tolist() == [255, 255, 255]
 
 
-def test_damaged_exif_data_is_named() -> None:
+def test_damaged_exif_data_is_passed_over_or_named() -> None:
     image = saved(Image.new("RGB", (32, 32)), "JPEG").getvalue()
     # Orientation with a count of 1 and type of a text: Pillow's reader fails on it in its own way.
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x01z\0\0\0\0\0\0\0"
@@ -130,7 +130,10 @@ def test_files_and_open_images_are_loaded_alike_and_a_broken_file_is_named() -> 
         load_images(["1.png", "2.png"])
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
+AVIF = pytest.param("AVIF", marks=pytest.mark.skipif(not features.check("avif"), reason="not in this Pillow"))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", AVIF])
 def test_each_format_is_decoded_whatever_the_name(kind: str) -> None:
     result = read_image(saved(Image.new("RGB", (40, 50), (0, 250, 0)), kind))
     assert np.abs(result.astype(int) - (0, 250, 0)).max() < 5
@@ -163,9 +166,12 @@ def test_pictures_are_opened_in_one_place() -> None:
         (np.full((40, 40), 0.5, np.float32), None),
         (np.full((40, 40), 70_000, np.int32), None),
         (np.full((40, 40), -1, np.int32), None),
+        (np.full((40, 40), 255, np.int32), None),
         (np.full((40, 40), 257 * 90, np.int32), 90),
+        (np.zeros((40, 40), np.int32), 0),
+        (np.full((40, 40), 255, np.uint16), 0),
     ],
-    ids=["float", "32 bits", "negative", "16 bits in 32"],
+    ids=["float", "32 bits", "negative", "8 bits in 32", "16 bits in 32", "black", "dark"],
 )
 def test_pixels_of_an_unknown_range_are_refused(pixels: np.ndarray, expected: int | None) -> None:
     file = saved(Image.fromarray(pixels), "TIFF")

@@ -128,6 +128,36 @@ def test_copies_are_dropped_from_training_alone(root: Path, capsys: pytest.Captu
     assert again.fingerprints == data.fingerprints  # so that a run resumes
 
 
+@pytest.mark.parametrize("has_val", [True, False])
+@pytest.mark.parametrize("duplicates", ["keep", "drop"])
+def test_copies_in_two_classes_of_validation_are_counted_and_stay(
+    has_val: bool, duplicates: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say.cache_clear()
+    parts = {"train": range(20), "val": range(20, 23)} if has_val else {"train": range(23)}
+    files = {
+        f"{split}/{name}/{number}.png": encode(photo(100 * i + number), ".png")
+        for split, numbers in ({**parts, "test": range(30, 33)}).items()
+        for i, name in enumerate(("cat", "dog"))
+        for number in numbers
+    }
+    before = load(write_files(tmp_path / "before", files), duplicates=duplicates, val_size=0.2)
+    assert before.val is not None
+    assert before.copies["val"] == ""
+    # A copy, in the other class, of an image that is held out.
+    pixels = {name: torch.from_numpy(np.array(Image.open(io.BytesIO(data)))) for name, data in files.items()}
+    held_out = next(n for n in files if "/cat/" in n and (pixels[n] == before.val.images).flatten(1).all(1).any())
+    copy = held_out.replace("/cat/", "/dog/copy")
+    data = load(write_files(tmp_path / "copies", files | {copy: files[held_out]}), duplicates=duplicates, val_size=0.2)
+    assert data.val is not None
+    number = len(before.val.labels) + 1
+    assert len(data.val.labels) == number
+    line = f"of {number} validation images 2 have a copy in another class (cat, dog), as {held_out} = {copy}"
+    assert data.copies["val"] == line
+    assert line in capsys.readouterr().err
+    assert line in str(describe(ImageClassifier(classes=data.classes), data, {}).duplicates)
+
+
 @pytest.mark.parametrize("options", [{"val_size": 3}, {"val_size": 3, "image_size": 40}], ids=str)
 def test_copies_are_named_ten_of_them_in_the_results_and_two_in_the_line(
     options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]

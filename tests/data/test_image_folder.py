@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from PIL import Image
 from cifar_lit.data import archives, image_folder
 from cifar_lit.data.decoding import read_image, read_rgb
 from cifar_lit.data.image_folder import ImageFolder
+from cifar_lit.data.listing import say
 from cifar_lit.errors import UserError
 from tests.helpers.images import TINY_CLASSES, encode, put, tiny_files, tiny_image, write_files
 
@@ -80,6 +82,29 @@ def test_what_was_decoded_is_not_decoded_again_until_it_changes(
     renewed = source(root).load("train")
     assert len(decoded) == len(renewed.labels) == len(first.labels) + 1
     assert float(renewed.images[4].float().mean()) > 150  # what was dark is bright
+
+
+def test_what_is_written_beside_the_pictures_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(3)]
+    root = write_files(
+        tmp_path / "pictures", {name: encode(tiny_image("dark", i), ".png") for i, name in enumerate(names)}
+    )
+    first = source(root).load("train")
+    monkeypatch.setattr(image_folder, "read_rgb", None)
+    others = ("lightning_logs/version_0/hparams.yaml", "cat/.DS_Store", "dog/Thumbs.db", ".idea/x", "nohup.out")
+    write_files(root, dict.fromkeys(others, b"x"))
+    os.utime(root / "cat", (1, 1))
+    assert torch.equal(source(root).load("train").images, first.images)
+    (root / "empty").mkdir()
+    with pytest.raises(UserError, match="empty contains no image"):
+        source(root)
+
+
+def test_a_cache_among_the_pictures_is_refused_unless_it_is_hidden(tiny_root: Path) -> None:
+    for name in ("cache", "."):
+        with pytest.raises(UserError, match=r"`cache_dir` .* lies among the images of `root` .*tiny: give another"):
+            ImageFolder(tiny_root, cache_dir=tiny_root / name)
+    assert ImageFolder(tiny_root, cache_dir=tiny_root / ".cache").classes
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish", b"\x80\x04N."])
@@ -197,14 +222,39 @@ def test_the_root_is_a_folder_or_an_archive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["folder", "zip", "tar"])
-def test_a_dataset_that_changes_while_it_is_read_is_named(where: str, tmp_path: Path) -> None:
-    root = put(where, tmp_path, tiny_files(3, 1))
-    made = source(root)  # knows the files by now
-    if where == "folder":
-        (root / "train" / "dark" / "2.webp").unlink()
-    put(where, tmp_path, tiny_files(2, 1))
-    with pytest.raises(UserError, match=r"pictures.* cannot be read.*2\.webp|pictures\..*/2\.webp is missing; if it"):
+@pytest.mark.parametrize("when", ["before it is listed", "before it is decoded", "while it is decoded"])
+def test_a_dataset_that_changes_meanwhile_is_refused_and_not_cached(
+    where: str, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = tiny_files(3, 1)
+    root = put(where, tmp_path, files)
+    if when == "before it is listed":
+        source(root)  # its classes are in the cache
+    made = source(root)
+
+    def change() -> None:
+        if where == "folder":
+            shutil.rmtree(root)
+        # With another class in place of one.
+        put(where, tmp_path, {name.replace("/green/", "/grass/"): content for name, content in files.items()})
+
+    def reading(file: io.BytesIO) -> object:
+        if not changed:
+            changed.append(True)
+            change()
+        return read_rgb(file)
+
+    changed: list[bool] = []
+    if when == "while it is decoded":
+        monkeypatch.setattr(image_folder, "read_rgb", reading)
+        monkeypatch.setattr("os.cpu_count", lambda: 1)
+    else:
+        change()
+    with pytest.raises(UserError, match=r"`root` .*pictures.* changed meanwhile: start again$") as raised:
         made.load("train")
+    assert raised.value.exit_code == 1
+    assert not list(Path("cache").rglob("train.pt"))
+    assert source(root).classes == ["bright", "dark", "grass"]
 
 
 def test_a_file_too_large_for_a_picture_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +323,7 @@ def test_links_to_nothing_and_encrypted_archives(tiny_root: Path, tmp_path: Path
         source(path).load("train")
 
 
-def test_links_in_an_archive_are_not_followed(tmp_path: Path) -> None:
+def test_links_in_an_archive_are_not_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "pictures.tar"
     with tarfile.open(path, "w") as archive:
         for name, content in tiny_files(2, 1).items():
@@ -283,7 +333,13 @@ def test_links_in_an_archive_are_not_followed(tmp_path: Path) -> None:
         link = tarfile.TarInfo("train/dark/link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
         archive.addfile(link)
+        link = tarfile.TarInfo("train/dark/hard.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "train/dark/0.jpg"
+        archive.addfile(link)
+    say.cache_clear()
     assert len(source(path).load("train").labels) == 6
+    expected = f"passed over in {path}: 2 links in an archive (unpack it) (train/dark/link.png, train/dark/hard.png)"
+    assert expected in capsys.readouterr().err
 
 
 def test_huge_pictures_are_refused(tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ def test_an_archive_is_known_by_its_content_unless_it_has_the_name_of_an_image(t
         (["pets/1.png", "MNIST/raw/images.gz"], False),
         (["cifar-10-batches-py/data_batch_1"], False),
         (["pets/train/1.png", "cifar-10-batches-py/data_batch_1"], False),
+        (["cat/1.png", "dog/1.png", "lightning_logs/version_0/config.yaml"], True),
         (["notes.txt"], False),
         (["imagenette2/train/n01/1.JPEG", "imagenette2.tgz"], False),  # where torchvision unpacked a set
         (["country211/valid/AD/1.jpg", "country211.tgz", "pets/train/cat/1.png"], False),
@@ -152,6 +153,33 @@ def test_images_given_as_cifar10_are_noticed_and_other_folders_are_not(
         with pytest.raises(UserError, match="set `source` to images as well, or give another folder for CIFAR-10"):
             make_source("cifar10", root=root, cache_dir=tmp_path)
     assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("where", ["folder", "zip"])
+def test_runs_and_files_of_the_system_are_no_class(where: str, tmp_path: Path) -> None:
+    others = {"lightning_logs/version_0/config.yaml": b"x", "cat/Thumbs.db": b"x", "cat/desktop.ini": b"x"}
+    listing, passed_over = find_dataset(put(where, tmp_path, dataset("cat/1.png", "dog/1.png") | others))
+    assert listing == {"train": {"cat": ["cat/1.png"], "dog": ["dog/1.png"]}}
+    assert passed_over.endswith(": 2 hidden (cat/Thumbs.db, cat/desktop.ini)")
+
+
+@pytest.mark.parametrize("there", ["cifar-10-python.tar.gz", "cifar-10-batches-py/data_batch_1"])
+def test_pictures_beside_the_archive_of_cifar_or_what_is_in_it_do_not_matter(there: str, tmp_path: Path) -> None:
+    root = write_files(tmp_path / "data", {"1.png": PNG, "train/cat/1.png": PNG})
+    with pytest.raises(UserError, match="looks like images of your own"):
+        make_source("cifar10", root=root, cache_dir=tmp_path)
+    write_files(root, {there: b"x"})
+    assert make_source("cifar10", root=root, cache_dir=tmp_path).title == "CIFAR-10"
+    with pytest.raises(UserError, match="looks like images of your own"):
+        make_source("cifar100", root=root, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cifar-10-python.tar.gz", "cifar-10-batches-py"])
+def test_of_cifar_the_folder_is_given_and_not_what_is_in_it(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "data" / name
+    write_files(path.parent, {name if path.suffix else f"{name}/data_batch_1": b"x"})
+    with pytest.raises(UserError, match=rf"`root` {path} is CIFAR-10 itself: give its folder, {path.parent}$"):
+        make_source("cifar10", root=path, cache_dir=tmp_path)
 
 
 def test_huge_pictures_without_a_name_are_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

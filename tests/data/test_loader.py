@@ -85,7 +85,29 @@ def test_training_gives_each_rank_as_many_batches_and_no_image_twice(world: int,
     batches = [shard.indices() for shard in shards]
     assert {len(mine) for mine in batches} == {len(shards[0])}
     seen = torch.cat([index for mine in batches for index in mine]).tolist()
-    assert len(seen) == len(set(seen)) > num_images - world
+    assert len(seen) == len(set(seen)) > num_images - 2 * world
+
+
+@pytest.mark.parametrize(
+    ("num_images", "batch_size", "world", "lengths"),
+    [
+        (17, 8, 1, [8, 8]),  # BatchNorm cannot normalise a single image
+        (18, 8, 1, [8, 8, 2]),
+        (19, 8, 2, [8]),
+        (20, 8, 2, [8, 2]),
+        (1, 8, 1, [1]),  # there is no other batch
+        (3, 8, 2, [2]),
+        (3, 1, 1, [1, 1, 1]),
+    ],
+)
+def test_a_last_batch_of_one_image_is_not_trained(
+    num_images: int, batch_size: int, world: int, lengths: list[int]
+) -> None:
+    trained = loader(num_images, batch_size=batch_size, world=world)
+    assert [len(labels) for _, labels in trained] == lengths
+    assert len(trained) == len(lengths)
+    evaluated = loader(num_images, batch_size=batch_size, shuffle=False)
+    assert sum(len(labels) for _, labels in evaluated) == num_images
 
 
 def test_two_ranks_with_half_the_batch_share_the_batches_of_one() -> None:

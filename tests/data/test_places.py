@@ -3,7 +3,6 @@
 import hashlib
 import math
 import os
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from io import BytesIO
@@ -41,9 +40,8 @@ def fetch(*behaviours: Behaviour) -> list[str]:
 
 def test_a_slow_place_is_left_and_a_fast_one_goes_on_from_there(capsys: pytest.CaptureFixture[str]) -> None:
     slow, fast = Behaviour(BODY, slow_rate=20_000), Behaviour(BODY)
-    began = time.monotonic()
     urls = fetch(slow, fast)
-    assert time.monotonic() - began < 3  # of 6 seconds at the slow one
+    assert slow.num_sent < 60_000  # of 120,000
     assert len(slow.requests) == len(fast.requests) == 1
     assert int(fast.requests[0].removeprefix("bytes=").rstrip("-")) >= 1000
     line = capsys.readouterr().err.splitlines()[-1]
@@ -51,25 +49,9 @@ def test_a_slow_place_is_left_and_a_fast_one_goes_on_from_there(capsys: pytest.C
     assert line.endswith(f" MB/s, from {urls[1]}")
 
 
-def test_of_slow_places_the_fastest_is_kept() -> None:
-    places = [Behaviour(BODY, slow_rate=rate) for rate in (20_000, 100_000, 25_000)]
-    fetch(*places)
-    assert [len(place.requests) for place in places] == [1, 2, 1]
-    assert places[1].num_sent > 80_000
-
-
-def test_a_fast_place_that_turns_slow_is_left_for_one_that_is_known() -> None:
-    steady, turning = Behaviour(BODY, slow_rate=100_000), Behaviour(BODY, slow_rate=10_000, slow_at=60_000)
-    fetch(steady, turning)
-    assert [len(place.requests) for place in (steady, turning)] == [2, 1]
-    assert turning.num_sent < 20_000
-
-
-def test_a_place_that_stalls_is_left_at_once() -> None:
-    stalling, good = Behaviour(BODY, stall_seconds=5), Behaviour(BODY)
-    began = time.monotonic()
+def test_a_place_that_stalls_is_left_before_it_goes_on() -> None:
+    stalling, good = Behaviour(BODY, stall_seconds=10), Behaviour(BODY)
     fetch(stalling, good)
-    assert time.monotonic() - began < 3
     assert [stalling.requests, good.requests] == [[""], ["bytes=59900-"]]
 
 
@@ -131,6 +113,20 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[float, list
         return clock.now, asked
 
     return run
+
+
+def test_of_slow_places_the_fastest_is_kept(simulate: Callable[..., tuple[float, list[str]]]) -> None:
+    seconds, asked = simulate(9_000_000, lambda _: 10e3, lambda _: 50e3, lambda _: 12e3)
+    assert asked == ["0", "1", "2", "1"]
+    assert 15 + 8_500_000 / 50e3 < seconds < 15 + 9_000_000 / 50e3
+
+
+def test_a_fast_place_that_turns_slow_is_left_for_one_that_is_known(
+    simulate: Callable[..., tuple[float, list[str]]],
+) -> None:
+    seconds, asked = simulate(9_000_000, lambda _: 50e3, lambda now: 500e3 if now < 10 else 5e3)
+    assert asked == ["0", "1", "0"]
+    assert 15 + 6_000_000 / 50e3 < seconds < 15 + 6_500_000 / 50e3
 
 
 def test_the_places_of_a_bad_day(simulate: Callable[..., tuple[float, list[str]]]) -> None:

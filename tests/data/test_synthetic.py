@@ -58,7 +58,7 @@ def test_each_machine_generates_the_same_bytes() -> None:
     assert hashlib.md5(content, usedforsecurity=False).hexdigest() == "b19e9af05114afdd51bab7ad259456a0"
 
 
-def test_it_gives_ten_named_classes_evenly_and_fast() -> None:
+def test_it_gives_ten_named_classes_evenly() -> None:
     source = Synthetic()
     source.prepare()
     train = source.load("train")

@@ -1,8 +1,9 @@
 """torchvision's datasets: which there are, files in their official formats, downloads, what is refused."""
 
+import contextlib
 import hashlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,28 @@ def test_an_interrupted_unpacking_is_repeated(monkeypatch: pytest.MonkeyPatch) -
     train, test = made.load("train"), made.load("test")  # it has no test split
     assert len(train.labels) + len(test.labels) == 30
     assert set(test.labels.tolist()) == {0, 1, 2}
+    assert not list(ROOT.glob(".*unfinished"))
+
+
+def test_a_process_that_waited_does_not_unpack_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one may be reading what it would write."""
+
+    class Unpacked(Toy):
+        def __init__(self, root: str, train: bool = True, target_transform: Any = None, download: bool = False) -> None:
+            if not Path(root, "unpacked").exists():
+                raise RuntimeError("Dataset not found")
+            assert not download
+            super().__init__(root, train)
+
+    @contextlib.contextmanager
+    def waiting(root: Path, _: str) -> Iterator[None]:
+        root.mkdir()
+        (root / "unpacked").touch()  # by the process that had the lock
+        yield
+
+    monkeypatch.setattr(datasets, "Unpacked", Unpacked, raising=False)
+    monkeypatch.setattr(torchvision_sets, "writing", waiting)
+    assert len(source("Unpacked")._open()["train"]) == 40
     assert not list(ROOT.glob(".*unfinished"))
 
 
