@@ -9,7 +9,7 @@ import re
 import sys
 import time
 import warnings
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +112,17 @@ def has_fast_bfloat16() -> bool:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Return ``device``, a description of the device and processor, and ``versions`` of the packages."""
+    """Return ``device``, a description of the device and processor, and ``versions`` of the packages.
+
+    What the machine does not say is left out: this is asked for at the end of a training.
+    """
     name = f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     versions = {"python": platform.python_version(), "cifar_lit": cifar_lit.__version__}
-    versions |= {package: version(package) for package in ("torch", "lightning", "torchmetrics")}
+    for package in ("torch", "lightning", "torchmetrics"):
+        with contextlib.suppress(PackageNotFoundError):  # of a program that was packed without their descriptions
+            versions[package] = version(package)
     return {"device": f"{device.type} ({name})", "versions": versions}
 
 
@@ -134,10 +139,7 @@ def gemm_rate(size: int = 2048, repeats: int = 5) -> float:
 
 def cpu_name() -> str:
     """Return the name of the processor's model."""
-    cpuinfo = Path("/proc/cpuinfo")
-    found = (
-        re.search(r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8", errors="replace"))
-        if cpuinfo.exists()
-        else None
-    )
+    found = None
+    with contextlib.suppress(OSError):  # of a system without it
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
     return found[1] if found else platform.processor() or platform.machine()

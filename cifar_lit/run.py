@@ -3,11 +3,13 @@
 import contextlib
 import functools
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from cifar_lit.checkpoint import check_exists, first_nonfinite, load_checkpoint, load_safetensors
-from cifar_lit.datamodule import CIFAR10DataModule
+from cifar_lit.data.listing import RUNS
+from cifar_lit.datamodule import CACHE_DIR, CIFAR10DataModule
 from cifar_lit.errors import UserError
 from cifar_lit.files import shorten
 from cifar_lit.module import ImageClassifier
@@ -15,7 +17,7 @@ from cifar_lit.results import Results
 from cifar_lit.schema import read_bytes, read_yaml
 from cifar_lit.trust import check_links, check_network, check_settings, limit_data, only_read
 
-LOGS = "lightning_logs"
+LOGS = RUNS
 CHECKPOINTS = "checkpoints"
 BEST, LAST = "best.ckpt", "last.ckpt"
 HISTORY = "history"
@@ -96,6 +98,15 @@ class Run:
             return None
         return Results.from_json(read_bytes(path).decode(errors="replace"), origin=str(path))
 
+    @property
+    def own_results(self) -> Results | None:
+        """The results, if they are those of the file; None if they are of another, or of weights that it had before."""
+        results = self.results
+        if results is None or Path(results.checkpoint or "").name != self.file.name:
+            return None
+        is_of_step = results.step in (None, self.checkpoint.get("global_step"))  # older results have none
+        return results if is_of_step else None
+
     def model(self, **overrides: Any) -> ImageClassifier:
         """Return the model, on the CPU and in evaluation mode; ``overrides`` are arguments that differ, as ``tta``."""
         options = self.model_options | overrides
@@ -117,10 +128,7 @@ class Run:
 
         Data with other classes than those of the model is a ``UserError``.
         """
-        options = self.data_options
-        if not self.trust:
-            limit_data(options)
-        options |= overrides
+        options = self._limited_data(overrides) | overrides
         datamodule = CIFAR10DataModule(**options)
         if not self.trust and "root" not in overrides:
             only_read(datamodule)
@@ -135,6 +143,17 @@ class Run:
             raise UserError(f"{self.file} is damaged: its model takes {size} pixels, its data has others")
         datamodule.load_state_dict(self.known_images)
         return datamodule
+
+    def data_places(self, *, given: Collection[str] = ()) -> dict[str, str]:
+        """Return the ``root`` and ``cache_dir`` of the images, as ``datamodule`` would use them."""
+        options = {"cache_dir": CACHE_DIR, **self._limited_data(given)}
+        return {name: str(options[name]) for name in ("root", "cache_dir") if name in options}
+
+    def _limited_data(self, given: Collection[str]) -> dict[str, Any]:
+        options = self.data_options
+        if not self.trust:
+            limit_data(options, given=given)
+        return options
 
     @property
     def known_images(self) -> dict[str, Any]:

@@ -88,21 +88,26 @@ class RunWriter:
         write_atomic(self.path / RESULTS, results.to_json())
 
     @property
-    def has_metrics(self) -> bool:
-        """Whether there is a ``metrics.csv``."""
-        return (self.path / METRICS).is_file()
+    def num_epochs(self) -> int:
+        """The number of epochs in ``metrics.csv``; 0 where there is none."""
+        path = self.path / METRICS
+        return max(0, path.read_bytes().count(b"\n") - 1) if path.is_file() else 0
 
     def save_metrics(self, text: str) -> None:
         """Write ``metrics.csv``."""
         write_atomic(self.path / METRICS, text)
 
     def mark_last(self) -> None:
-        """Give ``last.ckpt`` a later time than those of the runs beside it, even if the clock went back."""
-        times = {path: path.stat().st_mtime_ns for path in self.path.parent.glob(f"*/{CHECKPOINTS}/{LAST}")}
-        own = times.pop(self.checkpoints / LAST, 0)
-        latest = max(times.values(), default=0)
-        if own <= latest:
-            os.utime(self.checkpoints / LAST, ns=(latest + 10**9, latest + 10**9))
+        """Give ``last.ckpt`` a later time than those of the runs beside it, even if the clock went back.
+
+        No training ends for this: a run beside may be removed just now, and not every file system sets times.
+        """
+        with contextlib.suppress(OSError):
+            times = {path: path.stat().st_mtime_ns for path in self.path.parent.glob(f"*/{CHECKPOINTS}/{LAST}")}
+            own = times.pop(self.checkpoints / LAST, 0)
+            latest = max(times.values(), default=0)
+            if own <= latest:
+                os.utime(self.checkpoints / LAST, ns=(latest + 10**9, latest + 10**9))
 
     def order_events(self) -> None:
         """Let TensorBoard, which sorts events by the time in their names, read the earlier ones first.

@@ -6,9 +6,11 @@ import functools
 import gc
 import io
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -39,11 +41,34 @@ def _own_garbage() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep each test's cache and logs in a folder of its own."""
-    for name in ("HOME", "USERPROFILE"):
-        monkeypatch.setenv(name, str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
+def _own_home(tmp_path: Path) -> Iterator[None]:
+    """Keep each test's cache and logs in a folder of its own, and what it sets in the environment to itself.
+
+    No test asks the developer's proxies, nor those that urllib remembers from an earlier test. A test that undoes what
+    it has patched undoes nothing of this.
+    """
+    with patch.dict(os.environ), pytest.MonkeyPatch.context() as own:
+        for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+            del os.environ[name]
+        for name in ("HOME", "USERPROFILE"):
+            os.environ[name] = str(tmp_path / "home")
+        own.setattr("urllib.request._opener", None)
+        own.chdir(tmp_path)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_name_server() -> Iterator[None]:
+    """Let no name end in .invalid, without a question to a name server, which may take long, or may lie."""
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *args: Any, **options: Any) -> Any:
+        if str(host).endswith(".invalid"):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return look_up(host, *args, **options)
+
+    with patch.object(socket, "getaddrinfo", getaddrinfo):
+        yield
 
 
 @pytest.fixture
@@ -84,9 +109,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[P
         root = write_files(folder / "tiny", tiny_files())
         data = ["--data.source", "images", "--data.root", str(root), "--data.val_size", "12"]
         printed = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-            patch.setenv("HOME", str(folder / "home"))
-            patch.chdir(folder)
+        with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(printed):
+            monkeypatch.setenv("HOME", str(folder / "home"))
+            monkeypatch.chdir(folder)
             with contextlib.redirect_stderr(io.StringIO()):
                 assert main(["fit", *data, *FEW_EPOCHS, report, "--seed_everything", "3"]) == 0
         return folder, printed.getvalue()

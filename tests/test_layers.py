@@ -32,6 +32,7 @@ def part_of(path: Path) -> str:
 
 
 def imported_parts(path: Path) -> set[str]:
+    """Return the parts of the package that a file imports, also by the names that the package has for their classes."""
     names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -39,8 +40,28 @@ def imported_parts(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: a relative import"
             names += [f"{node.module}.{alias.name}" for alias in node.names]
-    parts = {name.split(".")[1] for name in names if name.startswith("cifar_lit.")}
-    return {part for part in parts if (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").is_file()}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            names.append(f"{node.value.id}.{node.attr}")
+    found = {name.split(".")[1] for name in names if name.startswith("cifar_lit.")}
+    parts = {cifar_lit._HOMES.get(name, name) for name in found} - {"__version__"}
+    assert all((PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").is_file() for part in parts), parts
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("code", "part"),
+    [
+        ("from cifar_lit import Run", "run"),
+        ("from cifar_lit import networks", "networks"),
+        ("from cifar_lit.data.augment import resize", "data"),
+        ("import cifar_lit.module", "module"),
+        ("import cifar_lit\nprint(cifar_lit.CIFAR10DataModule)", "datamodule"),
+    ],
+    ids=lambda text: text.replace("\n", "; "),
+)
+def test_an_import_is_found_whatever_it_is_written_like(code: str, part: str, tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text(code)
+    assert imported_parts(tmp_path / "code.py") == {part}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

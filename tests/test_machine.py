@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import warnings
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from cifar_lit.machine import (
     return_freed_memory,
     set_up,
 )
+from tests.helpers.processes import environment
 
 
 def test_the_machine_is_described() -> None:
@@ -27,6 +28,20 @@ def test_the_machine_is_described() -> None:
     assert f"{torch.get_num_threads()} threads" in machine["device"]
     assert machine["versions"]["torch"] == version("torch")
     assert set(machine["versions"]) == {"python", "cifar_lit", "torch", "lightning", "torchmetrics"}
+
+
+def test_what_the_machine_does_not_say_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    def forbidden(*_: object, **__: object) -> str:
+        raise PermissionError
+
+    monkeypatch.setattr("cifar_lit.machine.version", missing)
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    machine = describe_machine(torch.device("cpu"))
+    assert machine["device"].startswith("cpu (")
+    assert set(machine["versions"]) == {"python", "cifar_lit"}
 
 
 @pytest.mark.parametrize(("limit", "expected"), [("150000 100000", 1.5), ("max 100000", 3), ("damaged", 3), (None, 3)])
@@ -63,13 +78,18 @@ print(min(faults() for _ in range(10)))  # where a block comes to lie varies at 
 """
 
 
+def output_of(code: str, *args: str) -> str:
+    """Run Python in a process of its own, and return what it printed."""
+    command = [sys.executable, "-c", code, *args]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment()).stdout
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc has these settings")
 def test_freed_memory_is_used_again_without_the_kernel() -> None:
     counts = {}
     for what in ("returned", "kept"):
-        done = subprocess.run([sys.executable, "-c", FAULTS, what], capture_output=True, text=True, check=True)
-        counts[what] = int(done.stdout)
+        counts[what] = int(output_of(FAULTS, what))
     assert counts["kept"] < 100 < counts["returned"]
 
 
@@ -89,8 +109,7 @@ print((kept - resident()) * resource.getpagesize())
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux has it")
 def test_what_was_freed_can_be_returned_to_the_kernel() -> None:
-    done = subprocess.run([sys.executable, "-c", RETURNED], capture_output=True, text=True, check=True)
-    assert int(done.stdout) > 150e6
+    assert int(output_of(RETURNED)) > 150e6
 
 
 def test_other_systems_keep_their_allocator(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,13 +17,15 @@ import pytest
 import cifar_lit
 from cifar_lit.errors import UserError
 from cifar_lit.main import COMMANDS, OVERVIEW, main
+from tests.helpers.processes import environment
 from tests.helpers.runs import FEW_EPOCHS, RUN, Refused
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def python(code: str, *args: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, *args, "-c", code], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, *args, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
 
 
 def replace_fit(monkeypatch: pytest.MonkeyPatch, result: Any) -> None:
@@ -114,9 +116,8 @@ def test_an_unknown_command_is_named(refused: Refused) -> None:
 
 
 def test_python_m_is_the_same() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "cifar_lit", "prdict"], capture_output=True, text=True, timeout=60, cwd=SCRIPTS.parent
-    )
+    command = [sys.executable, "-m", "cifar_lit", "prdict"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown command prdict")
 
@@ -196,7 +197,7 @@ def test_a_system_error_in_a_thread_is_not_printed_beside_that_of_the_command(
 
 
 def cifar_lit_with(
-    *args: str, stdout: Any = subprocess.PIPE, before: str = "pass", **environment: str
+    *args: str, stdout: Any = subprocess.PIPE, before: str = "pass", **variables: str
 ) -> "subprocess.CompletedProcess[str]":
     """Run the command line in a process of its own, after a line of Python, with other variables."""
     code = f"import os, sys; {before}; from cifar_lit.main import main; sys.exit(main(sys.argv[1:]))"
@@ -207,7 +208,7 @@ def cifar_lit_with(
         text=True,
         encoding="utf-8",
         timeout=60,
-        env={**os.environ, "PYTHONPATH": str(SCRIPTS.parent), **environment},
+        env=environment(**variables),
     )
 
 
@@ -295,7 +296,7 @@ def test_only_a_training_is_told_to_resume(command: str, refused: Refused, monke
 @pytest.mark.slow
 @pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_a_fit_ends_with_all_its_files_in_any_environment(streams: str, tiny_args: list[str], tmp_path: Path) -> None:
-    environment = {
+    variables = {
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYTHONIOENCODING": "ascii",
         "OMP_NUM_THREADS": "many",
@@ -305,14 +306,10 @@ def test_a_fit_ends_with_all_its_files_in_any_environment(streams: str, tiny_arg
         "TZ": "Nowhere/Here",
         "TMPDIR": str(tmp_path / "no such folder"),
         "LC_ALL": "de_DE.UTF-8",
-        "PYTHONPATH": str(SCRIPTS.parent),
     }
     command = shlex.join([sys.executable, "-m", "cifar_lit", "fit", *tiny_args, *FEW_EPOCHS, "--report"])
     done = subprocess.run(
-        ["sh", "-c", f"umask 0; {command} {streams}"],
-        capture_output=True,
-        timeout=300,
-        env={**os.environ, **environment},
+        ["sh", "-c", f"umask 0; {command} {streams}"], capture_output=True, timeout=300, env=environment(**variables)
     )
     assert done.returncode == 0
     assert b"Traceback" not in done.stderr

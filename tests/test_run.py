@@ -1,6 +1,7 @@
 """Runs on disk: what ``Run`` reads, and the folder that is written."""
 
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -79,6 +80,18 @@ def test_a_checkpoint_of_a_run_belongs_to_its_folder(run: str) -> None:
     BEST.unlink()
     assert Run(RUN).file == LAST  # where there is no best
     assert Run(LAST).results == Run(RUN).results
+
+
+def test_results_are_those_of_one_file_and_step(run: str) -> None:
+    results = read_results()
+    assert (results["checkpoint"], results["step"]) == (str(BEST), torch.load(BEST, weights_only=True)["global_step"])
+    assert Run(RUN).own_results == Run(RUN).results
+    assert Run(LAST).own_results is None
+    change(BEST, global_step=results["step"] + 1)
+    assert Run(RUN).own_results is None
+    del results["step"]  # as older versions wrote them
+    (RUN / "results.json").write_text(json.dumps(results))
+    assert Run(RUN).own_results == Run(RUN).results
 
 
 @pytest.mark.parametrize(

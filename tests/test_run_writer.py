@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,28 @@ def test_the_run_that_was_saved_last_is_the_last_even_if_the_clock_went_back() -
     writer.mark_last()  # where the clock is right, nothing is changed
     assert last.stat().st_mtime < ahead - 4000
     writer.close()
+
+
+def test_no_training_ends_because_a_time_cannot_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = RunWriter.create(Path(), "config")
+    writer.checkpoints.mkdir()
+    (writer.checkpoints / "last.ckpt").touch()
+    other = Path("lightning_logs/version_8/checkpoints/last.ckpt")
+    other.parent.mkdir(parents=True)
+    other.touch()
+    os.utime(other, (2**33, 2**33))
+    monkeypatch.setattr(os, "utime", raise_oserror)
+    writer.mark_last()
+    stat = Path.stat
+    monkeypatch.setattr(
+        Path, "stat", lambda path, **options: stat(path, **options) if path != other else raise_oserror()
+    )
+    writer.mark_last()  # it is removed at this moment
+    writer.close()
+
+
+def raise_oserror(*_: object, **__: object) -> Any:
+    raise FileNotFoundError
 
 
 def test_events_of_the_future_come_before_those_of_a_run_that_resumes() -> None:

@@ -15,6 +15,7 @@ from cifar_lit.cli.arguments import FitCLI
 from cifar_lit.cli.trust import check_config_of_run
 from cifar_lit.commands.trial import Row, check
 from cifar_lit.data.augment import size_of_epoch
+from cifar_lit.data.loader import num_trained
 from cifar_lit.errors import UserError
 from cifar_lit.evaluation.multiplications import count_multiplications
 from cifar_lit.networks.finding import is_ours
@@ -153,12 +154,13 @@ def _wrong_num_train(num_train: int, images: Images, cli: FitCLI) -> str:
 def count(cli: FitCLI, num_epochs: int, num_train: int) -> int | None:
     """Count the multiplications of a training with these settings."""
     trainer, data = cli.config["trainer"], cli.datamodule.hparams
-    num_batches, limit = -(-num_train // data["batch_size"]), trainer["limit_train_batches"]
+    num_images = num_trained(num_train, data["batch_size"])
+    num_batches, limit = -(-num_images // data["batch_size"]), trainer["limit_train_batches"]
     if limit is not None:
         num_batches = min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit)
     images: Counter[tuple[int, int]] = Counter()
     for epoch in range(num_epochs):
         size = size_of_epoch(data["image_sizes"] or [data["image_size"]], epoch, trainer["max_epochs"])
-        images[epoch, size] += min(num_train, num_batches * data["batch_size"])
+        images[epoch, size] += min(num_images, num_batches * data["batch_size"])
     num_steps = num_epochs * -(-num_batches // (trainer["accumulate_grad_batches"] or 1))
     return count_multiplications(cli.model, images, num_steps)

@@ -10,23 +10,28 @@ from lightning.pytorch.callbacks import Checkpoint, Timer
 from torchmetrics import Metric
 
 from cifar_lit.errors import UserError
+from cifar_lit.optim import accumulation
 
 
-def get_random_state(*, of_torch_only: bool = False) -> tuple[Any, Any, Any]:
-    """Return the states of the global generators of torch (on the CPU), Python and NumPy.
+def get_random_state(*, of_torch_only: bool = False) -> tuple[Any, Any, Any, Any]:
+    """Return the states of the global generators of torch on the CPU, of Python, of NumPy, and of a GPU if it is used.
 
-    That of torch takes a microsecond, the others some tens.
+    Those of torch take microseconds, the others some tens.
     """
-    state = torch.get_rng_state()
-    return (state, None, None) if of_torch_only else (state, random.getstate(), np.random.get_state())
+    is_used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    of_torch, of_gpu = torch.get_rng_state(), torch.cuda.get_rng_state() if is_used else None
+    others = (None, None) if of_torch_only else (random.getstate(), np.random.get_state())
+    return (of_torch, *others, of_gpu)
 
 
-def set_random_state(state: tuple[Any, Any, Any]) -> None:
+def set_random_state(state: tuple[Any, Any, Any, Any]) -> None:
     """Restore what ``get_random_state`` returned."""
     torch.set_rng_state(state[0])
     if state[1] is not None:
         random.setstate(state[1])
         np.random.set_state(state[2])
+    if state[3] is not None:
+        torch.cuda.set_rng_state(state[3])
 
 
 def digest_python_random() -> int:
@@ -46,14 +51,14 @@ class ExactResume(Checkpoint):
         self._should_stop = False
 
     def state_dict(self) -> dict[str, Any]:
-        state, (version, words, gauss), (name, key, *position) = get_random_state()
+        state, (version, words, gauss), (name, key, *position), of_gpu = get_random_state()
         randoms = {
             "random": state,
             "random_python": [version, torch.tensor(words), gauss],
             "random_numpy": [name, torch.from_numpy(key.astype(np.int64)), *position],
         }
-        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            randoms["random_cuda"] = torch.cuda.get_rng_state()
+        if of_gpu is not None:
+            randoms["random_cuda"] = of_gpu
         return {"epoch_size": self._epoch_size, "schedule_steps": self._schedule_steps, **randoms}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -70,17 +75,24 @@ class ExactResume(Checkpoint):
         # At the end of an epoch EarlyStopping decided. A limit on the time may differ when the training resumes.
         timers = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
         is_timed_out = any(seconds is not None and seconds <= 0 for seconds in timers)
-        checkpoint["should_stop"] = trainer.should_stop and self._num_batches == 0 and not is_timed_out
+        epoch: Any = trainer.fit_loop.epoch_progress.current
+        # A callback of the user's saves before this one has begun to count anew.
+        is_at_end = epoch.ready == epoch.processed and self._num_batches in (0, self._epoch_size)
+        checkpoint["should_stop"] = trainer.should_stop and is_at_end and not is_timed_out
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Restore the metrics, in one process, because their states are added up."""
         loop = checkpoint["loops"]["fit_loop"]
+        batches = loop["epoch_loop.batch_progress"]
         if loop["epoch_progress"]["current"]["ready"] == loop["epoch_progress"]["current"]["processed"]:
             # The epoch was finished. With max_steps, Lightning 2.6 takes its batches for those of the next epoch.
             for progress in loop["epoch_progress"].values():
                 progress["completed"] = progress["processed"]
-            batches = loop["epoch_loop.batch_progress"]
             batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
+        # An exception may have ended the step after those that are saved: its batch, which is trained again, was begun.
+        batches["is_last_batch"] &= batches["current"]["ready"] == batches["current"]["processed"]
+        for name in ("total", "current"):
+            batches[name] |= dict.fromkeys(("ready", "started"), batches[name]["processed"])
         now = {callback.state_key for callback in trainer.callbacks}  # type: ignore[attr-defined]
         was_left_out = any(key.startswith("EarlyStopping") and key not in now for key in checkpoint["callbacks"])
         self._should_stop = bool(checkpoint.get("should_stop")) and not was_left_out
@@ -106,20 +118,25 @@ class ExactResume(Checkpoint):
         trainer.should_stop |= self._should_stop
         if not self._resumed:
             return
-        self._check_lengths()
+        self._check_lengths(accumulation(trainer, epoch.processed))
         if self._num_batches:
             loader: Any = trainer.train_dataloader
             loader.start_at(self._num_batches)
         self._restore_random(trainer)
         self._resumed = {}
 
-    def _check_lengths(self) -> None:
+    def _check_lengths(self, accumulated: int) -> None:
         """Refuse a training whose epochs or schedule have another length than when it was saved."""
         saved_size = self._resumed.get("epoch_size", self._epoch_size)
         if self._num_batches and saved_size != self._epoch_size:
             raise UserError(
                 f"`limit_train_batches`: the checkpoint was saved in the middle of an epoch of {saved_size} "
                 f"batches, and there are {self._epoch_size}: give the same"
+            )
+        if self._num_batches < self._epoch_size and self._num_batches % accumulated:
+            raise UserError(
+                f"`accumulate_grad_batches`: the checkpoint was saved after {self._num_batches} batches of an epoch, "
+                f"within a step of {accumulated}, whose gradients it has not: give last.ckpt, or as many as before"
             )
         saved_steps = self._resumed.get("schedule_steps", self._schedule_steps)
         if saved_steps != self._schedule_steps:
@@ -132,12 +149,12 @@ class ExactResume(Checkpoint):
 
     def _restore_random(self, trainer: Trainer) -> None:
         saved = self._resumed
-        state, python, numpy = get_random_state()
+        state, python, numpy, of_gpu = get_random_state()
         if "random_python" in saved:
             version, words, gauss = saved["random_python"]
             python = version, tuple(words.tolist()), gauss
             name, key, *position = saved["random_numpy"]
             numpy = name, key.numpy().astype(np.uint32), *position
-        set_random_state((saved.get("random", state), python, numpy))
-        if "random_cuda" in saved and trainer.strategy.root_device.type == "cuda":
-            torch.cuda.set_rng_state(saved["random_cuda"])
+        if trainer.strategy.root_device.type == "cuda":
+            of_gpu = saved.get("random_cuda", of_gpu)
+        set_random_state((saved.get("random", state), python, numpy, of_gpu))

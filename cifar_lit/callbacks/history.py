@@ -69,8 +69,14 @@ class MetricsFile(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop what a run that resumes from an earlier epoch has of the later ones."""
-        if self.run.has_metrics:
+        if self.run.num_epochs:
             self.run.save_metrics(self.history.to_csv())
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add what is missing where nothing was left to train: a stop came before the last epoch was written."""
+        text = self.history.to_csv()
+        if text.count("\n") > 1 + self.run.num_epochs:
+            self.run.save_metrics(text)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.run.save_metrics(self.history.to_csv())

@@ -1,5 +1,6 @@
 """When a training is saved, and how it stops."""
 
+import shlex
 import signal
 import sys
 import time
@@ -8,10 +9,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 
 from cifar_lit.callbacks.bars import close_bars
 from cifar_lit.callbacks.best import Best, saved_paths
+from cifar_lit.callbacks.buffers import Buffers
 from cifar_lit.callbacks.exact_resume import (
     ExactResume,
     digest_python_random,
@@ -64,8 +65,7 @@ class Saver(ExactResume):
         self.path = run.checkpoints / LAST if run and keep else None
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
-        self._buffers: list[Tensor] = []  # what a forward pass changes: the statistics of BatchNorm
-        self._kept_buffers: list[Tensor] = []  # as the last finished step left them
+        self._buffers: Buffers  # as the last finished step left them
         self._kept_random = get_random_state()
         self._draws_from_python = True  # or NumPy, in the first epoch or the one before
         self._epoch_random = 0
@@ -101,15 +101,14 @@ class Saver(ExactResume):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore what Lightning leaves, find out whether the state can be saved, and handle signals."""
         self.restore(trainer, pl_module)
-        self._buffers = list(pl_module.buffers())
-        self._kept_buffers = [buffer.clone() for buffer in self._buffers]
+        self._buffers = Buffers(pl_module)
         self._epoch_random = digest_python_random()
         self._try_save(trainer)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         self._signals.listen()
 
-    def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
-        """Note that from here on the weights may be between two steps."""
+    def on_after_backward(self, trainer: Trainer, *args: Any) -> None:
+        """Note that from here on the metrics, the gradients or the weights have a part of a batch."""
         self._is_in_step = True
 
     def on_train_batch_end(
@@ -127,7 +126,7 @@ class Saver(ExactResume):
         if not self._can_resume:
             return
         self._kept_random = get_random_state(of_torch_only=not self._draws_from_python)
-        torch._foreach_copy_(self._kept_buffers, self._buffers)
+        self._buffers.keep()
         request = self._agree(trainer, self._request())
         every = self.every_n_steps
         is_due = every and trainer.global_step // every > self._saved_step // every
@@ -171,7 +170,7 @@ class Saver(ExactResume):
         if trainer.global_step > self._saved_step:
             # Undo what the forward pass of the failed step changed.
             set_random_state(self._kept_random)
-            torch._foreach_copy_(self._buffers, self._kept_buffers)
+            self._buffers.restore()
             try:
                 self._save(trainer)
             except (OSError, UserError) as error:
@@ -185,6 +184,8 @@ class Saver(ExactResume):
         saved = load_checkpoint(self.path)["state_dict"]
         # Batches that were dropped, because not all gradients were used, may have changed buffers.
         names = ended if self._is_current else dict(pl_module.named_parameters())
+        # An average of the weights is in float32, also where they are in bfloat16.
+        saved = {name: part.to(ended[name].dtype) for name, part in saved.items() if name in ended}
         return any(name not in saved or not torch.equal(saved[name], ended[name].cpu()) for name in names)
 
     def _save(self, trainer: Trainer) -> None:
@@ -219,7 +220,7 @@ class Saver(ExactResume):
         """Return the request of all processes, which they must see at the same step."""
         if trainer.world_size == 1:
             return request
-        if not now and self._num_batches % AGREE_STEPS:
+        if not now and trainer.global_step % AGREE_STEPS:
             return 0
         requests = torch.tensor(float(request), device=trainer.strategy.root_device)
         return float(trainer.strategy.reduce(requests, reduce_op="max"))
@@ -232,7 +233,8 @@ class Saver(ExactResume):
         if self._signals.requeue(signum):
             return
         if trainer.is_global_zero:
-            option = f"--ckpt_path {self.path}{needed_trust(trainer.lightning_module.get_submodule('net'))}"
+            trust = needed_trust(trainer.lightning_module.get_submodule("net"))
+            option = f"--ckpt_path {shlex.quote(str(self.path))}{trust}"
             name, saved = signal.Signals(signum).name, f"; {option} resumes it" if self.path else ""
             close_bars(trainer)
             print(f"stopped by {name} in epoch {trainer.current_epoch + 1}{saved}", flush=True)

@@ -94,8 +94,8 @@ def fit(args: Sequence[str], *, command: str = "", pruner: Callback | None = Non
 def show(cli: FitCLI, trainer: Trainer, run: RunWriter | None, results: Results) -> None:
     """Write the results into the run's folder, and print their table."""
     write(cli, trainer, run, results)
-    shown = shorten(run.path) if run else None
-    print("\n" + format_table(results, run=shown, trust=needed_trust(cli.model.net)))
+    shown, trust = shorten(run.path) if run else None, needed_trust(cli.model.net)
+    print("\n" + format_table(results, run=shown, trust=trust, has_report=cli.config["report"]))
 
 
 def evaluate(
@@ -105,11 +105,8 @@ def evaluate(
     if throughput.num_images == 0:
         options = ", ".join(f"`{name}`" for name in ("max_epochs", "max_steps", "max_time", "limit_train_batches"))
         raise UserError(f"nothing was trained, so there is nothing to test: give a higher {options}")
-    is_best = best is not None and Path(best.best_model_path).is_file() and not saver.is_changed_at_end
-    checkpoint = best.best_model_path if best and is_best else saver.path
-    if checkpoint and Path(checkpoint).is_file():
-        # Not through the Trainer: it would restore the callbacks, too, and with them the weights before averaging.
-        cli.model.load_state_dict(load_checkpoint(Path(checkpoint))["state_dict"])
+    checkpoint, is_best = find_tested(trainer, best, saver)
+    step = take_weights(cli, checkpoint) if checkpoint else None
     val_metrics = best.metrics if best and is_best else {}  # those of the best epoch
     if best and is_best:
         cli.model.num_val = best.num_val
@@ -120,6 +117,7 @@ def evaluate(
             cli.datamodule,
             metrics,
             checkpoint=shorten(checkpoint) if checkpoint else None,
+            step=step,
             recipe=cli.config["recipe"],
             seed=cli.config["seed_everything"],
             epochs=trainer.current_epoch,
@@ -139,17 +137,35 @@ def evaluate(
     return described(val_metrics | score(trainer, cli.model, cli.datamodule, splits=splits))
 
 
+def find_tested(trainer: Trainer, best: Best | None, saver: Saver) -> tuple[Path | None, bool]:
+    """Return the checkpoint that is tested and whether it is the best: in all processes, what the first one finds."""
+    is_best = best is not None and Path(best.best_model_path).is_file() and not saver.is_changed_at_end
+    path = best.best_model_path if best and is_best else saver.path
+    found: tuple[Path | None, bool] = (Path(path) if path and Path(path).is_file() else None, is_best)
+    return trainer.strategy.broadcast(found)
+
+
+def take_weights(cli: FitCLI, checkpoint: Path) -> int:
+    """Give the model the weights of a checkpoint, and return its optimizer steps.
+
+    Not through the Trainer: it would restore the callbacks, too, and with them the weights before averaging.
+    """
+    saved = load_checkpoint(checkpoint)
+    cli.model.load_state_dict(saved["state_dict"])
+    return int(saved["global_step"])
+
+
 def write(cli: FitCLI, trainer: Trainer, run: RunWriter | None, results: Results) -> None:
     """Write the results, the report, and what TensorBoard shows of them."""
     model, datamodule, logger = cli.model, cli.datamodule, trainer.logger
     has_report = cli.config["report"] and run is not None
     images = datamodule.test.images if has_report and datamodule.test and model.predictions else None
+    if run is not None:
+        run.save_results(results)  # first, whatever becomes of what only shows them
     for one in trainer.loggers:
         one.save()  # the report reads the curves from the disk
-    if run is not None:
-        run.save_results(results)
-        if has_report:
-            write_report(run.path / REPORT, results, model, images)
+    if run is not None and has_report:
+        write_report(run.path / REPORT, results, model, images)
     if isinstance(logger, TensorBoardLogger):
         log_figures(logger, results, model, trainer.current_epoch, images)
         accuracy = results.metrics.get("Accuracy/val")

@@ -14,6 +14,7 @@ from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
+    EMAWeightAveraging,
     LearningRateFinder,
     LearningRateMonitor,
     OnExceptionCheckpoint,
@@ -134,6 +135,8 @@ def check_callbacks(callbacks: Sequence[Callback], *, has_val: bool, is_new: boo
         for kind, reason in REFUSED.items():
             if isinstance(callback, kind) and (is_new or kind is not OnExceptionCheckpoint):
                 raise UserError(f"`callbacks`: {name} {reason}")
+        if is_new and isinstance(callback, EMAWeightAveraging):
+            _check_average(callback)
         num_equal = sum(callback.state_key == other.state_key for other in callbacks)
         if num_equal > 1 and is_overridden("state_dict", callback):
             raise UserError(
@@ -151,6 +154,18 @@ def check_callbacks(callbacks: Sequence[Callback], *, has_val: bool, is_new: boo
                 f"`callbacks`: {name} monitors {monitor}, which nobody logs{suggest((same or [monitor])[0], known)}; "
                 f"there are {', '.join(known)}"
             )
+
+
+def _check_average(callback: EMAWeightAveraging) -> None:
+    """Refuse an average that is not the weights' from the first step on: until then the initial weights are saved."""
+    for name in ("update_starting_at_step", "update_starting_at_epoch"):
+        if (value := getattr(callback, name)) is not None:
+            raise UserError(
+                f"`callbacks`: EMAWeightAveraging has {name} {value}, and until then the initial weights would be "
+                "validated and saved: leave it out"
+            )
+    every = callback.update_every_n_steps
+    require("callbacks", f"EMAWeightAveraging with update_every_n_steps {every}", every >= 1, "at least 1")
 
 
 def _words(metric: str) -> list[str]:

@@ -1,7 +1,9 @@
 """Whether a run can resume with the given options."""
 
+import contextlib
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -17,7 +19,7 @@ from cifar_lit.errors import UserError
 from cifar_lit.files import shorten
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks.base import describe_network
-from cifar_lit.run import Run
+from cifar_lit.run import CHECKPOINTS, Run, read_history
 
 MAY_DIFFER = ("root", "cache_dir", "mirror")
 
@@ -39,8 +41,19 @@ def epochs_done(checkpoint: dict[str, Any]) -> int:
 
 
 def is_tested(run: Run) -> bool:
-    """Return whether a run that has nothing left to train has nothing left to test either."""
-    return run.folder is None or (run.results is not None and "Accuracy/test" in run.results.metrics)
+    """Return whether a run that has nothing left to train has nothing left to test either.
+
+    The results of a shorter training, and those of weights that were replaced since, are of a test that came before.
+    """
+    results = run.results
+    if run.folder is None or results is None or "Accuracy/test" not in results.metrics:
+        return run.folder is None
+    if results.epochs is not None and results.epochs < max(read_history(run.checkpoint), default=0):
+        return False
+    scored = run.folder / CHECKPOINTS / Path(results.checkpoint or "").name
+    with contextlib.suppress(UserError):  # it is gone, or damaged: nothing else is known than the results
+        return Run(scored, trust=run.trust).own_results is not None
+    return True
 
 
 def check_trained(resumed: Run, trainer: Trainer) -> None:

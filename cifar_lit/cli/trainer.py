@@ -2,25 +2,33 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ModelSummary
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    DeviceStatsMonitor,
+    LearningRateMonitor,
+    ModelSummary,
+    WeightAveraging,
+)
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from cifar_lit.callbacks.bars import CloseBars
+from cifar_lit.callbacks.history import History
 from cifar_lit.callbacks.progress import NetworkSummary, ProgressBar
 from cifar_lit.callbacks.steps import StepCurve
 from cifar_lit.cli.arguments import FitCLI
 from cifar_lit.cli.options import check_callbacks, check_devices_used, check_plugins, check_timers, secure_strategy
 from cifar_lit.cli.resume import epochs_done
 from cifar_lit.errors import UserError, raised_in
+from cifar_lit.evaluation.score import restore_nothing
 from cifar_lit.machine import set_up
 from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import evaluation_mode
@@ -82,7 +90,9 @@ def build_trainer(cli: FitCLI, run: RunWriter | None, resumed: Run | None, own: 
         check_callbacks_of_trial(cli)
     if options["enable_checkpointing"] is False and _has(options["callbacks"], Checkpoint):
         raise UserError("`enable_checkpointing` is False, and `callbacks` has one that saves: leave out one of the two")
-    options["callbacks"] += own
+    # A callback of the user's that saves at the end of an epoch finds its metrics in the history.
+    own = sorted(own, key=lambda callback: not isinstance(callback, History))
+    options["callbacks"] = [*own[:1], *options["callbacks"], *own[1:]]
     for flag, base, ours in (
         ("enable_progress_bar", LightningProgressBar, ProgressBar),
         ("enable_model_summary", ModelSummary, NetworkSummary),
@@ -100,6 +110,10 @@ def build_trainer(cli: FitCLI, run: RunWriter | None, resumed: Run | None, own: 
     check_plugins(_as_list(options["plugins"]))
     trainer = make_trainer(options)
     check_timers(trainer.callbacks, options["max_time"])  # type: ignore[attr-defined]
+    if str(trainer.precision) == "64-true" and _has(options["callbacks"], WeightAveraging):
+        cli.model.double()  # the average is a copy that is made before the Trainer does so
+    if not resumed and (cli.is_trial or options["fast_dev_run"]):
+        restore_nothing(trainer)  # in a SLURM job it would go on with another training, which was put into the queue
     return trainer
 
 
@@ -108,7 +122,7 @@ def _place_files(options: dict[str, Any], run: RunWriter | None, resumed: Run | 
     if options["fast_dev_run"]:
         options["logger"] = False
     elif options["logger"] in (None, True):
-        options["logger"] = _tensorboard_logger(run, resumed, options["default_root_dir"])
+        options["logger"] = _tensorboard_logger(run, resumed, options)
     elif options["logger"] is False and run:
         options["default_root_dir"] = str(run.path)
     elif run and not resumed:
@@ -141,15 +155,25 @@ def _share_folder(loggers: Sequence[Any], run: RunWriter) -> None:
             logger._version = f"{run.path.name}/csv" if isinstance(logger, CSVLogger) else run.path.name
 
 
-def _tensorboard_logger(run: RunWriter | None, resumed: Run | None, root: str | None) -> TensorBoardLogger:
+def _tensorboard_logger(
+    run: RunWriter | None, resumed: Run | None, trainer_options: Mapping[str, Any]
+) -> TensorBoardLogger:
     options: dict[str, Any] = {"default_hp_metric": False}
     if run is None:  # in all processes but the first, where it writes nothing
-        return TensorBoardLogger(root or ".", name=LOGS, **options)
+        return TensorBoardLogger(trainer_options["default_root_dir"] or ".", name=LOGS, **options)
     if resumed and resumed.folder:  # hides what the curves have of later epochs than the checkpoint
-        options["purge_step"] = epochs_done(resumed.checkpoint) + 1
+        options["purge_step"] = 1 + _last_point(resumed.checkpoint, trainer_options)
         run.order_events()
     folder = run.path
     return TensorBoardLogger(folder.parent.parent, name=folder.parent.name, version=folder.name, **options)
+
+
+def _last_point(checkpoint: dict[str, Any], options: Mapping[str, Any]) -> int:
+    """Return the last point that the curves keep: the last epoch, or step where nothing is left to train."""
+    num_epochs, num_steps = epochs_done(checkpoint), int(checkpoint["global_step"])
+    limits = ((num_epochs, options["max_epochs"]), (num_steps, options["max_steps"]))
+    is_left = all(most in (None, -1) or done < most for done, most in limits)
+    return num_epochs if is_left else max(num_epochs, num_steps)
 
 
 def log_graph(trainer: Trainer, model: ImageClassifier) -> None:
@@ -163,8 +187,9 @@ def log_graph(trainer: Trainer, model: ImageClassifier) -> None:
         ignored = warnings.catch_warnings(action="ignore")  # of tracing len(images)
         with torch.no_grad(), evaluation_mode(model.net), ignored:
             # Traced here, because add_graph would compare the trace with the network, which takes four times as long.
-            traced = torch.jit.trace(model.net, model.example_input_array, check_trace=False)  # type: ignore[no-untyped-call]
-            trainer.logger.experiment.add_graph(traced, model.example_input_array)
+            images = torch.as_tensor(model.example_input_array, dtype=model.mean.dtype)
+            traced = torch.jit.trace(model.net, images, check_trace=False)  # type: ignore[no-untyped-call]
+            trainer.logger.experiment.add_graph(traced, images)
     except OSError:
         raise  # of TensorBoard's file
     except Exception as error:  # tracing runs the user's network, which can be trained even if it cannot be traced

@@ -106,7 +106,7 @@ class Sweep:
                 direction="maximize",
                 load_if_exists=True,
                 sampler=optuna.samplers.TPESampler(),
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
             )
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError) as error:
             # RuntimeError: Optuna's, for a database of another version.

@@ -20,7 +20,7 @@ from cifar_lit.cli.start import with_config
 from cifar_lit.cli.trainer import check_callbacks_of_trial, make_trainer
 from cifar_lit.errors import UserError
 from cifar_lit.evaluation.multiplications import count_multiplications
-from cifar_lit.evaluation.score import score
+from cifar_lit.evaluation.score import restore_nothing, score
 from cifar_lit.machine import computes_on_cpu, describe_machine, precision_to_score
 from cifar_lit.metrics import Predictions
 from cifar_lit.module import ImageClassifier
@@ -174,6 +174,7 @@ class Watch(Callback):
         # As a test, which knows test-time augmentation; without the data module, which would load the test images.
         loader = datamodule.val_dataloader()
         trainer.datamodule = None  # type: ignore[attr-defined]
+        restore_nothing(trainer)
         trainer.test(model, dataloaders=loader, verbose=False)
         trainer.datamodule = datamodule  # type: ignore[attr-defined]
         assert model.predictions is not None

@@ -15,6 +15,8 @@ from cifar_lit.benchmarks import board, record
 from cifar_lit.benchmarks.board import BEGIN, END, Summary, table
 from cifar_lit.benchmarks.entries import KNOWN, Entry, Images, checksum
 from cifar_lit.benchmarks.record import RECORDS, main
+from cifar_lit.benchmarks.rules import count
+from cifar_lit.commands.trial import check
 from cifar_lit.data.split import Split
 from cifar_lit.data.synthetic import Synthetic
 from cifar_lit.errors import UserError
@@ -440,3 +442,9 @@ def test_each_seed_is_a_process_of_its_own() -> None:
     assert main(["make", "--name", "quick", "--seeds", "3", "--to", "to", *quick]) == 0
     assert main(["check", "to/quick.jsonl"]) == 0
     assert all(row["seconds"] > 1 for row in lines(Path("to/quick.jsonl"))[1:])  # Python's start is charged
+
+
+def test_a_last_batch_of_one_image_is_not_counted() -> None:
+    cli = check(["--data.source=synthetic", "--data.batch_size=8"], own=())
+    assert count(cli, num_epochs=1, num_train=17) == count(cli, num_epochs=1, num_train=16)
+    assert count(cli, num_epochs=1, num_train=18) != count(cli, num_epochs=1, num_train=16)

@@ -1,6 +1,7 @@
 """The curves of a run lie in its checkpoint and in ``metrics.csv``, whatever the logger."""
 
 import csv
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,8 @@ from cifar_lit.callbacks.throughput import Throughput
 from cifar_lit.evaluation.report import read_curves
 from cifar_lit.main import main
 from cifar_lit.run_writer import RunWriter
-from tests.helpers.runs import FEW_EPOCHS, RUN
+from tests.helpers.processes import curves
+from tests.helpers.runs import FEW_EPOCHS, RUN, callback
 
 CSV = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "elsewhere"]
 
@@ -41,6 +43,35 @@ def read_metrics_csv() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_a_run_that_was_stopped_in_its_last_validation_has_its_last_row_and_points(
+    tiny_args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["fit", *tiny_args, *FEW_EPOCHS, "--trainer.log_every_n_steps", "2"]
+    on_validation_end = History.on_validation_end
+
+    def patched(history: History, trainer: Any, *args: Any) -> None:
+        on_validation_end(history, trainer, *args)
+        if trainer.current_epoch == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "on_validation_end", patched)
+        assert main(options) == 143
+    assert [row["epoch"] for row in read_metrics_csv()] == ["1"]
+    before = curves()
+    assert main(["fit", "--ckpt_path", "last"]) == 0
+    assert [row["epoch"] for row in read_metrics_csv()] == ["1", "2"]
+    assert curves() == before
+    assert [step for step, _ in before["Loss/step"]] == list(range(2, 13, 2))
+
+
+def test_a_callback_of_the_users_saves_the_row_of_its_epoch(tiny_args: list[str]) -> None:
+    own = callback("ModelCheckpoint", filename="own", save_on_train_epoch_end="true")
+    assert main(["fit", *tiny_args, *FEW_EPOCHS, "--trainer.max_epochs", "1", *own]) == 0
+    saved = torch.load(RUN / "checkpoints/own.ckpt", weights_only=True)
+    assert {"epoch", "Loss/train", "Loss/val"} <= saved["history"][1].keys()
+
+
 def test_a_run_that_resumes_from_an_earlier_epoch_has_no_row_of_the_later_ones() -> None:
     trainer: Any = SimpleNamespace(current_epoch=0, global_step=5, callback_metrics={"Loss/train": 2.0, "lr": 0.1})
     history = History(Throughput())
@@ -57,7 +88,12 @@ def test_a_run_that_resumes_from_an_earlier_epoch_has_no_row_of_the_later_ones()
     assert [row["Own, one/train"] for row in read_metrics_csv()] == ["", "3"]
     history.on_load_checkpoint(trainer, trainer, saved)
     assert len(read_metrics_csv()) == 2
+    file.on_fit_end(trainer, trainer)  # nothing was trained: all stays
+    assert len(read_metrics_csv()) == 2
     file.on_train_start(trainer, trainer)
+    assert [row["epoch"] for row in read_metrics_csv()] == ["1"]
+    (RUN / "metrics.csv").unlink()  # as in a new folder
+    file.on_fit_end(trainer, trainer)
     assert [row["epoch"] for row in read_metrics_csv()] == ["1"]
 
 

@@ -124,6 +124,8 @@ def test_non_finite_weights_are_neither_validated_nor_kept(value: float, has_val
         )
     assert validated == ([0] if has_val else [])
     assert "at a learning rate of 0.01: start again with a lower `lr`" in str(error.value)
+    kept = [path.name for path in Path("kept").glob("*.ckpt")]
+    assert kept == (["best.ckpt"] if has_val else [])  # that of the first epoch
     for path in Path("kept").glob("*.ckpt"):
         weights = torch.load(path, weights_only=True)["state_dict"]
         assert first_nonfinite(weights.items()) is None
@@ -175,7 +177,7 @@ def test_what_resumes_is_named_if_it_is_usable(tmp_path: Path) -> None:
     assert advice() == "start again with a lower `lr`, or with `gradient_clip_val` 1"
     assert advice(0.5) == "start again with a lower `lr`, or with `gradient_clip_val` 0.05"
     resumes = "or resume before that with cifar-lit fit --ckpt_path 'a run' --trainer.gradient_clip_val 1"
-    for value, momentum, is_usable in ((1.0, 0.0, True), (1e5, 0.0, False), (1.0, math.nan, False)):
+    for value, momentum, is_usable in ((1e4, 0.0, True), (1.1e4, 0.0, False), (1.0, math.nan, False)):
         save(last, value, momentum)
         assert advice().endswith(resumes) is is_usable
     save(best, 1.0)

@@ -66,10 +66,10 @@ def test_epochs_are_counted_from_one(max_epochs: int, expected: str) -> None:
 def test_on_a_terminal_the_lines_stay_above_a_bar_that_is_redrawn(
     term: str, tiny_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("TERM", term)
-    callbacks = bar_and_lines()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.stdout, "isatty", lambda: True)
+        patch.setenv("TERM", term)
+        callbacks = bar_and_lines()
     fit(tiny_root, *callbacks, enable_progress_bar=True, accumulate_grad_batches=5)
     out = capsys.readouterr().out
     lines = [line.rpartition("\r")[2] for line in out.split("\n") if "accuracy" in line]

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from tests.helpers.processes import (
     state_of,
     stopped_at,
 )
-from tests.helpers.runs import EPOCHS, RUN, Refused, callback, read_metrics
+from tests.helpers.runs import EPOCHS, FEW_EPOCHS, RUN, Refused, callback, read_metrics, read_results
 
 FLOAT32 = ["--trainer.precision", "32-true"]
 """In place of ``auto``, which a disturbed measuring may settle otherwise in the next run."""
@@ -133,6 +134,14 @@ def test_a_stopped_run_says_how_it_is_resumed(tiny_args: list[str]) -> None:
         "hparams.yaml",
         "metrics.csv",
     ]
+
+
+def test_the_command_that_resumes_can_be_pasted(
+    tiny_args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at_step(8, functools.partial(signal.raise_signal, signal.SIGTERM), monkeypatch)
+    assert main(["fit", *tiny_args, *EPOCHS, "--trainer.default_root_dir", "my runs"]) == 143
+    assert f"--ckpt_path 'my runs/{LAST}' resumes it" in capsys.readouterr().out
 
 
 def test_a_stopped_run_without_checkpoints_does_not_claim_that_it_can_be_resumed(tiny_args: list[str]) -> None:
@@ -276,11 +285,57 @@ def test_an_option_outside_its_range_is_named(option: dict[str, Any]) -> None:
         Saver(**option)
 
 
+def test_processes_agree_every_ten_steps_however_many_batches_make_a_step() -> None:
+    asked: list[int] = []
+
+    def reduce(request: torch.Tensor, **_: Any) -> torch.Tensor:
+        asked.append(trainer.global_step)
+        return request
+
+    trainer: Any = SimpleNamespace(world_size=2, global_step=0)
+    trainer.strategy = SimpleNamespace(root_device="cpu", reduce=reduce)
+    saver = Saver()
+    for step in range(1, 31):
+        trainer.global_step, saver._num_batches = step, 4 * step
+        saver._agree(trainer, 0)
+    assert asked == [10, 20, 30]
+
+
+@pytest.mark.filterwarnings("ignore:.*no instructions for bfloat16")
+def test_an_average_in_float32_of_weights_in_bfloat16_leaves_the_best_checkpoint(tiny_args: list[str]) -> None:
+    options = [*callback("EMAWeightAveraging", decay=0.9), "--trainer.precision", "bf16-true"]
+    options += ["--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2"]
+    assert main(["fit", *tiny_args, *FEW_EPOCHS, *options]) == 0
+    assert Path(read_results()["checkpoint"]).name == "best.ckpt"
+
+
+def test_weights_in_float64_have_an_average_in_float64(tiny_args: list[str]) -> None:
+    options = [*callback("EMAWeightAveraging", decay=0.9), "--trainer.precision", "64-true"]
+    assert main(["fit", *tiny_args, *FEW_EPOCHS, "--trainer.max_epochs", "1", *options]) == 0
+    saved = torch.load(LAST, weights_only=True)
+    for part in ("current_model_state", "state_dict"):  # which are swapped for the validation
+        weights = saved[part]["net.layers.conv1.weight"]
+        assert not torch.equal(weights, weights.float().double()), part
+
+
 def test_it_saves_every_few_minutes(tiny_args: list[str]) -> None:
     options = ["--checkpoint.every_n_minutes", "0.0000001", "--trainer.max_epochs", "1"]
     done = run(["fit", *tiny_args, *EPOCHS, *options], inside=functools.partial(record_images, 4, int(signal.SIGKILL)))
     assert done.code == -9
     assert torch.load(LAST, weights_only=True)["global_step"] == 3
+
+
+@pytest.mark.parametrize(("seconds", "saved"), [(599, None), (600, 3)])
+def test_the_minutes_are_minutes(
+    seconds: float, saved: int | None, tiny_args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, found = SimpleNamespace(now=1000.0), []
+    monkeypatch.setattr("cifar_lit.callbacks.saver.time", SimpleNamespace(monotonic=lambda: clock.now))
+    at_step(3, lambda: setattr(clock, "now", clock.now + seconds), monkeypatch)
+    at_step(5, lambda: found.append(torch.load(LAST)["global_step"] if LAST.exists() else None), monkeypatch)
+    options = ["--checkpoint.every_n_minutes", "10", "--trainer.max_epochs", "1"]
+    assert main(["fit", *tiny_args, *EPOCHS, *options]) == 0
+    assert found == [saved]
 
 
 @pytest.mark.parametrize(

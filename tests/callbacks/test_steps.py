@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cifar_lit.callbacks.steps import StepCurve
+from cifar_lit.cli.trainer import _last_point
 from cifar_lit.main import main
 from tests.helpers.processes import curves
 from tests.helpers.runs import EPOCHS, FEW_EPOCHS, RUN
@@ -21,6 +22,17 @@ def test_a_curve_per_step_is_logged_on_request_and_is_the_same_after_a_resume(ti
         assert whole[tag] == resumed[tag], tag
     assert [step for step, _ in whole["Loss/step"]] == list(range(2, 19, 2))
     assert [rate for _, rate in whole["lr/step"]] == pytest.approx([0.01] * 9)
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "max_steps", "expected"), [(3, -1, 2), (None, -1, 2), (3, 13, 2), (2, -1, 12), (-1, 12, 12)]
+)
+def test_where_nothing_is_left_to_train_the_curves_keep_all_steps(
+    max_epochs: int | None, max_steps: int, expected: int
+) -> None:
+    epochs = {"fit_loop": {"epoch_progress": {"current": {"processed": 2}}}}
+    limits = {"max_epochs": max_epochs, "max_steps": max_steps}
+    assert _last_point({"loops": epochs, "global_step": 12}, limits) == expected
 
 
 def test_without_the_option_there_is_no_such_curve(run: str) -> None:

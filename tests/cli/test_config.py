@@ -14,6 +14,7 @@ from cifar_lit.errors import UserError
 from cifar_lit.main import main
 from cifar_lit.schema import MAX_YAML_BYTES, read_utf8
 from tests.helpers.options import Workbench
+from tests.helpers.processes import environment
 from tests.helpers.runs import FEW_EPOCHS, RUN, Refused
 
 NESTED = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -123,12 +124,12 @@ def test_another_recipe_beside_the_configuration_of_a_run_is_refused(workbench: 
 @pytest.mark.parametrize("variables", [{"PYTHONUTF8": "1"}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=str)
 @pytest.mark.slow
 def test_a_configuration_has_the_same_bytes_in_any_locale(variables: dict[str, str], tiny_args: list[str]) -> None:
-    Path("my.yaml").write_bytes("data: {mirror: https://größe.example/犬}".encode())
-    environment = {**os.environ, "LC_ALL": "C", **variables}
+    noted = "{class_path: tests.helpers.callbacks.Noted, init_args: {note: größe 犬}}"
+    Path("my.yaml").write_bytes(f"trainer: {{callbacks: [{noted}]}}".encode())
     command = [sys.executable, "-m", "cifar_lit", "fit", *tiny_args, *FEW_EPOCHS, "--config", "my.yaml"]
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=200)
+    done = subprocess.run(command, env=environment(LC_ALL="C", **variables), capture_output=True, timeout=200)
     config = (RUN / "config.yaml").read_bytes() if (RUN / "config.yaml").exists() else b""
-    assert "mirror: https://größe.example/犬".encode() in config, done.stderr.decode(errors="replace")
+    assert "note: größe 犬".encode() in config, done.stderr.decode(errors="replace")
 
 
 def test_report_takes_a_value(workbench: Workbench) -> None:

@@ -2,10 +2,9 @@
 
 import itertools
 import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
 
 from cifar_lit.callbacks.history import COLUMNS
+from cifar_lit.cli.fit import write
 from cifar_lit.data.synthetic import Synthetic
 from cifar_lit.loggers import BEST_METRIC
 from cifar_lit.main import main
@@ -24,7 +24,8 @@ from cifar_lit.module import ImageClassifier
 from cifar_lit.networks import TutorialCNN
 from cifar_lit.recipes import RECIPES
 from cifar_lit.run import Run
-from tests.helpers.processes import SCRIPT
+from tests.helpers.processes import script
+from tests.helpers.results import make_results
 from tests.helpers.runs import FEW_EPOCHS, RUN, read_metrics, read_results, table_of
 
 FIELDS = {
@@ -115,6 +116,30 @@ def test_tensorboards_page_of_hyperparameters_has_the_few_that_matter_and_hparam
     saved = yaml.safe_load((RUN / "hparams.yaml").read_text())
     best = ImageClassifier.load_from_checkpoint(RUN / "checkpoints/best.ckpt", weights_only=True)
     assert {**best.hparams, "batch_size": 8, "seed": 3}.items() <= saved.items()
+
+
+def test_a_logger_that_fails_loses_no_results() -> None:
+    saved: list[object] = []
+
+    class Logger:
+        def save(self) -> None:
+            raise ConnectionError
+
+    cli: Any = SimpleNamespace(model=SimpleNamespace(predictions=None), datamodule=None, config={"report": False})
+    trainer: Any = SimpleNamespace(logger=None, loggers=[Logger()])
+    run: Any = SimpleNamespace(save_results=saved.append)
+    results = make_results({"Accuracy/test": 0.5})
+    with pytest.raises(ConnectionError):
+        write(cli, trainer, run, results)
+    assert saved == [results]
+
+
+def test_a_report_of_before_is_not_that_of_a_longer_training(
+    reported_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"report      {RUN}/report.html" in reported_run
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3", "--no_report"]) == 0
+    assert "report  " not in capsys.readouterr().out
 
 
 def test_the_best_checkpoint_rebuilds_the_model_that_was_tested(run: str) -> None:
@@ -351,13 +376,12 @@ def test_a_fast_dev_run_writes_nothing(tiny_args: list[str]) -> None:
 
 
 def test_a_normal_run_of_the_script_prints_no_warning(tiny_args: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *tiny_args, *FEW_EPOCHS], capture_output=True, text=True, timeout=120, check=True
-    )
+    done = script([*tiny_args, *FEW_EPOCHS])
+    assert done.code == 0, done.err
     # Lightning prints a warning with the file that it comes from, and without the word.
     for word in ("Warning", "warn", "deprecated", "site-packages", "Tip", "http"):
-        assert word not in done.stdout + done.stderr
-    assert "epoch 2/2" in done.stdout
+        assert word not in done.out + done.err
+    assert "epoch 2/2" in done.out
 
 
 @pytest.fixture
@@ -423,9 +447,9 @@ def test_a_synthetic_run_says_so(capsys: pytest.CaptureFixture[str], monkeypatch
 def test_two_processes_write_one_results_file(tiny_root: Path) -> None:
     options = ["--data.source", "images", "--data.root", str(tiny_root), "--data.val_size", "13", *FEW_EPOCHS]
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
-    done = subprocess.run([sys.executable, str(SCRIPT), *options, *two], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("test accuracy per class") == 1
+    done = script([*options, *two])
+    assert done.code == 0, done.err
+    assert done.out.count("test accuracy per class") == 1
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
     assert read_results()["num_val"] == 13
     agrees_with_itself(24)

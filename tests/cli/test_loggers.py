@@ -1,6 +1,7 @@
 """Loggers of the user's: a run has one folder whatever its logger, and a second run overwrites nothing of the first."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from cifar_lit.loggers import BEST_METRIC
 from cifar_lit.main import main
 from tests.helpers.processes import curves
-from tests.helpers.runs import FEW_EPOCHS, RUN, Refused
+from tests.helpers.runs import FEW_EPOCHS, RUN, Refused, read_results
 
 CSV = "{class_path: CSVLogger, init_args: {save_dir: .}}"
 OWN_CSV = "{class_path: CSVLogger, init_args: {save_dir: csv}}"
@@ -48,6 +49,18 @@ def test_a_logger_of_the_users_writes_into_the_runs_folder_where_that_is_its_pla
         with path.open() as file:
             assert [row[column] for row in csv.DictReader(file) if row["Loss/val"]] == ["1", "2"]
     assert [epoch for epoch, _ in curves(RUN)["Loss/val"]] == [1, 2]
+
+
+def test_a_logger_of_another_package_trains_tests_and_resumes(tiny_args: list[str]) -> None:
+    own = ["--trainer.logger", "tests.helpers.loggers.Lines", "--trainer.logger.file", "lines.jsonl"]
+    assert main(["fit", *tiny_args, *FEW_EPOCHS, *own]) == 0
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3", "--trust_run"]) == 0
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+    lines = [json.loads(line) for line in Path("lines.jsonl").read_text().splitlines()]
+    assert [step for step, values in lines if "Loss/val" in values] == [1, 2, 3]
+    assert [step for step, values in lines if "Accuracy/test" in values] == [2, 3]
+    assert read_results()["epochs"] == 3
+    assert main(["test", str(RUN), "--trust_run"]) == 0
 
 
 def test_hyper_parameters_are_logged_unless_told_otherwise(tiny_args: list[str]) -> None:

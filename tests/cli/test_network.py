@@ -186,7 +186,11 @@ def test_the_check_leaves_the_network_and_the_random_numbers_as_they_were() -> N
         ("net_of_mine.py", "--model.net is net_of_mine.py: give the class in it, too, as net_of_mine.Typed"),
         ("net_of_mine", "give the class in it, too, as net_of_mine.Typed"),
         ("net_of_mine.MyModl", r"did you mean MyModel\?$"),
-        ("net_of_mine:MyModel", r"did you mean|there are"),
+        (
+            "net_of_mine:MyModel",
+            "^--model.net is net_of_mine:MyModel: there are ConvNet, .*; give one of your own with its module, as "
+            r"my_net\.MyNet$",
+        ),
         ("MyModel(", r"--model.net is MyModel\(: there are"),
     ],
 )

@@ -3,15 +3,22 @@
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
 
+from cifar_lit.cli.fit import find_tested
+from cifar_lit.cli.resume import is_tested
+from cifar_lit.commands.trial import train
 from cifar_lit.main import main
+from cifar_lit.run import Run
+from tests.helpers.images import tiny_files, write_files
 from tests.helpers.processes import LAST, at_step, curves, state_of
-from tests.helpers.runs import EPOCHS, FEW_EPOCHS, RUN, Refused, read_metrics, read_results
+from tests.helpers.runs import EPOCHS, FEW_EPOCHS, RUN, Refused, read_metrics, read_results, table_of
+from tests.helpers.stored import changed
 
 
 def stop(args: list[str], step: int) -> None:
@@ -76,11 +83,46 @@ def test_more_epochs_than_it_began_with(
 
 
 def test_a_run_that_was_killed_before_its_test_is_tested(run: str) -> None:
-    undisturbed, before = read_metrics(), read_results()
+    undisturbed = read_metrics()
     (RUN / "results.json").unlink()
     assert main(["fit", "--ckpt_path", "last"]) == 0
     assert read_metrics() == undisturbed
-    assert read_results()["images_per_second"] == pytest.approx(before["images_per_second"], rel=0.5)
+    counted = torch.load(LAST, weights_only=True)["callbacks"]["Throughput"]
+    assert counted["num_images"] == 2 * 48
+    results = read_results()
+    seconds = results["train_seconds"] - counted["validation_seconds"]
+    assert results["images_per_second"] == pytest.approx(counted["num_images"] / seconds)
+    assert results["images_per_second"] > 0
+
+
+@pytest.mark.parametrize("is_better", [True, False])
+def test_a_longer_training_that_was_stopped_before_its_test_is_tested(is_better: bool, run: str) -> None:
+    before = read_results()
+    with changed("best.ckpt") as checkpoint:
+        for key, state in checkpoint["callbacks"].items():
+            if key.startswith("Best"):
+                score = torch.tensor(-1.0 if is_better else 2.0)
+                state |= {"best_model_score": score, "kth_value": score}
+                state["best_k_models"] = dict.fromkeys(state["best_k_models"], score)
+    stop(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3"], 6)  # the last step of epoch 3
+    assert torch.load(LAST, weights_only=True)["global_step"] == 18
+    assert read_results() == before
+    assert (Run(RUN).own_results is None) == is_better
+    assert main(["fit", "--ckpt_path", "last"]) == 0
+    after = read_results()
+    assert (after["epochs"], after["step"]) == (3, 18 if is_better else before["step"])
+
+
+def test_a_test_counts_for_the_weights_that_it_scored(run: str) -> None:
+    assert is_tested(Run(RUN))
+    best = RUN / "checkpoints/best.ckpt"
+    with changed("best.ckpt") as checkpoint:
+        checkpoint["global_step"] += 1
+    assert not is_tested(Run(LAST))
+    best.write_bytes(b"damaged")
+    assert is_tested(Run(LAST))
+    best.unlink()  # nothing else is known than the results
+    assert is_tested(Run(RUN))
 
 
 @pytest.mark.parametrize("logger", ["false", pytest.param("CSVLogger", marks=pytest.mark.slow)])
@@ -186,6 +228,26 @@ def test_the_data_may_have_moved(run: str, tiny_root: Path) -> None:
     assert read_results()["epochs"] == 3
 
 
+def test_in_another_working_folder_the_images_are_still_those_of_the_run(
+    run: str, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    """Its file of settings has the folder as it was typed."""
+    config = yaml.safe_load((RUN / "config.yaml").read_text())
+    config["data"] |= {"root": "tiny", "cache_dir": "cache"}
+    (RUN / "config.yaml").write_text(yaml.safe_dump(config))
+    write_files(Path("elsewhere/tiny"), tiny_files(8, 2))
+    monkeypatch.chdir("elsewhere")
+    again = ["fit", "--ckpt_path", f"../{RUN}", "--trainer.max_epochs", "3"]
+    assert main(again) == 0
+    assert not Path("cache").exists()
+    Path("mine.yaml").write_text("data: {root: tiny}")
+    again[-1] = "4"
+    for given in (["--data.root", "tiny"], ["--config", "mine.yaml"]):
+        code, line = refused([*again, *given])
+        expected = f"--data.root {Path('tiny').resolve()}: the training images are not those of the run"
+        assert (code, expected in line) == (2, True), line
+
+
 def test_other_images_and_a_checkpoint_that_knows_none_are_refused(run: str, tiny_root: Path, refused: Refused) -> None:
     before = sorted((path, path.read_bytes()) for path in (RUN / "checkpoints").iterdir())
     again = ["fit", "--ckpt_path", str(RUN), "--trainer.max_epochs", "3"]
@@ -258,3 +320,67 @@ def test_a_checkpoint_whose_best_is_lost_is_tested_itself_where_nothing_was_vali
     results = read_results()
     assert (results["checkpoint"], results["best_epoch"]) == (str(LAST), None)
     assert main(["test", str(RUN)]) == 0
+
+
+def requeued(monkeypatch: pytest.MonkeyPatch, *, factor: float = 1.0) -> None:
+    """Make a job of SLURM of this process, in a folder where a job was put into the queue again."""
+    checkpoint = torch.load(LAST, weights_only=True)
+    for name, weights in checkpoint["state_dict"].items():
+        if name.startswith("net."):
+            weights.mul_(factor)
+    torch.save(checkpoint, "hpc_ckpt_1.ckpt")
+    job = {"JOB_ID": "77", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in {**job, "JOB_NODELIST": "localhost"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+
+def test_a_job_that_was_requeued_tests_its_best_weights(
+    run: str, tiny_args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        requeued(patch)
+        options = ["--model.lr", "0.05", "--seed_everything", "3", "--trainer.devices", "1"]
+        assert main(["fit", *tiny_args, *EPOCHS, *options]) == 0
+    printed = capsys.readouterr().out
+    version_1 = RUN.with_name("version_1")
+    assert read_results(version_1)["epochs"] == 3  # and the first two of them before
+    assert main(["test", str(version_1)]) == 0
+    assert table_of(capsys.readouterr().out) == table_of(printed)
+
+
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_in_a_job_the_weights_that_are_named_are_scored(
+    command: str, run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, str(RUN)]) == 0
+    expected = capsys.readouterr().out
+    requeued(monkeypatch, factor=0)
+    assert main([command, str(RUN), "--trainer.devices", "1"]) == 0
+    assert table_of(capsys.readouterr().out) == table_of(expected)
+
+
+def test_a_trial_in_a_job_trains_from_the_start(
+    run: str, tiny_args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requeued(monkeypatch)
+    options = [*tiny_args, "--trainer.max_epochs", "1", "--data.batch_size", "8"]
+    row = train(options, val_images=None, save=None)
+    assert (row["epochs"], row["steps"]) == (1, 6)
+    assert main(["fit", *options, "--trainer.fast_dev_run", "true"]) == 0
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_all_processes_test_the_checkpoint_that_the_first_one_finds(is_there: bool, tmp_path: Path) -> None:
+    best, last = tmp_path / "best.ckpt", tmp_path / "last.ckpt"
+    for path in (best, last) if is_there else ():
+        path.touch()
+    told: list[Any] = []
+
+    def broadcast(found: Any) -> Any:
+        told.append(found)
+        return last, False
+
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(broadcast=broadcast))
+    saver: Any = SimpleNamespace(path=last, is_changed_at_end=False)
+    assert find_tested(trainer, SimpleNamespace(best_model_path=str(best)), saver) == (last, False)  # type: ignore[arg-type]
+    assert told == [(best, True) if is_there else (None, False)]

@@ -40,8 +40,7 @@ def test_other_errors_of_the_output_are_raised(monkeypatch: pytest.MonkeyPatch) 
     def fail(text: str) -> int:
         raise OSError(errno.ENOSPC, "full")
 
-    with lasting_output():
-        monkeypatch.setattr(sys.stdout, "_stream", type("Full", (), {"write": staticmethod(fail)}))
+    with lasting_output(), monkeypatch.context() as patch:
+        patch.setattr(sys.stdout, "_stream", type("Full", (), {"write": staticmethod(fail)}))
         with pytest.raises(OSError, match="full"):
             print("text")
-        monkeypatch.undo()

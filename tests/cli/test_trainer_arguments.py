@@ -80,12 +80,14 @@ def is_safe(trainer: Trainer) -> bool:
     return type(trainer.strategy).__name__ == "DDPStrategy" and type(trainer.strategy.checkpoint_io) is SafeCheckpointIO
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+"""The one that ``auto`` stands for on this machine."""
 HUGE = str(10**30)
 NO_USE = "has no use in fit, so leave it out"
 TABLE: dict[str, list[Row]] = {
     "accelerator": [
         acts("cpu", "device", lambda trainer: trainer.strategy.root_device.type == "cpu"),
-        acts("auto", "device", lambda trainer: trainer.strategy.root_device.type),
+        acts("auto", "device", lambda trainer: trainer.strategy.root_device.type == DEVICE),
         refused("abacus", "You selected an invalid accelerator name"),
     ],
     "strategy": [

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cifar_lit import ImageClassifier
+from cifar_lit import Run as SavedRun
 from cifar_lit.commands.compare import Scored, format_comparison
 from cifar_lit.main import main
 from tests.helpers.runs import FEW_EPOCHS, RUN, Refused, read_results
@@ -124,6 +125,26 @@ def test_runs_are_compared(run: str, tiny_args: list[str], capsys: pytest.Captur
     assert second.startswith("error: damaged.ckpt is left out: damaged.ckpt is ")
     assert main(["test", *runs, "--data.root", "elsewhere", "--model.tta", "mirror"]) == 0
     assert capsys.readouterr().out.startswith("with test-time augmentation: mirror\n")
+
+
+def test_runs_that_differ_in_seed_and_places_alone_are_of_one_group(
+    run: str, tiny_args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("tiny", "elsewhere")
+    places = ["--data.root", "elsewhere", "--data.cache_dir", "cached", "--trainer.default_root_dir", "other"]
+    others = ["--seed_everything", "4", "--trainer.accelerator", "cpu", "--trainer.enable_model_summary", "false"]
+    assert main(["fit", *tiny_args, *FEW_EPOCHS, *places, *others]) == 0
+    paths = [RUN, "other" / RUN]
+    configs = [SavedRun(path).config["trainer"]["accelerator"] for path in paths]
+    assert configs == ["auto", "cpu"]
+    capsys.readouterr()
+    assert main(["compare", *map(str, paths)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("the same settings"))
+    accuracies = [read_results(path)["Accuracy/test"] for path in paths]
+    mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
+    assert lines[start + 1].split() == ["tutorial", "2", "2", f"{mean:.4f}", f"{spread:.4f}"]
+    assert lines[start + 2] == ""
 
 
 def test_what_cannot_be_compared_is_named(run: str, refused: Refused) -> None:

@@ -299,6 +299,14 @@ def test_a_folder_of_somebody_else_is_only_data(folder: Path, refused: Refused) 
     assert "--to is to: test.jsonl in it is a link" in line
 
 
+@pytest.mark.parametrize("name", ["runs.jsonl", "test.jsonl", "settings.json", "precision.txt", "weights"])
+def test_nothing_is_written_through_a_link_to_nothing(name: str, tmp_path: Path) -> None:
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / name).symlink_to(tmp_path / "new")
+    with pytest.raises(UserError, match=f"{name} in it is a link"):
+        Experiment(tmp_path / "to", [], [])
+
+
 def test_a_run_whose_multiplications_are_not_known_is_one(tmp_path: Path) -> None:
     experiment = Experiment(tmp_path, [], [])
     row = {"setting": "a", "seed": 0, "accuracy": 0.5, "seconds": 1, "multiplications": None, "epochs": 1, "num_val": 9}

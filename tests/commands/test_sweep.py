@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from cifar_lit import ImageClassifier
 from cifar_lit.callbacks.pruning import PruningCallback
 from cifar_lit.commands.ranges import parse_range
+from cifar_lit.commands.sweep import Sweep
 from cifar_lit.errors import UserError
 from cifar_lit.main import main
 from cifar_lit.recipes import RECIPES
@@ -235,6 +236,38 @@ def test_what_a_dead_process_was_trying_is_tried_again(tiny_args: list[str]) -> 
     sweep(*args, "--trials", "2")
     _, dead, elsewhere, again = the_study().trials
     assert [trial.state.name for trial in (dead, elsewhere, again)] == ["FAIL", "RUNNING", "COMPLETE"]
+    assert again.params == dead.params
+
+
+def opened(num_trials: int) -> Sweep:
+    """Return a sweep whose study was opened, and has up to four trials with 0.5 to 0.8 in both epochs."""
+    sweep = Sweep([], {}, 9)
+    sweep.open("sqlite:///study.db", "mine", "the same")
+    for value in (0.5, 0.6, 0.7, 0.8)[:num_trials]:
+        sweep.study.add_trial(optuna.trial.create_trial(value=value, intermediate_values={1: value, 2: value}))
+    return sweep
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+@pytest.mark.parametrize(("num_before", "value", "is_pruned"), [(3, 0.1, False), (4, 0.64, True), (4, 0.66, False)])
+def test_a_trial_is_stopped_below_the_median_of_four_or_more(num_before: int, value: float, is_pruned: bool) -> None:
+    trial = opened(num_before).study.ask()
+    for epoch in (1, 2):
+        trial.report(value, epoch)
+    assert bool(trial.should_prune()) is is_pruned
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage", "ignore:.*fail_stale_trials is experimental")
+def test_a_process_elsewhere_counts_as_dead_after_a_minute_of_silence() -> None:
+    study = opened(0).study
+    dead, alive = (study.ask({"model.lr": optuna.distributions.FloatDistribution(0, 1)}) for _ in range(2))
+    with contextlib.closing(sqlite3.connect("study.db")) as database, database:
+        for trial, seconds in ((dead, 70), (alive, 45)):
+            beat = f"insert into trial_heartbeats (trial_id, heartbeat) values ({trial._trial_id}, "
+            database.execute(f"{beat}datetime('now', '-{seconds} seconds'))")
+    optuna.storages.fail_stale_trials(study)
+    of_dead, of_alive, again = study.trials
+    assert [trial.state.name for trial in (of_dead, of_alive, again)] == ["FAIL", "RUNNING", "WAITING"]
     assert again.params == dead.params
 
 

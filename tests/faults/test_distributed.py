@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.helpers.faults import BASE, EARLIER, EPOCHS, check
-from tests.helpers.processes import LAST, SCRIPT, run, script, state_of, wait_for
+from tests.helpers.processes import LAST, SCRIPT, environment, run, script, state_of, wait_for
 from tests.helpers.runs import read_results
 
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
@@ -51,7 +51,7 @@ def test_two_processes_stop_together_and_resume_exactly(rank: int, folder: Path)
     done = script([*both, *signal_at_rank(15, signal.SIGTERM, rank)])
     assert done.code == 143, done
     loop = torch.load(LAST, weights_only=True)["loops"]["fit_loop"]
-    assert loop["epoch_loop.batch_progress"]["current"]["processed"] == 10  # where they next agree
+    assert loop["epoch_loop.batch_progress"]["current"]["processed"] == 8  # where they next agree: step 20
     alone = run(["fit", "--ckpt_path", "last", "--trust_run", "--trainer.devices", "1"])
     check(alone, 2, "--trainer.devices: the checkpoint was saved in the middle of an epoch by 2 processes")
     check(script(["--ckpt_path", "last", "--trust_run"]), 0, "")
@@ -68,7 +68,7 @@ def test_a_killed_process_ends_the_other_within_ten_seconds(rank: int, folder: P
             [sys.executable, str(SCRIPT), *options, *signal_at_rank(150, signal.SIGKILL, rank)],
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
+            env=environment(),
         )
         wait_for(lambda: " 12/100000" in Path("out.txt").read_text())
         began = time.monotonic()
@@ -107,7 +107,8 @@ def test_three_nodes_count_each_image_once(folder: Path) -> None:
     for rank in range(3):
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "3", "--node_rank", str(rank)]
         torchrun += ["--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", str(port)]
-        nodes.append(subprocess.Popen([*torchrun, str(SCRIPT), *options], stdout=subprocess.PIPE, text=True))
+        command = [*torchrun, str(SCRIPT), *options]
+        nodes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()))
     outputs = [node.communicate(timeout=200)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0, 0]
     assert sum(text.count("test accuracy per class") for text in outputs) == 1

@@ -26,6 +26,7 @@ from tests.helpers.processes import (
     state_of,
     wait_for,
 )
+from tests.helpers.runs import read_results, table_of
 
 
 @pytest.mark.parametrize(
@@ -214,6 +215,10 @@ def test_a_slurm_job_is_requeued_and_resumed(undisturbed: dict[str, str]) -> Non
     check(run(options, environment=job), 0, "")  # the same command, as SLURM starts it
     again = state_of(Path("lightning_logs/version_1/checkpoints/last.ckpt"))
     assert (again["state_dict"], again["step"]) == (undisturbed["state_dict"], undisturbed["step"])
+    fitted, results = Path("out.txt").read_text(), read_results(Path("lightning_logs/version_1"))
+    assert (results["checkpoint"], results["epochs"]) == ("lightning_logs/version_1/checkpoints/best.ckpt", 3)
+    check(run(["test", "lightning_logs/version_1"]), 0, "")  # the best weights, not those of the moment of the requeue
+    assert table_of(Path("out.txt").read_text()) == table_of(fitted)
 
 
 def requeue_and_die(requeued: int, killed: int) -> None:

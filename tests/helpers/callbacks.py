@@ -37,6 +37,13 @@ class StopsAfter(Callback):
         trainer.should_stop |= trainer.fit_loop.total_batch_idx + 1 == self.batches
 
 
+class Noted(Callback):
+    """Has a text among its options, and does nothing."""
+
+    def __init__(self, note: str) -> None:
+        self.note = note
+
+
 class Halving(Callback):
     """Changes the weights after the last epoch."""
 

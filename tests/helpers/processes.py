@@ -99,6 +99,11 @@ def run(args: Sequence[str], *, inside: Inside | None = None, environment: Mappi
     return Run(args, inside=inside, environment=environment).wait()
 
 
+def environment(**more: str) -> dict[str, str]:
+    """Return the variables for another Python, which imports this package, and not the one that is installed."""
+    return {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), **more}
+
+
 def script(args: Sequence[str], *, seconds: float = 300) -> Done:
     """Run ``scripts/fit.py`` as a user does; several processes of a training start each other in this way."""
     done = subprocess.run(
@@ -106,7 +111,7 @@ def script(args: Sequence[str], *, seconds: float = 300) -> Done:
         capture_output=True,
         text=True,
         timeout=seconds,
-        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
+        env=environment(),
     )
     return Done(done.returncode, done.stdout, done.stderr)
 
