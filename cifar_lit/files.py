@@ -3,6 +3,9 @@
 import contextlib
 import os
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -37,6 +40,11 @@ def write_atomic(path: Path, write: str | bytes | Callable[[IO[bytes]], object])
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def quote(path: str) -> str:
+    """Return a path as it is typed into a shell: that of Windows knows no single quotes."""
+    return subprocess.list2cmdline([path]) if sys.platform == "win32" else shlex.quote(path)
 
 
 def shorten(path: str | Path) -> str:

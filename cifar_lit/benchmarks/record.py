@@ -154,7 +154,7 @@ def _check_rows(entry: Entry, rows: Sequence[Row]) -> None:
     """Refuse rows that are not of the machine, environment, versions and images of the entry."""
     for row in rows:
         for name in ("data", "machine", "environment", "versions"):
-            if (value := row.get(name, {})) != entry.head[name]:
+            if (value := row.get(name, entry.head[name])) != entry.head[name]:  # older rows have no environment
                 other = f"has a seed {row['seed']} of another {name} ({value}) than here and now"
                 raise UserError(f"`to` is {entry.path.parent}, which {other}, {entry.head[name]}: give another folder")
 

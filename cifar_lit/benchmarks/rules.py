@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, Timer
 
 from cifar_lit.benchmarks.entries import NAME, Entry, Images, get_option, settings_of
 from cifar_lit.cli.arguments import FitCLI
@@ -138,7 +138,7 @@ def _row_problems(row: Row, seed: int, images: Images | None, cli: FitCLI) -> It
         yield f"num_test is {num_test}: must be {images.num_test}"
     if images and (text := _wrong_num_train(row["num_train"], images, cli)):
         yield f"num_train is {row['num_train']}: must be {text}"
-    least = 1 if _callbacks(cli) else max_epochs  # a callback may end a training early
+    least = 1 if any(isinstance(one, EarlyStopping) for one in _callbacks(cli)) else max_epochs
     if not least <= row["epochs"] <= max_epochs:
         yield f"epochs is {row['epochs']}: must be {max_epochs}" + " at most" * (least != max_epochs)
 
@@ -147,8 +147,11 @@ def _wrong_num_train(num_train: int, images: Images, cli: FitCLI) -> str:
     """Return how many training images there must be, if it is another number; by a fraction, a hash holds out."""
     val_size = cli.datamodule.hparams["val_size"]
     share = 0.1 if val_size is None else val_size if isinstance(val_size, float) else val_size / images.num_train
-    expected, margin = images.num_train * (1 - share), images.num_train / 100 if isinstance(val_size, float) else 0.5
-    return "" if abs(num_train - expected) <= margin and num_train > 0 else f"{expected:.0f}, by data.val_size"
+    missing = images.num_train * (1 - share) - num_train
+    # A fraction is one of hashes; a whole number may hold out some copies more.
+    margins = (-0.01, 0.01) if isinstance(val_size, float) else (0, 0.001 * (share > 0))
+    is_right = margins[0] <= missing / images.num_train <= margins[1] and num_train > 0
+    return "" if is_right else f"{num_train + missing:.0f}, by data.val_size"
 
 
 def count(cli: FitCLI, num_epochs: int, num_train: int) -> int | None:

@@ -1,7 +1,6 @@
 """A guard against non-finite losses and weights."""
 
 import math
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from cifar_lit.checkpoint import first_nonfinite, load_checkpoint
 from cifar_lit.errors import UserError
-from cifar_lit.files import shorten
+from cifar_lit.files import quote, shorten
 from cifar_lit.networks.base import needed_trust
 from cifar_lit.run import BEST, CHECKPOINTS, LAST
 from cifar_lit.schema import leaves
@@ -93,7 +92,7 @@ class NonFiniteGuard(Callback):
         clip = 1 if before > 1 else before / 10
         if (resumable := self._resumable()) is None:
             return f"start again with a lower `lr`, or with `gradient_clip_val` {clip:g}"
-        path = shlex.quote(shorten(resumable)) + needed_trust(trainer.lightning_module.get_submodule("net"))
+        path = quote(shorten(resumable)) + needed_trust(trainer.lightning_module.get_submodule("net"))
         return (
             f"start again with a lower `lr`, or resume before that with cifar-lit fit --ckpt_path {path} "
             f"--trainer.gradient_clip_val {clip:g}"

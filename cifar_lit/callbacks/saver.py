@@ -1,6 +1,5 @@
 """When a training is saved, and how it stops."""
 
-import shlex
 import signal
 import sys
 import time
@@ -22,6 +21,7 @@ from cifar_lit.callbacks.exact_resume import (
 from cifar_lit.callbacks.nonfinite import DivergedError
 from cifar_lit.checkpoint import load_checkpoint
 from cifar_lit.errors import UserError, require
+from cifar_lit.files import quote
 from cifar_lit.networks.base import needed_trust
 from cifar_lit.run import BEST, LAST
 from cifar_lit.run_writer import RunWriter
@@ -234,7 +234,7 @@ class Saver(ExactResume):
             return
         if trainer.is_global_zero:
             trust = needed_trust(trainer.lightning_module.get_submodule("net"))
-            option = f"--ckpt_path {shlex.quote(str(self.path))}{trust}"
+            option = f"--ckpt_path {quote(str(self.path))}{trust}"
             name, saved = signal.Signals(signum).name, f"; {option} resumes it" if self.path else ""
             close_bars(trainer)
             print(f"stopped by {name} in epoch {trainer.current_epoch + 1}{saved}", flush=True)

@@ -158,12 +158,11 @@ def check_callbacks(callbacks: Sequence[Callback], *, has_val: bool, is_new: boo
 
 def _check_average(callback: EMAWeightAveraging) -> None:
     """Refuse an average that is not the weights' from the first step on: until then the initial weights are saved."""
-    for name in ("update_starting_at_step", "update_starting_at_epoch"):
-        if (value := getattr(callback, name)) is not None:
-            raise UserError(
-                f"`callbacks`: EMAWeightAveraging has {name} {value}, and until then the initial weights would be "
-                "validated and saved: leave it out"
-            )
+    if step := callback.update_starting_at_step:
+        raise UserError(
+            f"`callbacks`: EMAWeightAveraging has update_starting_at_step {step}, and until then the initial weights "
+            "would be validated and saved: leave it out"
+        )
     every = callback.update_every_n_steps
     require("callbacks", f"EMAWeightAveraging with update_every_n_steps {every}", every >= 1, "at least 1")
 

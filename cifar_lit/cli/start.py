@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,8 +21,8 @@ WHOLE = {"seed_everything", "trainer", "model", "data", "ckpt_path", "report"}
 def with_config(args: Sequence[str]) -> list[str]:
     """Put one ``--config`` before all other options: that of the run that is resumed, or else the recipe.
 
-    After that of a run come the folders of its images, as its checkpoint has them: its file may have them relative to
-    the working folder of that day.
+    After that of a run come the folders of its images, as its checkpoint has them, if they are there: its file may have
+    them relative to the working folder of that day.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in ("--recipe", "--ckpt_path", "--trainer.default_root_dir"):
@@ -42,6 +43,8 @@ def with_config(args: Sequence[str]) -> list[str]:
                 check_config_of_run(folder / CONFIG, names)
             import_named((), [folder / CONFIG])
             places = Run(file, trust=trust).data_places(given={name.removeprefix("--data.") for name in names})
+            # Not those that are gone: a project may have been moved with its images.
+            places = {name: path for name, path in places.items() if os.path.exists(path)}  # noqa: PTH110
             return ["--config", str(folder / CONFIG), f"--data={json.dumps(places, ensure_ascii=False)}", *args]
     recipe = given["--recipe"] or next(filter(None, map(recipe_of, reversed(given["config"]))), "tutorial")
     return ["--config", str(RECIPES[recipe]), *args] if recipe in RECIPES else list(args)

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cifar_lit.commands.setting import Setting
+from cifar_lit.commands.setting import CODE, Setting
 from cifar_lit.commands.trial import Row, as_options, check, score_test, settled_precision, train
 from cifar_lit.errors import UserError
 from cifar_lit.files import printable, shorten, write_atomic
@@ -182,6 +182,11 @@ class Experiment:
         for setting in self.settings:
             values = json.loads(json.dumps(setting.identity))
             before = known.setdefault(setting.name, values)
+            if CODE in values and before.setdefault(CODE, values[CODE]) != values[CODE]:  # older folders have none
+                raise UserError(
+                    f"`to` is {self.folder}, where {setting.name} was trained before the file of its network was "
+                    "edited: give another folder"
+                )
             for name in sorted(before.keys() | values.keys()):
                 if before.get(name) != values.get(name):
                     raise UserError(

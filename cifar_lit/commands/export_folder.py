@@ -9,8 +9,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from cifar_lit.errors import UserError
-from cifar_lit.evaluation.card import FILES, NEW_CARD, card_fingerprint
-from cifar_lit.files import printable, shorten, write_atomic
+from cifar_lit.evaluation.card import FILES, NEW_CARD, OLD_CARD, card_fingerprint, set_aside
+from cifar_lit.files import printable, shorten
 from cifar_lit.run import Run
 from cifar_lit.trust import check_links
 
@@ -25,7 +25,7 @@ def folder_of(run: Run, output: str | None) -> Path:
     """
     if output:
         return Path(output)
-    folder = (run.folder_to_write or run.file.parent) / "export"
+    folder = (run.folder or run.file.parent) / "export"
     if not run.trust:
         if folder.is_symlink():
             way_out = "nothing is written in there; give another folder with `output`, or `trust` if it is yours"
@@ -76,8 +76,10 @@ def publish(place: Path, folder: Path, fingerprint: str, write_card: Callable[[]
         print(f"files of another model are removed from {printable(shorten(folder))}")
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
+    if set_aside(folder):
+        print(f"README.md, which an earlier version wrote, is {OLD_CARD} now")
     write_card()  # first: it marks the folder as an export of this model
     for part in place.iterdir():
-        write_atomic(folder / part.name, part.read_bytes())
+        part.replace(folder / part.name)
     if write_card() == NEW_CARD:
         print(f"README.md was edited, and stays as it is: the card of these files is {NEW_CARD}")

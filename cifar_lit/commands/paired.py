@@ -87,7 +87,8 @@ def summarise(experiment: Experiment) -> list[str]:
         f"{num_pairs} pairs of equal seeds, the last epoch on {', '.join(f'{n:,}' for n in nums) or 'no'} validation "
         "images; 95 % intervals; the median of the seconds"
     )
-    lines.append(f"on {'; '.join(sorted({_place(row) for rows in of_both for row in rows.values()}))}")
+    places = sorted({_place(row) for rows in of_both for row in rows.values()})
+    lines += [f"on {'; '.join(places)}"] if places else []
     if experiment.num_left:
         lines.append(f"{experiment.num_left} runs are being done by other processes")
     return [*lines, f"rows  {shorten(experiment.folder / 'runs.jsonl')}"]
@@ -114,7 +115,7 @@ def _verdict(difference: Estimate, num_diverged: int) -> str:
         return f"{num_diverged} runs diverged: the pairs that are left do not show which one is better."
     if math.isnan(half_width):
         return "Fewer than two pairs do not show which one is better: give more --seeds."
-    if half_width == 0 != mean:
+    if half_width < 1e-9 < abs(mean):  # but for rounding
         return "All differences are the same, so that their spread is not known: give more --seeds."
     if abs(mean) <= half_width:
         return "The interval of the difference holds 0: so many pairs do not show which one is better."

@@ -174,7 +174,7 @@ def _read(archive: Path | None, names: dict[str, int]) -> Iterator[Content]:
         left = dict(names)
         for name, content in read_each(archive, names):
             left[name] = left.get(name, 1) - 1
-            if not left[name] or isinstance(content, UserError):
+            if not left[name] or name not in names:  # without a name: what is wrong with the archive
                 yield (archive / name).as_posix(), content
         return
     for name in names:

@@ -1,5 +1,6 @@
 """Options of ``fit`` under a name, and what they set."""
 
+import functools
 import inspect
 import itertools
 import os
@@ -40,9 +41,12 @@ class Setting:
             values[name] = [*values.get(name, []), value] if name.endswith("+") else value
         return values
 
-    @property
+    @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """The values, and a digest of the network's code if that is in the working folder: it may change."""
+        """The values, and a digest of the network's code if that is in the working folder, as it is when first asked.
+
+        It may be edited while it is trained: what is imported stays what it was.
+        """
         code = digest_of_code(str(self.values.get(NET)))
         return self.values | ({CODE: code} if code else {})
 

@@ -18,8 +18,11 @@ MAX_VISITS = 10
 MAX_FILES = 2_000_000  # in a folder or archive
 
 
-def walk(root: Path) -> Iterator[tuple[str, os.stat_result | None]]:
-    """Yield name and status of what is below a folder; links are followed: None if to nowhere or in a circle."""
+def walk(root: Path, *, skip: Callable[[str], bool] | None = None) -> Iterator[tuple[str, os.stat_result | None]]:
+    """Yield name and status of what is below a folder; links are followed: None if to nowhere or in a circle.
+
+    What ``skip`` says of a name is not looked at, nor what is below it.
+    """
     top = root.stat()
     folders = [("", frozenset({(top.st_dev, top.st_ino)}))]
     visits: Counter[tuple[int, int]] = Counter()  # of a folder by several links: in a maze of links there is no end
@@ -28,6 +31,8 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result | None]]:
         with os.scandir(root / folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 name, status = folder + entry.name, None
+                if skip and skip(name):
+                    continue
                 try:
                     # Windows gives no inode with a listing.
                     status = os.stat(entry.path) if entry.is_dir() else entry.stat()  # noqa: PTH116 (quicker)

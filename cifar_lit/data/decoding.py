@@ -95,7 +95,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         pixels = np.asarray(image)
         is_known = has_16_bits or pixels.max() > 255 or not pixels.any()  # else perhaps 8 bits, as NumPy's integers
-        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535 or not is_known:
+        if not is_known:
+            raise UserError("has 32 bits for pixels of at most 255, whose range is unknown: convert it to 8 or 16 bits")
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
             raise UserError("has pixels of more than 16 bits, whose range is unknown: convert it to 8 bits")
         # Pillow clips 16-bit grey to 8 bits instead of scaling it.
         image = Image.fromarray((pixels // 257).astype(np.uint8))

@@ -19,7 +19,7 @@ from cifar_lit.data.archives import read_each, reading, walk
 from cifar_lit.data.cache import Cache
 from cifar_lit.data.decoding import Resize, is_named_image, read_rgb, to_square
 from cifar_lit.data.layout import Listing, find_dataset
-from cifar_lit.data.listing import is_archive, is_hidden, say
+from cifar_lit.data.listing import SPLITS, is_archive, is_hidden, say
 from cifar_lit.data.split import Split, SplitName, hash_images, hold_out_test
 from cifar_lit.data.stored import StoredImages, fits, room_for
 from cifar_lit.data.unpacking import MAX_BYTES
@@ -54,6 +54,7 @@ class ImageFolder:
         self.root = root
         self.title = f"images from {root}"
         self._form = (image_size, resize)
+        self._version = _version(root.stat())  # an archive's: its content is read once
         self._cache = Cache(cache_dir, root, _fingerprint(root))
         index = self._cache.read("index") or self._make_index()
         if index["passed_over"]:
@@ -70,7 +71,8 @@ class ImageFolder:
 
     def _check_unchanged(self) -> None:
         """Refuse images that may not be those of the cache's fingerprint."""
-        if _fingerprint(self.root) != self._cache.fingerprint:
+        now = _version(self.root.stat()) if self.root.is_file() else _fingerprint(self.root)
+        if now != (self._version if self.root.is_file() else self._cache.fingerprint):
             raise UserError(f"`root` {self.root} changed meanwhile: start again", exit_code=1)
 
     def _make_index(self) -> dict[str, Any]:
@@ -166,14 +168,23 @@ def _fingerprint(root: Path) -> str:
         elif root.is_file():
             digest.update(_version(root.stat()))
         else:
-            for name, status in walk(root):
-                if status is None or is_hidden(name):
-                    continue  # a link to nothing, or what no image depends on, such as a run that is being written
+            # Not of runs, nor of a folder beside those of the splits: they may be written to meanwhile.
+            beside = _beside_splits(root)
+            for name, status in walk(root, skip=lambda name: is_hidden(name) or name in beside):
+                if status is None:
+                    continue  # a link to nothing
                 if stat.S_ISDIR(status.st_mode):
                     digest.update(os.fsencode(f"{name}/\n"))
                 elif "/" in name or is_named_image(name):  # no class has others that lie in the root, such as a log
                     digest.update(os.fsencode(f"{name}\0") + _version(status))
     return digest.hexdigest()
+
+
+def _beside_splits(root: Path) -> set[str]:
+    """Return the folders of a root that are none of its splits', if it has such."""
+    folders = {entry.name for entry in os.scandir(root) if entry.is_dir()}
+    splits = {name for name in folders if name.lower() in SPLITS}
+    return folders - splits if splits else set()
 
 
 def _version(status: os.stat_result) -> bytes:

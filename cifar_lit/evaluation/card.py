@@ -12,7 +12,7 @@ from cifar_lit.module import ImageClassifier
 from cifar_lit.networks.base import needed_trust
 from cifar_lit.results import Results
 
-CARD, NEW_CARD = "README.md", "README.new.md"
+CARD, NEW_CARD, OLD_CARD = "README.md", "README.new.md", "README.old.md"
 FILES = ("model.onnx", "model.onnx.data", "model.pt2", "model.safetensors", "config.json")
 """What an export may consist of; others in its folder are its owner's."""
 MARK = "# written by cifar-lit export, sha256: "
@@ -57,6 +57,15 @@ def write_card(folder: Path, model: ImageClassifier, data: Mapping[str, Any], re
     return place.name
 
 
+def set_aside(folder: Path) -> bool:
+    """Give a card of an earlier version, of which nobody knows whether it was edited, another name, if that is free."""
+    card = _read(folder / CARD)
+    is_older = _find_fingerprint(card) is not None and MARK not in card and not (folder / OLD_CARD).exists()
+    if is_older:
+        (folder / CARD).replace(folder / OLD_CARD)
+    return is_older
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -85,7 +94,10 @@ def fingerprint(model: ImageClassifier) -> str:
 
 def card_fingerprint(folder: Path) -> str | None:
     """Return the fingerprint of the model that a folder's files belong to; None if it has no card."""
-    cards = _read(folder / NEW_CARD) + _read(folder / CARD)  # of an edited one and a new one, the new one
+    return _find_fingerprint(_read(folder / NEW_CARD) + _read(folder / CARD))  # of an edited one and a new one, the new
+
+
+def _find_fingerprint(cards: str) -> str | None:
     found = re.search(r"^model_sha256: (\w{64})$", cards, re.MULTILINE)
     return found[1] if found else None
 

@@ -1,9 +1,8 @@
 """The table that a run ends with."""
 
-import shlex
 from pathlib import Path
 
-from cifar_lit.files import printable
+from cifar_lit.files import printable, quote
 from cifar_lit.results import Results
 from cifar_lit.run import REPORT
 
@@ -82,7 +81,7 @@ def _describe(results: Results, run: str | None, trust: str) -> dict[str, str]:
     if run is not None:
         rows["run"] = run
         if any(Path(run).glob("events.out.tfevents.*")):
-            rows["curves"] = f"tensorboard --logdir {shlex.quote(str(Path(run).parent))}"
+            rows["curves"] = f"tensorboard --logdir {quote(str(Path(run).parent))}"
         if results.checkpoint:
-            rows["test again"] = f"cifar-lit test {shlex.quote(run)}{trust}"
+            rows["test again"] = f"cifar-lit test {quote(run)}{trust}"
     return rows

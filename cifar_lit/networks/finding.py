@@ -110,8 +110,9 @@ def digest_of_code(class_path: str) -> str:
     top, dot, _ = class_path.partition(".")
     if not dot or is_ours(class_path):
         return ""
-    files = [Path(f"{top}.py")] if Path(f"{top}.py").is_file() else sorted(Path(top).rglob("*.py"))
-    contents = [hashlib.sha256(file.read_bytes()).digest() for file in files]
+    is_package = Path(top, "__init__.py").is_file() or not Path(f"{top}.py").is_file()
+    files = sorted(Path(top).rglob("*.py")) if is_package else [Path(f"{top}.py")]
+    contents = [hashlib.sha256(file.read_bytes()).digest() for file in files if file.is_file()]
     return hashlib.sha256(b"".join(contents)).hexdigest()[:8] if files else ""
 
 

@@ -81,7 +81,7 @@ def test_what_can_be_monitored_is_what_the_module_logs(capsys: pytest.CaptureFix
             True,
             "EMAWeightAveraging has update_starting_at_step 9, and",
         ),
-        ([EMAWeightAveraging(update_starting_at_epoch=0)], True, "until then the initial weights would be validated"),
+        ([EMAWeightAveraging(update_starting_at_step=0, update_starting_at_epoch=2)], True, ""),
         ([EMAWeightAveraging(update_every_n_steps=0)], True, "update_every_n_steps 0: must be at least 1"),
         ([EMAWeightAveraging(update_every_n_steps=4)], True, ""),
         ([LearningRateFinder()], True, "says, and on 180 pictures its suggestions varied a hundredfold"),

@@ -248,6 +248,13 @@ def test_in_another_working_folder_the_images_are_still_those_of_the_run(
         assert (code, expected in line) == (2, True), line
 
 
+def test_a_project_that_was_moved_with_its_images_resumes_there(run: str, tiny_root: Path) -> None:
+    config = yaml.safe_load((RUN / "config.yaml").read_text())
+    (RUN / "config.yaml").write_text(yaml.safe_dump(config | {"data": config["data"] | {"root": "moved"}}))
+    tiny_root.rename("moved")
+    assert main(["fit", "--ckpt_path", str(RUN), "--trainer.max_epochs", "3"]) == 0
+
+
 def test_other_images_and_a_checkpoint_that_knows_none_are_refused(run: str, tiny_root: Path, refused: Refused) -> None:
     before = sorted((path, path.read_bytes()) for path in (RUN / "checkpoints").iterdir())
     again = ["fit", "--ckpt_path", str(RUN), "--trainer.max_epochs", "3"]

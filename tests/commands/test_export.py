@@ -299,6 +299,19 @@ def test_a_card_that_was_edited_stays(run: str, capsys: pytest.CaptureFixture[st
     assert card.read_text() == edited
 
 
+def test_a_card_of_an_earlier_version_is_set_aside(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exported("--to", "safetensors")
+    card = FOLDER / "README.md"
+    before = "".join(line for line in card.read_text().splitlines(keepends=True) if "written by" not in line)
+    card.write_text(before)
+    exported("--to", "pt2")
+    assert "README.md, which an earlier version wrote, is README.old.md now\n" in capsys.readouterr().out
+    assert (FOLDER / "README.old.md").read_text() == before
+    assert "model.pt2" in card.read_text()
+    assert not (FOLDER / "README.new.md").exists()
+    assert (FOLDER / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("name", ["export", "export/.lock", "export/model.pt2"])
 def test_nothing_is_written_through_a_link(name: str, run: str, refused: Refused) -> None:
     Path("elsewhere").mkdir()

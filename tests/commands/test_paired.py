@@ -10,7 +10,7 @@ from cifar_lit.commands.paired import _verdict, summarise
 from cifar_lit.commands.setting import Setting, holding_out
 from cifar_lit.commands.trial import Row
 from cifar_lit.errors import UserError
-from cifar_lit.evaluation.paired import Estimate, mean_interval
+from cifar_lit.evaluation.paired import Estimate, mean_interval, paired_interval
 from cifar_lit.main import main
 from tests.helpers.images import tiny_files, write_files
 from tests.helpers.runs import Refused
@@ -107,6 +107,7 @@ def test_a_run_that_diverges_is_counted_and_makes_no_pair(tiny: list[str], capsy
         (Estimate(0.01, 0.02), "do not show"),
         (Estimate(0.01, float("nan")), "Fewer than two pairs"),
         (Estimate(0.0002, 0.0), "All differences are the same, so that their spread is not known"),
+        (paired_interval({0: 0.4, 1: 0.6}, {0: 0.41, 1: 0.61}), "All differences are the same"),
         (Estimate(0.0, 0.0), "do not show"),
     ],
 )
@@ -166,22 +167,31 @@ def test_a_last_line_without_its_end_is_a_row(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_an_edited_network_is_another_setting(tmp_path: Path) -> None:
-    setting = Setting("mine", ["--model.net", "my_net.MyNet"])
-    assert setting.identity == setting.values  # it may be an installed one
+    def setting(net: str = "my_net.MyNet") -> Setting:
+        return Setting("mine", ["--model.net", net])
+
+    def edit(args: list[str]) -> Row:
+        Path("my_net.py").write_text(f"{args}")
+        return stand_in(args)
+
+    assert setting().identity == setting().values  # it may be an installed one
+    folder = tmp_path / "to"
+    Experiment(folder, [setting()], range(1), work=stand_in).run()  # as an earlier version noted it
     Path("my_net.py").write_text("raise AssertionError('it is imported')")
-    before = setting.identity
-    Experiment(tmp_path / "to", [setting], range(1), work=stand_in).run()
-    Path("my_net.py").write_text("raise AssertionError('it was edited')")
-    assert setting.identity != before
-    with pytest.raises(UserError, match=r"mine has \w{8} for --model.net \(its file\) and not \w{8}: give another"):
-        Experiment(tmp_path / "to", [setting], range(1), work=stand_in)
+    before = setting().identity
+    Experiment(folder, [setting()], range(3), work=edit).run()  # what is imported stays, and so do the rows
+    assert len((folder / "runs.jsonl").read_text().splitlines()) == 3
+    assert setting().identity != before
+    with pytest.raises(UserError, match="where mine was trained before the file of its network was edited"):
+        Experiment(folder, [setting()], range(1), work=stand_in)
     Path("nets/inner").mkdir(parents=True)
-    Path("nets/inner/one.py").write_text("1")
-    package = Setting("", ["--model.net", "nets.inner.one.Net"])
-    before = package.identity
-    Path("nets/inner/one.py").write_text("2")
-    assert before != package.identity != package.values
-    ours = Setting("", ["--model.net", "cifar_lit.networks.FastCNN"])
+    for content in "12":
+        before = setting("nets.inner.one.Net").identity
+        Path("nets/inner/one.py").write_text(content)
+        assert before != setting("nets.inner.one.Net").identity != setting().values
+    Path("nets/inner/.#one.py").symlink_to("nothing")
+    assert setting("nets.inner.one.Net").identity
+    ours = setting("cifar_lit.networks.FastCNN")
     assert ours.identity == ours.values
 
 

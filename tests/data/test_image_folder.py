@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -98,6 +99,26 @@ def test_what_is_written_beside_the_pictures_changes_nothing(tmp_path: Path, mon
     (root / "empty").mkdir()
     with pytest.raises(UserError, match="empty contains no image"):
         source(root)
+
+
+def test_a_folder_beside_those_of_the_splits_may_be_written_to(
+    tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def writing(file: io.BytesIO) -> object:
+        write_files(tiny_root, {"logs/train.log": os.urandom(9), f"out/{os.urandom(4).hex()}": b"x"})
+        return read_rgb(file)
+
+    monkeypatch.setattr(image_folder, "read_rgb", writing)
+    assert len(source(tiny_root).load("train").labels)
+    monkeypatch.setattr(image_folder, "read_rgb", None)
+    assert len(source(tiny_root).load("train").labels)  # of the cache
+
+
+def test_the_content_of_an_archive_is_read_once_to_know_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprint = Mock(wraps=image_folder._fingerprint)
+    monkeypatch.setattr(image_folder, "_fingerprint", fingerprint)
+    source(put("zip", tmp_path, tiny_files(3, 1))).load("train")
+    assert fingerprint.call_count == 1
 
 
 def test_a_cache_among_the_pictures_is_refused_unless_it_is_hidden(tiny_root: Path) -> None:
