@@ -197,7 +197,7 @@ class CommandParser(argparse.ArgumentParser):
         """Parse as Python does; a text that is empty, as that of an unset variable, is refused."""
         options, others = super().parse_known_args(expand_homes(sys.argv[1:] if args is None else args), namespace)
         for name, value in vars(options).items():
-            option = self.names.get(name, name)
+            option = f"--{name}" if f"--{name}" in self._option_string_actions else self.names.get(name, name)
             for text in value if isinstance(value, list) else [value]:
                 if isinstance(text, str) and (not text.strip() or "\0" in text):
                     raise UserError(f"{option} is {text!r}: must have a value, without NUL")
