@@ -43,8 +43,8 @@ def with_config(args: Sequence[str]) -> list[str]:
                 check_config_of_run(folder / CONFIG, names)
             import_named((), [folder / CONFIG])
             places = Run(file, trust=trust).data_places(given={name.removeprefix("--data.") for name in names})
-            # Not those that are gone: a project may have been moved with its images.
-            places = {name: path for name, path in places.items() if os.path.exists(path)}  # noqa: PTH110
+            if not os.path.exists(places.get("root", "")):  # noqa: PTH110 (a project that was moved with its images)
+                places.pop("root", None)
             return ["--config", str(folder / CONFIG), f"--data={json.dumps(places, ensure_ascii=False)}", *args]
     recipe = given["--recipe"] or next(filter(None, map(recipe_of, reversed(given["config"]))), "tutorial")
     return ["--config", str(RECIPES[recipe]), *args] if recipe in RECIPES else list(args)

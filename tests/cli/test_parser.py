@@ -62,7 +62,7 @@ def test_help_all_explains_the_recipes_and_all_options_in_english(
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if len(line) > 80] == []
     text = " ".join(" ".join(lines).split())
-    assert text.startswith("usage: cifar-lit fit [options] Train, keep the checkpoint")
+    assert text.startswith("usage: cifar-lit fit [options] Train, and test the checkpoint")
     assert "lightning.pytorch.callbacks.EarlyStopping" in text
     assert not re.search(r"cifar_lit\.(callbacks|module|loggers)|Union\[|Optional\[|Literal\[|:class:", text)
     assert "(type: a number or null, default: null)" in text
