@@ -47,8 +47,7 @@ class ImageFolder:
             raise UserError(f"`root` {root}: no such folder or archive")
         if not (root.is_dir() or is_archive(root)):
             raise UserError(f"`root` {root} is neither a folder nor a complete .tar, .tar.gz or .zip archive")
-        inside = cache_dir.resolve()
-        if inside.is_relative_to(root.resolve()) and not is_hidden(inside.relative_to(root.resolve()).as_posix()):
+        if cache_dir.resolve() == root.resolve() or lies_among_images(cache_dir, root):
             way_out = "give another folder, or one whose name begins with a dot"
             raise UserError(f"`cache_dir` {cache_dir} lies among the images of `root` {root}: {way_out}")
         self.root = root
@@ -169,7 +168,8 @@ def _fingerprint(root: Path) -> str:
             digest.update(_version(root.stat()))
         else:
             # Not of runs, nor of a folder beside those of the splits: they may be written to meanwhile.
-            beside = _beside_splits(root)
+            splits, others = _folders(root)
+            beside = others if splits else set()
             for name, status in walk(root, skip=lambda name: is_hidden(name) or name in beside):
                 if status is None:
                     continue  # a link to nothing
@@ -180,11 +180,20 @@ def _fingerprint(root: Path) -> str:
     return digest.hexdigest()
 
 
-def _beside_splits(root: Path) -> set[str]:
-    """Return the folders of a root that are none of its splits', if it has such."""
+def lies_among_images(folder: Path, root: Path) -> bool:
+    """Return whether a folder, which may not exist yet, lies where those of the classes are."""
+    inside, above = folder.resolve(), root.resolve()
+    if inside == above or not (above.is_dir() and inside.is_relative_to(above)):
+        return False
+    name, (splits, _) = inside.relative_to(above), _folders(root)
+    return not is_hidden(name.as_posix()) and (not splits or name.parts[0] in splits)
+
+
+def _folders(root: Path) -> tuple[set[str], set[str]]:
+    """Return the names of the splits' folders in a root, and of the others."""
     folders = {entry.name for entry in os.scandir(root) if entry.is_dir()}
     splits = {name for name in folders if name.lower() in SPLITS}
-    return folders - splits if splits else set()
+    return splits, folders - splits
 
 
 def _version(status: os.stat_result) -> bytes:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cifar_lit.main import main
-from tests.helpers.images import encode, put, tiny_files, tiny_image
+from tests.helpers.images import encode, put, tiny_files, tiny_image, write_files
 from tests.helpers.runs import RUN, Refused, read_results, table_of
 
 SHORT = ["--trainer.max_epochs", "1", "--no_report", "--trainer.logger", "false"]
@@ -32,3 +32,18 @@ def test_the_first_command_with_pictures_of_ones_own_succeeds(
     code, line = refused(["fit", "--ckpt_path", str(RUN), "--trainer.max_epochs", "2"])
     assert code == 2
     assert "the training images are not those of the run" in line
+
+
+def test_runs_may_lie_beside_the_classes_hidden_or_beside_the_splits(
+    tmp_path: Path, tiny_root: Path, refused: Refused
+) -> None:
+    own = [(f"{name}/{number}.png", tiny_image(name, number)) for name in ("dark", "bright") for number in range(30)]
+    classes = write_files(tmp_path / "own", {name: encode(image, ".png") for name, image in own})
+    fit = ["fit", "--data.source", "images", "--trainer.max_epochs=1", "--data.batch_size=4", "--data.root"]
+    code, line = refused([*fit, str(classes), "--trainer.default_root_dir", str(classes / "out")])
+    expected = f"--trainer.default_root_dir {classes}/out lies among the images of --data.root {classes}: give another"
+    assert (code, expected in line) == (2, True)
+    assert main([*fit, str(classes), "--trainer.default_root_dir", str(classes)]) == 0
+    assert main(["test", str(classes / "lightning_logs/version_0")]) == 0
+    assert main([*fit, str(tiny_root), "--trainer.default_root_dir", str(tiny_root / "out")]) == 0
+    assert main(["test", str(tiny_root / "out/lightning_logs/version_0")]) == 0
