@@ -29,6 +29,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from cifar_lit.callbacks.best import MONITORED
 from cifar_lit.checkpoint import SafeCheckpointIO
 from cifar_lit.cli.words import FINDER
+from cifar_lit.data.image_folder import lies_among_images
 from cifar_lit.data.options import check_mirror
 from cifar_lit.errors import UserError, require, suggest
 from cifar_lit.finetuning import FEWER
@@ -82,6 +83,10 @@ def check_config(config: Namespace) -> None:
             require(name, repr(value), bool(value.strip()) and "\0" not in value, "the name of a file or folder")
         if name in FOLDERS and value is not None:
             _check_folder(name, Path(value))
+            if config["data"]["source"] == "images" and lies_among_images(
+                Path(value), root := Path(config["data"]["root"])
+            ):
+                raise UserError(f"`{name}` {value} lies among the images of `root` {root}: give another folder")
     check_mirror(config["data"]["mirror"], config["data"]["source"])
     trainer = config["trainer"]
     for name, reason in WITHHELD.items():

@@ -27,7 +27,6 @@ from cifar_lit.callbacks.steps import StepCurve
 from cifar_lit.cli.arguments import FitCLI
 from cifar_lit.cli.options import check_callbacks, check_devices_used, check_plugins, check_timers, secure_strategy
 from cifar_lit.cli.resume import epochs_done
-from cifar_lit.data.image_folder import lies_among_images
 from cifar_lit.errors import UserError, raised_in
 from cifar_lit.evaluation.score import restore_nothing
 from cifar_lit.machine import set_up
@@ -70,12 +69,7 @@ def _at_fault(error: Exception, given: Sequence[Any]) -> type | None:
 def _open(cli: FitCLI, resumed: Run | None) -> RunWriter:
     if resumed and (folder := resumed.folder_to_write):
         return RunWriter(folder, cli.dump(), is_new=False)
-    folder, data = Path(cli.trainer_options["default_root_dir"] or "."), cli.datamodule.hparams
-    if data["source"] == "images" and lies_among_images(folder, Path(data["root"])):
-        raise UserError(
-            f"`default_root_dir` {folder} lies among the images of `root` {data['root']}: give another folder"
-        )
-    return RunWriter.create(folder, cli.dump())
+    return RunWriter.create(Path(cli.trainer_options["default_root_dir"] or "."), cli.dump())
 
 
 def check_callbacks_of_trial(cli: FitCLI) -> None:

@@ -43,6 +43,9 @@ def test_runs_may_lie_beside_the_classes_hidden_or_beside_the_splits(
     code, line = refused([*fit, str(classes), "--trainer.default_root_dir", str(classes / "out")])
     expected = f"--trainer.default_root_dir {classes}/out lies among the images of --data.root {classes}: give another"
     assert (code, expected in line) == (2, True)
+    saver = ["--trainer.callbacks+", "ModelCheckpoint", "--trainer.callbacks.dirpath", str(classes / "ck")]
+    code, line = refused([*fit, str(classes), *saver])
+    assert (code, f"{classes}/ck lies among the images" in line) == (2, True)
     assert main([*fit, str(classes), "--trainer.default_root_dir", str(classes)]) == 0
     assert main(["test", str(classes / "lightning_logs/version_0")]) == 0
     assert main([*fit, str(tiny_root), "--trainer.default_root_dir", str(tiny_root / "out")]) == 0
